@@ -1,0 +1,2 @@
+//! `kernelbench`: times the kernels.
+fn main() {}

@@ -1,0 +1,181 @@
+//! Every other CPU, through the crate `wide`: 4 lanes of SSE2, NEON, WebAssembly SIMD or scalar code.
+//!
+//! `wide`'s `mul_add` is fused only where the target was compiled with FMA (always on AArch64), so on plain
+//! x86-64 this implementation rounds twice where the others round once.
+
+use wide::{f32x4, i32x4};
+
+use super::Simd;
+
+/// Needs no proof: every CPU will do.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+impl Simd for Portable {
+    const LANES: usize = 4;
+    const REGISTERS: usize = 16;
+    type F = f32x4;
+    type I = i32x4;
+    type M = f32x4;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> f32x4 {
+        f32x4::splat(x)
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> f32x4 {
+        // SAFETY: the caller's contract; the read is unaligned.
+        f32x4::new(unsafe { p.cast::<[f32; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: f32x4) {
+        // SAFETY: the caller's contract; the write is unaligned.
+        unsafe { p.cast::<[f32; 4]>().write_unaligned(v.to_array()) }
+    }
+    #[inline(always)]
+    fn mask_first(self, n: usize) -> f32x4 {
+        let word = |lane: usize| f32::from_bits(if lane < n { u32::MAX } else { 0 });
+        f32x4::new([word(0), word(1), word(2), word(3)])
+    }
+    #[inline(always)]
+    unsafe fn load_masked(self, p: *const f32, m: f32x4) -> f32x4 {
+        let bits = self.bits(m);
+        // SAFETY: only true lanes are read.
+        let lane = |l: usize| if bits >> l & 1 == 1 { unsafe { *p.add(l) } } else { 0.0 };
+        f32x4::new([lane(0), lane(1), lane(2), lane(3)])
+    }
+    #[inline(always)]
+    unsafe fn store_masked(self, p: *mut f32, m: f32x4, v: f32x4) {
+        let (bits, v) = (self.bits(m), v.to_array());
+        for l in 0..4 {
+            if bits >> l & 1 == 1 {
+                // SAFETY: only true lanes are written.
+                unsafe { *p.add(l) = v[l] };
+            }
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: f32x4, b: f32x4) -> f32x4 {
+        a + b
+    }
+    #[inline(always)]
+    fn sub(self, a: f32x4, b: f32x4) -> f32x4 {
+        a - b
+    }
+    #[inline(always)]
+    fn mul(self, a: f32x4, b: f32x4) -> f32x4 {
+        a * b
+    }
+    #[inline(always)]
+    fn div(self, a: f32x4, b: f32x4) -> f32x4 {
+        a / b
+    }
+    #[inline(always)]
+    fn sqrt(self, a: f32x4) -> f32x4 {
+        a.sqrt()
+    }
+    #[inline(always)]
+    fn fma(self, a: f32x4, b: f32x4, c: f32x4) -> f32x4 {
+        a.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn min(self, a: f32x4, b: f32x4) -> f32x4 {
+        a.fast_min(b)
+    }
+    #[inline(always)]
+    fn max(self, a: f32x4, b: f32x4) -> f32x4 {
+        a.fast_max(b)
+    }
+    #[inline(always)]
+    fn lt(self, a: f32x4, b: f32x4) -> f32x4 {
+        a.simd_lt(b)
+    }
+    #[inline(always)]
+    fn le(self, a: f32x4, b: f32x4) -> f32x4 {
+        a.simd_le(b)
+    }
+    #[inline(always)]
+    fn eq(self, a: f32x4, b: f32x4) -> f32x4 {
+        a.simd_eq(b)
+    }
+    #[inline(always)]
+    fn and(self, a: f32x4, b: f32x4) -> f32x4 {
+        a & b
+    }
+    #[inline(always)]
+    fn or(self, a: f32x4, b: f32x4) -> f32x4 {
+        a | b
+    }
+    #[inline(always)]
+    fn not(self, a: f32x4) -> f32x4 {
+        !a
+    }
+    #[inline(always)]
+    fn bits(self, m: f32x4) -> u32 {
+        m.to_bitmask() as u32
+    }
+    #[inline(always)]
+    fn select(self, m: f32x4, a: f32x4, b: f32x4) -> f32x4 {
+        m.bitselect(a, b)
+    }
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> i32x4 {
+        i32x4::splat(x)
+    }
+    #[inline(always)]
+    fn round_int(self, a: f32x4) -> i32x4 {
+        a.round_int()
+    }
+    #[inline(always)]
+    fn int_to_float(self, a: i32x4) -> f32x4 {
+        a.round_float()
+    }
+    #[inline(always)]
+    fn bits_to_int(self, a: f32x4) -> i32x4 {
+        i32x4::new(a.to_array().map(|x| x.to_bits() as i32))
+    }
+    #[inline(always)]
+    fn int_to_bits(self, a: i32x4) -> f32x4 {
+        f32x4::new(a.to_array().map(|x| f32::from_bits(x as u32)))
+    }
+    #[inline(always)]
+    fn add_int(self, a: i32x4, b: i32x4) -> i32x4 {
+        a + b
+    }
+    #[inline(always)]
+    fn sub_int(self, a: i32x4, b: i32x4) -> i32x4 {
+        a - b
+    }
+    #[inline(always)]
+    fn and_int(self, a: i32x4, b: i32x4) -> i32x4 {
+        a & b
+    }
+    #[inline(always)]
+    fn or_int(self, a: i32x4, b: i32x4) -> i32x4 {
+        a | b
+    }
+    #[inline(always)]
+    fn shl_int<const BITS: u32>(self, a: i32x4) -> i32x4 {
+        a << BITS
+    }
+    #[inline(always)]
+    fn shr_int<const BITS: u32>(self, a: i32x4) -> i32x4 {
+        a >> BITS
+    }
+    #[inline(always)]
+    fn even_odd(self, a: f32x4, b: f32x4) -> (f32x4, f32x4) {
+        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_array(), b.to_array());
+        (f32x4::new([a0, a2, b0, b2]), f32x4::new([a1, a3, b1, b3]))
+    }
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
+        for i in 0..4isize {
+            for j in 0..4isize {
+                // SAFETY: the caller's contract covers the whole block.
+                unsafe { *to.offset(j * to_stride + i) = *from.offset(i * from_stride + j) };
+            }
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, _: *const f32) {}
+}

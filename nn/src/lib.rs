@@ -1,0 +1,1 @@
+//! Graphs, layers and backprop over the kernels.

@@ -1,0 +1,1 @@
+//! Cases decoded from bytes, oracles and guard pages.
