@@ -4,6 +4,7 @@
 mod activation;
 pub mod conv;
 mod error;
+mod gemm;
 mod parallel;
 pub mod reference;
 mod simd;

@@ -6,6 +6,7 @@
 //!                   weights packed)
 //! ```
 
+mod algorithm;
 mod backward;
 mod plan;
 mod spec;

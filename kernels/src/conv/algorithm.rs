@@ -1,0 +1,57 @@
+//! What every algorithm offers to the plans: can it do this spec and at what cost, how much workspace, run.
+
+use super::spec::{Conv2dSpec, Shape, Sizes};
+use crate::parallel::Parallelism;
+use crate::simd::Isa;
+
+/// A forward call whose arguments have been checked against the spec.
+pub(super) struct ForwardCall<'a> {
+    pub shape: Shape,
+    pub sizes: Sizes,
+    pub x: &'a [f32],
+    pub bias: Option<&'a [f32]>,
+    pub residual: Option<&'a [f32]>,
+    pub y: &'a mut [f32],
+    /// At least `workspace_len(shape, sizes, slots)` elements, with any contents.
+    pub workspace: &'a mut [f32],
+    /// At most so many tasks run at once.
+    pub slots: usize,
+    pub parallelism: Parallelism<'a>,
+}
+
+/// A backward-data call whose arguments have been checked against the spec.
+pub(super) struct BackwardDataCall<'a> {
+    pub shape: Shape,
+    pub sizes: Sizes,
+    pub dy: &'a [f32],
+    pub dx: &'a mut [f32],
+    pub workspace: &'a mut [f32],
+    pub slots: usize,
+    pub parallelism: Parallelism<'a>,
+}
+
+/// A backward-weights call whose arguments have been checked against the spec. The bias gradient is a pass of its own.
+pub(super) struct BackwardWeightsCall<'a> {
+    pub shape: Shape,
+    pub sizes: Sizes,
+    pub x: &'a [f32],
+    pub dy: &'a [f32],
+    pub dw: &'a mut [f32],
+    pub workspace: &'a mut [f32],
+    pub slots: usize,
+    pub parallelism: Parallelism<'a>,
+}
+
+/// A forward algorithm with its packed weights.
+pub(super) trait Forward: Sized {
+    /// The expected seconds of a call on one thread, or `None` where the algorithm cannot do the spec.
+    fn cost(spec: &Conv2dSpec, hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64>;
+    /// Allocates room for packed weights. Only for specs that `cost` accepts.
+    fn new(spec: &Conv2dSpec, hint: Shape, isa: Isa) -> Result<Self, crate::Error>;
+    /// Packs weights. Allocates nothing.
+    fn pack(&mut self, weights: &[f32]);
+    /// Scratch of a call in `f32`s, when at most `slots` tasks run at once.
+    fn workspace_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize;
+    /// Runs. Finite weights are taken for granted: zeros may stand in for padding.
+    fn forward(&self, call: ForwardCall<'_>);
+}

@@ -1,0 +1,158 @@
+//! The micro-kernel: a small tile of the output stays in registers while `k` runs.
+//!
+//! ```text
+//!              rhs row k: NV vectors
+//!             ┌────────┬────────┐
+//!             └────────┴────────┘        acc[i][v] += lhs[i][k] * rhs[k][v]
+//!  lhs    ┌─┐ ┌────────┬────────┐
+//!  column │ │ │        │        │
+//!  k:     │ │ │  acc   │  acc   │  MR rows
+//!  MR     │ │ │        │        │
+//!         └─┘ └────────┴────────┘
+//! ```
+//!
+//! One body serves every product of the library. Where its operands lie is a pair of small traits: packed
+//! panels, strided matrices, rows found by a table of offsets (a convolution's taps), rows at any address.
+//! A chain of fused multiply-adds runs through `k` in order for each output, so how `k` is cut into calls, and
+//! how rows and columns are cut into tiles, never changes a bit.
+//!
+//! Source: K. Goto, R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34 (2008).
+
+use crate::simd::Simd;
+
+/// Where the tile's `MR` left-hand elements of column `k` are.
+pub(crate) trait LhsAddress: Copy {
+    /// The address of the element in row `i` of column `k`.
+    ///
+    /// # Safety
+    /// - `i` and `k` are within the operand.
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32;
+}
+
+/// Where the tile's right-hand row `k` starts.
+pub(crate) trait RhsAddress: Copy {
+    /// The address of the first element of row `k`.
+    ///
+    /// # Safety
+    /// - `k` is within the operand.
+    unsafe fn row(&self, k: usize) -> *const f32;
+}
+
+/// A packed panel: the `ROWS` elements of a column are neighbours.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedPanel<const ROWS: usize>(pub *const f32);
+
+impl<const ROWS: usize> LhsAddress for PackedPanel<ROWS> {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.0.add(k * ROWS + i) }
+    }
+}
+
+/// A matrix with any strides.
+#[derive(Clone, Copy)]
+pub(crate) struct StridedLhs {
+    pub start: *const f32,
+    pub row_stride: isize,
+    pub column_stride: isize,
+}
+
+impl LhsAddress for StridedLhs {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.start.offset(i as isize * self.row_stride + k as isize * self.column_stride) }
+    }
+}
+
+/// Rows at any address, each a run of elements `step` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct RowsLhs<const ROWS: usize> {
+    pub rows: [*const f32; ROWS],
+    pub step: isize,
+}
+
+impl<const ROWS: usize> LhsAddress for RowsLhs<ROWS> {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.rows[i].offset(k as isize * self.step) }
+    }
+}
+
+/// Rows at any address whose elements are found by a table of offsets.
+#[derive(Clone, Copy)]
+pub(crate) struct OffsetLhs<const ROWS: usize> {
+    pub rows: [*const f32; ROWS],
+    pub offsets: *const usize,
+}
+
+impl<const ROWS: usize> LhsAddress for OffsetLhs<ROWS> {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.rows[i].add(*self.offsets.add(k)) }
+    }
+}
+
+/// Rows at a constant distance: a packed panel, or a matrix whose columns are neighbours.
+#[derive(Clone, Copy)]
+pub(crate) struct StridedRhs {
+    pub start: *const f32,
+    pub row_stride: isize,
+}
+
+impl RhsAddress for StridedRhs {
+    #[inline(always)]
+    unsafe fn row(&self, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.start.offset(k as isize * self.row_stride) }
+    }
+}
+
+/// Rows found by a table of offsets: the taps of a convolution.
+#[derive(Clone, Copy)]
+pub(crate) struct OffsetRhs {
+    pub start: *const f32,
+    pub offsets: *const usize,
+}
+
+impl RhsAddress for OffsetRhs {
+    #[inline(always)]
+    unsafe fn row(&self, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.start.add(*self.offsets.add(k)) }
+    }
+}
+
+/// Continues the chains of a tile: `acc[i][v] += sum over k < depth of lhs[i][k] * rhs[k][v]`, in order of `k`.
+///
+/// # Safety
+/// - `lhs.at(i, k)` is readable for `i < MR`, `k < depth`.
+/// - `NV * LANES` floats are readable at `rhs.row(k)` for `k < depth`.
+#[inline(always)]
+pub(crate) unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(
+    simd: S,
+    acc: &mut [[S::F; NV]; MR],
+    lhs: impl LhsAddress,
+    rhs: impl RhsAddress,
+    depth: usize,
+) {
+    for k in 0..depth {
+        // SAFETY: the caller's contract, for this `k`.
+        unsafe {
+            let row = rhs.row(k);
+            let mut b = [simd.zero(); NV];
+            for v in 0..NV {
+                b[v] = simd.load(row.add(v * S::LANES));
+            }
+            for i in 0..MR {
+                let a = simd.splat(*lhs.at(i, k));
+                for v in 0..NV {
+                    acc[i][v] = simd.fma(a, b[v], acc[i][v]);
+                }
+            }
+        }
+    }
+}
