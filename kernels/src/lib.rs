@@ -1,11 +1,13 @@
 //! Fast convolution, attention and GEMM kernels for CPUs, forward and backward.
 #![warn(missing_docs)]
 
-mod activation;
+pub mod activation;
 pub mod conv;
 mod error;
+mod execution;
 mod gemm;
 mod parallel;
+mod parts;
 pub mod reference;
 mod simd;
 mod tensor;
@@ -13,6 +15,7 @@ mod workspace;
 
 pub use activation::Activation;
 pub use error::Error;
+pub use execution::Execution;
 pub use parallel::{Parallelism, Team};
 pub use simd::Isa;
 pub use tensor::{View, ViewMut};

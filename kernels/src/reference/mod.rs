@@ -3,8 +3,10 @@
 //! Generic over `f32` and `f64`, without SIMD, threads or blocking, and sharing nothing with the kernels but
 //! the specs that describe a problem. Slow on purpose: a reader should see at a glance that they are right.
 
+mod activation;
 mod conv;
 
+pub use activation::{activation_backward, activation_forward};
 pub use conv::{conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weights, conv2d_forward};
 
 use std::fmt::{Debug, Display};

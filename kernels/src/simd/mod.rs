@@ -20,7 +20,9 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod dispatch;
+pub(crate) mod math;
 mod portable;
+pub(crate) mod reduce;
 
 pub use dispatch::Isa;
 pub(crate) use dispatch::{Job, dispatch};
