@@ -6,10 +6,12 @@ pub mod conv;
 mod error;
 mod execution;
 mod gemm;
+pub mod loss;
 mod parallel;
 mod parts;
 pub mod reference;
 mod simd;
+pub mod softmax;
 mod tensor;
 mod workspace;
 

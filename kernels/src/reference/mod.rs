@@ -5,9 +5,13 @@
 
 mod activation;
 mod conv;
+mod softmax;
 
 pub use activation::{activation_backward, activation_forward};
 pub use conv::{conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weights, conv2d_forward};
+pub use softmax::{
+    log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,
+};
 
 use std::fmt::{Debug, Display};
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
