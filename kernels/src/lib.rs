@@ -9,6 +9,7 @@ mod gemm;
 pub mod loss;
 mod parallel;
 mod parts;
+pub mod pool;
 pub mod reference;
 mod simd;
 pub mod softmax;

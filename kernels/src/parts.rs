@@ -29,8 +29,17 @@ impl<'a> Parts<'a> {
     /// # Safety
     /// - No part is taken twice.
     pub(crate) unsafe fn take(&self, index: usize) -> &'a mut [f32] {
-        let start = index.saturating_mul(self.part).min(self.len);
-        let len = self.part.min(self.len - start);
+        // SAFETY: passed on.
+        unsafe { self.take_run(index, 1) }
+    }
+
+    /// `count` neighbouring parts from `first` on, as far as there are any.
+    ///
+    /// # Safety
+    /// - No part is taken twice.
+    pub(crate) unsafe fn take_run(&self, first: usize, count: usize) -> &'a mut [f32] {
+        let start = first.saturating_mul(self.part).min(self.len);
+        let len = count.saturating_mul(self.part).min(self.len - start);
         // SAFETY: the range is within the slice that was borrowed for 'a, and by contract nobody else gets it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
