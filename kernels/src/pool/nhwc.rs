@@ -213,22 +213,23 @@ impl Job for AverageBackward<'_> {
                 let at = ((band.plane * rows.output + oh) * columns.output + ow) * channels;
                 let dy = &dy[at..][..channels];
                 let divisor = simd.splat(geometry.divisor(oh, ow));
-                for kh in rows.taps(oh) {
-                    for kw in columns.taps(ow) {
-                        let at = ((rows.pixel(oh, kh) - band.top) * columns.size + columns.pixel(ow, kw)) * channels;
-                        let dx = &mut dx[at..][..channels];
-                        let mut c = 0;
-                        while c < channels {
-                            let count = S::LANES.min(channels - c);
-                            // SAFETY: `count` channels from `c` on are within both pixels.
-                            unsafe {
-                                let share = simd.div(load(simd, dy.as_ptr().add(c), count), divisor);
-                                let p = dx.as_mut_ptr().add(c);
+                let mut c = 0;
+                while c < channels {
+                    let count = S::LANES.min(channels - c);
+                    // SAFETY: `count` channels from `c` on are within every pixel, and the taps within the band's rows.
+                    unsafe {
+                        let share = simd.div(load(simd, dy.as_ptr().add(c), count), divisor);
+                        for kh in rows.taps(oh) {
+                            let row = (rows.pixel(oh, kh) - band.top) * columns.size;
+                            for kw in columns.taps(ow) {
+                                let at = (row + columns.pixel(ow, kw)) * channels + c;
+                                debug_assert!(at + count <= dx.len());
+                                let p = dx.as_mut_ptr().add(at);
                                 store(simd, p, count, simd.add(load(simd, p, count), share));
                             }
-                            c += S::LANES;
                         }
                     }
+                    c += S::LANES;
                 }
             }
         }
