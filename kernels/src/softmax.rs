@@ -95,7 +95,7 @@ pub fn backward<'t>(
 /// `dx = dy - exp(y) sum of dy` for each row, from the output `y` of [`log_forward`].
 ///
 /// Element `i` errs by at most `(columns + 4) u (|dy[i]| + exp(y[i]) sum of |dy|)` for the `y` given, and by
-/// `2^-126 sum of |dy|` more where `y[i] < -87.3`.
+/// `1.23e-38 sum of |dy|` more where `y[i] < -87.3`.
 ///
 /// # Errors
 /// Those of [`forward`].
