@@ -8,6 +8,10 @@
 
 mod algorithm;
 mod backward;
+#[allow(dead_code)]
+mod depthwise;
+#[allow(dead_code)]
+mod grouped;
 mod plan;
 mod spec;
 

@@ -1,0 +1,180 @@
+//! Depthwise convolution: each output channel sees one input channel.
+//!
+//! ```text
+//! y[n, ic * multiplier + m, oh, ow] = sum over kh, kw of  w[.., kh, kw] * x[n, ic, oh * stride + kh, ...]
+//! ```
+//!
+//! There is no product of matrices in it: nine multiplications per element at 3 x 3, so loads and memory decide.
+//! Rows are copied once into padded rows in the first-level cache ([`rows`]), where a tile of rows is computed
+//! from vectors that are loaded once for all rows that see them ([`tiles`]). Forward and backward-data are the same
+//! gather ([`axis`], [`windows`]); the gradient of the weights keeps its taps in registers ([`weights`]).
+//!
+//! The shape of the tile follows Zhang, Lo and Lu, "High performance depthwise and pointwise convolutions on mobile
+//! devices", AAAI 2020: registers hold the outputs, and each input is loaded once for all the rows that need it.
+
+pub(super) mod axis;
+pub(super) mod rows;
+pub(super) mod tiles;
+pub(super) mod weights;
+pub(super) mod windows;
+
+use super::algorithm::{BackwardDataCall, BackwardWeightsCall, Forward, ForwardCall};
+use super::spec::{Conv2dSpec, Shape, Sizes};
+use crate::activation::Activation;
+use crate::error::Error;
+use crate::simd::Isa;
+use weights::WeightGradient;
+use windows::{Windows, WindowsCall};
+
+/// The share of the peak that 3 x 3 tiles reach from the first-level cache.
+const SHARE: f64 = 0.7;
+
+/// The same for other kernels, which load once per product.
+const SHARE_OTHERS: f64 = 0.45;
+
+fn fits(spec: &Conv2dSpec, backward: bool) -> bool {
+    spec.in_channels == spec.groups && Windows::fits(spec, backward)
+}
+
+fn seconds(spec: &Conv2dSpec, sizes: &Sizes, isa: Isa) -> f64 {
+    let products = sizes.y_len as f64 * (spec.kernel[0] * spec.kernel[1]) as f64;
+    let share = if spec.kernel == [3, 3] { SHARE } else { SHARE_OTHERS };
+    Windows::seconds(isa, products, (sizes.x_len + sizes.y_len) as f64, share)
+}
+
+/// The forward pass.
+#[derive(Clone, Debug)]
+pub(super) struct Depthwise {
+    isa: Isa,
+    spec: Conv2dSpec,
+    windows: Windows,
+}
+
+impl Forward for Depthwise {
+    fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
+        fits(spec, false).then(|| seconds(spec, sizes, isa))
+    }
+
+    fn new(spec: &Conv2dSpec, _hint: Shape, isa: Isa) -> Result<Self, Error> {
+        Ok(Self { isa, spec: *spec, windows: Windows::forward(spec, isa)? })
+    }
+
+    fn pack(&mut self, weights: &[f32]) {
+        self.windows.pack(weights);
+    }
+
+    fn workspace_len(&self, _shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        self.windows.workspace_len(sizes.output, slots)
+    }
+
+    fn forward(&self, call: ForwardCall<'_>) {
+        let seconds = seconds(&self.spec, &call.sizes, self.isa);
+        run_forward(&self.windows, self.spec.activation, call, seconds);
+    }
+}
+
+/// A forward call in the terms of the driver.
+pub(super) fn run_forward(windows: &Windows, activation: Activation, call: ForwardCall<'_>, seconds: f64) {
+    let call = WindowsCall {
+        batch: call.shape.batch,
+        source_size: call.sizes.input,
+        target_size: call.sizes.output,
+        source: call.x,
+        bias: call.bias,
+        residual: call.residual,
+        activation,
+        target: call.y,
+        workspace: call.workspace,
+        slots: call.slots,
+        parallelism: call.parallelism,
+    };
+    windows.run(call, seconds);
+}
+
+/// A backward-data call in the terms of the driver.
+pub(super) fn run_backward_data(windows: &Windows, call: BackwardDataCall<'_>, seconds: f64) {
+    let call = WindowsCall {
+        batch: call.shape.batch,
+        source_size: call.sizes.output,
+        target_size: call.sizes.input,
+        source: call.dy,
+        bias: None,
+        residual: None,
+        activation: Activation::Identity,
+        target: call.dx,
+        workspace: call.workspace,
+        slots: call.slots,
+        parallelism: call.parallelism,
+    };
+    windows.run(call, seconds);
+}
+
+/// The gradient of the input.
+#[derive(Clone, Debug)]
+pub(super) struct DepthwiseBackwardData {
+    isa: Isa,
+    spec: Conv2dSpec,
+    windows: Windows,
+}
+
+impl DepthwiseBackwardData {
+    /// The expected seconds of a call on one thread, or `None` where this cannot do the spec.
+    pub fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
+        fits(spec, true).then(|| seconds(spec, sizes, isa))
+    }
+
+    /// Allocates room for packed weights. Only for specs that `cost` accepts.
+    pub fn new(spec: &Conv2dSpec, _hint: Shape, isa: Isa) -> Result<Self, Error> {
+        Ok(Self { isa, spec: *spec, windows: Windows::backward_data(spec, isa)? })
+    }
+
+    /// Packs weights. Allocates nothing.
+    pub fn pack(&mut self, weights: &[f32]) {
+        self.windows.pack(weights);
+    }
+
+    /// Scratch of a call in `f32`s, when at most `slots` tasks run at once.
+    pub fn workspace_len(&self, _shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        self.windows.workspace_len(sizes.input, slots)
+    }
+
+    /// Runs.
+    pub fn run(&self, call: BackwardDataCall<'_>) {
+        let seconds = seconds(&self.spec, &call.sizes, self.isa);
+        run_backward_data(&self.windows, call, seconds);
+    }
+}
+
+/// The gradient of the weights.
+#[derive(Clone, Debug)]
+pub(super) struct DepthwiseBackwardWeights {
+    isa: Isa,
+    spec: Conv2dSpec,
+    gradient: WeightGradient,
+}
+
+impl DepthwiseBackwardWeights {
+    /// The expected seconds of a call on one thread, or `None` where this cannot do the spec.
+    pub fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
+        fits(spec, false).then(|| seconds(spec, sizes, isa))
+    }
+
+    /// Only for specs that `cost` accepts.
+    pub fn new(spec: &Conv2dSpec, _hint: Shape, isa: Isa) -> Result<Self, Error> {
+        Ok(Self { isa, spec: *spec, gradient: WeightGradient::new(spec, isa) })
+    }
+
+    /// Scratch of a call in `f32`s, when at most `slots` tasks run at once.
+    pub fn workspace_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        self.gradient.workspace_len(shape, sizes, slots)
+    }
+
+    /// Runs.
+    pub fn run(&self, call: BackwardWeightsCall<'_>) {
+        let seconds = seconds(&self.spec, &call.sizes, self.isa);
+        self.gradient.run(call, seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Grouped convolution with few channels per group.
+//!
+//! A product of matrices with 2 to 8 rows and as many channels would leave most registers of the general engine
+//! empty. Here the planes of a group are copied into padded rows together, and tiles of up to four output channels
+//! share each vector that they load. Everything but the block of channels is the depthwise kernels' (see
+//! [`depthwise`](super::depthwise)).
+
+use super::algorithm::{BackwardDataCall, BackwardWeightsCall, Forward, ForwardCall};
+use super::depthwise::weights::WeightGradient;
+use super::depthwise::windows::Windows;
+use super::depthwise::{run_backward_data, run_forward};
+use super::spec::{Conv2dSpec, Shape, Sizes};
+use crate::error::Error;
+use crate::simd::Isa;
+
+/// The share of the peak that tiles of four channels reach.
+const SHARE: f64 = 0.7;
+
+/// The share of the peak of the weights' gradient, which loads once per product.
+const SHARE_WEIGHTS: f64 = 0.45;
+
+/// Channels per group beyond this fill the registers of the general engine.
+const MAX_CHANNELS: usize = 32;
+
+fn fits(spec: &Conv2dSpec, backward: bool) -> bool {
+    let channels = spec.in_channels.max(spec.out_channels) / spec.groups;
+    channels <= MAX_CHANNELS && Windows::fits(spec, backward)
+}
+
+/// With fewer than four target channels a group, vectors are shared by fewer products.
+fn seconds(spec: &Conv2dSpec, sizes: &Sizes, isa: Isa, targets: usize, share: f64) -> f64 {
+    let taps = spec.kernel[0] * spec.kernel[1] * (spec.in_channels / spec.groups);
+    let share = if targets < 4 { share * 0.7 } else { share };
+    Windows::seconds(isa, sizes.y_len as f64 * taps as f64, (sizes.x_len + sizes.y_len) as f64, share)
+}
+
+/// The forward pass.
+#[derive(Clone, Debug)]
+pub(super) struct Grouped {
+    isa: Isa,
+    spec: Conv2dSpec,
+    windows: Windows,
+}
+
+impl Grouped {
+    fn seconds(spec: &Conv2dSpec, sizes: &Sizes, isa: Isa) -> f64 {
+        seconds(spec, sizes, isa, spec.out_channels / spec.groups, SHARE)
+    }
+}
+
+impl Forward for Grouped {
+    fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
+        fits(spec, false).then(|| Self::seconds(spec, sizes, isa))
+    }
+
+    fn new(spec: &Conv2dSpec, _hint: Shape, isa: Isa) -> Result<Self, Error> {
+        Ok(Self { isa, spec: *spec, windows: Windows::forward(spec, isa)? })
+    }
+
+    fn pack(&mut self, weights: &[f32]) {
+        self.windows.pack(weights);
+    }
+
+    fn workspace_len(&self, _shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        self.windows.workspace_len(sizes.output, slots)
+    }
+
+    fn forward(&self, call: ForwardCall<'_>) {
+        let seconds = Self::seconds(&self.spec, &call.sizes, self.isa);
+        run_forward(&self.windows, self.spec.activation, call, seconds);
+    }
+}
+
+/// The gradient of the input.
+#[derive(Clone, Debug)]
+pub(super) struct GroupedBackwardData {
+    isa: Isa,
+    spec: Conv2dSpec,
+    windows: Windows,
+}
+
+impl GroupedBackwardData {
+    fn seconds(spec: &Conv2dSpec, sizes: &Sizes, isa: Isa) -> f64 {
+        seconds(spec, sizes, isa, spec.in_channels / spec.groups, SHARE)
+    }
+
+    /// The expected seconds of a call on one thread, or `None` where this cannot do the spec.
+    pub fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
+        fits(spec, true).then(|| Self::seconds(spec, sizes, isa))
+    }
+
+    /// Allocates room for packed weights. Only for specs that `cost` accepts.
+    pub fn new(spec: &Conv2dSpec, _hint: Shape, isa: Isa) -> Result<Self, Error> {
+        Ok(Self { isa, spec: *spec, windows: Windows::backward_data(spec, isa)? })
+    }
+
+    /// Packs weights. Allocates nothing.
+    pub fn pack(&mut self, weights: &[f32]) {
+        self.windows.pack(weights);
+    }
+
+    /// Scratch of a call in `f32`s, when at most `slots` tasks run at once.
+    pub fn workspace_len(&self, _shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        self.windows.workspace_len(sizes.input, slots)
+    }
+
+    /// Runs.
+    pub fn run(&self, call: BackwardDataCall<'_>) {
+        let seconds = Self::seconds(&self.spec, &call.sizes, self.isa);
+        run_backward_data(&self.windows, call, seconds);
+    }
+}
+
+/// The gradient of the weights.
+#[derive(Clone, Debug)]
+pub(super) struct GroupedBackwardWeights {
+    isa: Isa,
+    spec: Conv2dSpec,
+    gradient: WeightGradient,
+}
+
+impl GroupedBackwardWeights {
+    /// The expected seconds of a call on one thread, or `None` where this cannot do the spec.
+    pub fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
+        fits(spec, false).then(|| seconds(spec, sizes, isa, 4, SHARE_WEIGHTS))
+    }
+
+    /// Only for specs that `cost` accepts.
+    pub fn new(spec: &Conv2dSpec, _hint: Shape, isa: Isa) -> Result<Self, Error> {
+        Ok(Self { isa, spec: *spec, gradient: WeightGradient::new(spec, isa) })
+    }
+
+    /// Scratch of a call in `f32`s, when at most `slots` tasks run at once.
+    pub fn workspace_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        self.gradient.workspace_len(shape, sizes, slots)
+    }
+
+    /// Runs.
+    pub fn run(&self, call: BackwardWeightsCall<'_>) {
+        let seconds = seconds(&self.spec, &call.sizes, self.isa, 4, SHARE_WEIGHTS);
+        self.gradient.run(call, seconds);
+    }
+}
