@@ -193,6 +193,22 @@ pub(crate) fn apply<S: Simd>(simd: S, activation: Activation, v: S::F) -> S::F {
     }
 }
 
+/// One activation of one element, with the same bits as in a vector.
+pub(crate) fn apply_one(isa: crate::simd::Isa, activation: Activation, x: f32) -> f32 {
+    struct One(Activation, f32);
+    impl Job for One {
+        type Output = f32;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> f32 {
+            let mut y = [0.0];
+            // SAFETY: one lane is written.
+            unsafe { simd.store_first(y.as_mut_ptr(), 1, apply(simd, self.0, simd.splat(self.1))) };
+            y[0]
+        }
+    }
+    dispatch(isa, One(activation, x))
+}
+
 /// `dy * activation'` of one vector, from the output `y`.
 #[inline(always)]
 fn apply_backward<S: Simd>(simd: S, activation: Activation, y: S::F, dy: S::F) -> S::F {

@@ -76,3 +76,24 @@ pub(crate) fn aligned(scratch: &mut [f32]) -> &mut [f32] {
     let skip = scratch.as_ptr().align_offset(64).min(scratch.len());
     &mut scratch[skip..]
 }
+
+/// A table of indices at the start of scratch memory.
+pub(crate) mod split_indices {
+    use super::LINE;
+
+    /// Elements of scratch memory that hold `count` indices and end on a cache line.
+    pub(crate) const fn len(count: usize) -> usize {
+        (count * (size_of::<usize>() / size_of::<f32>())).next_multiple_of(LINE)
+    }
+
+    /// Cuts off room for `count` indices, set to 0. `scratch` starts on a cache line and holds `len(count)` elements.
+    pub(crate) fn split(scratch: &mut [f32], count: usize) -> (&mut [usize], &mut [f32]) {
+        let (head, rest) = scratch.split_at_mut(len(count));
+        head.fill(0.0);
+        assert!(head.is_empty() || head.as_ptr().cast::<usize>().is_aligned());
+        // SAFETY: the memory is aligned for indices (asserted), long enough (`len`), initialised (filled), borrowed
+        // for as long as the result, and any bits are an index as well as a float.
+        let indices = unsafe { std::slice::from_raw_parts_mut(head.as_mut_ptr().cast::<usize>(), count) };
+        (indices, rest)
+    }
+}

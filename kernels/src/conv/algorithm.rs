@@ -1,8 +1,53 @@
 //! What every algorithm offers to the plans: can it do this spec and at what cost, how much workspace, run.
 
+use std::fmt;
+
 use super::spec::{Conv2dSpec, Shape, Sizes};
 use crate::parallel::Parallelism;
 use crate::simd::Isa;
+
+/// How a convolution is computed.
+///
+/// The sums of `Direct`, `Im2col` and `Baseline` run in the order of `ic, kh, kw`; `Direct` and `Im2col` give the same
+/// bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// Whatever the cost model finds fastest.
+    #[default]
+    Auto,
+    /// Products straight from a padded copy of a few rows.
+    Direct,
+    /// Products from packed patches; the patch matrix is never stored as a whole.
+    Im2col,
+    /// One input channel per group.
+    Depthwise,
+    /// Few channels per group.
+    Grouped,
+    /// Explicit im2col and `matrixmultiply`: what a user would write today. Needs the feature `baseline`.
+    Baseline,
+}
+
+impl Algorithm {
+    /// Every algorithm but `Auto`.
+    pub const ALL: [Self; 5] = [Self::Direct, Self::Im2col, Self::Depthwise, Self::Grouped, Self::Baseline];
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Direct => "direct",
+            Self::Im2col => "im2col",
+            Self::Depthwise => "depthwise",
+            Self::Grouped => "grouped",
+            Self::Baseline => "baseline",
+        })
+    }
+}
+
+/// The expected seconds of each algorithm on one thread, `None` where it cannot do the spec.
+pub(super) type Costs = [(Algorithm, Option<f64>); Algorithm::ALL.len()];
 
 /// A forward call whose arguments have been checked against the spec.
 pub(super) struct ForwardCall<'a> {

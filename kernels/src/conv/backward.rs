@@ -1,45 +1,208 @@
 //! The backward plan: gradients of the input, the weights and the bias.
 
-use super::plan::Options;
-use super::spec::{Conv2dSpec, Shape};
+use std::fmt;
+
+use super::algorithm::{Algorithm, BackwardDataCall, BackwardWeightsCall, Costs};
+#[cfg(feature = "baseline")]
+use super::baseline::{BaselineBackwardData, BaselineBackwardWeights};
+use super::bias_gradient::bias_gradient;
+use super::border;
+use super::dense::{DenseBackwardData, Form};
+use super::depthwise::{DepthwiseBackwardData, DepthwiseBackwardWeights};
+use super::grouped::{GroupedBackwardData, GroupedBackwardWeights};
+use super::pixel_lanes::{Call, Post};
+use super::plan::{Options, choose, describe, slots};
+use super::spec::{Conv2dSpec, Shape, Sizes};
+use super::weight_gradient::WeightGradient;
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
-use crate::reference;
+use crate::simd::Isa;
 
-/// The gradients of a convolution. `dy` is the gradient before the activation.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
+enum Data {
+    Dense(Form, DenseBackwardData),
+    Depthwise(DepthwiseBackwardData),
+    Grouped(GroupedBackwardData),
+    #[cfg(feature = "baseline")]
+    Baseline(BaselineBackwardData),
+}
+
+#[derive(Clone)]
+enum Weights {
+    Dense(WeightGradient),
+    Depthwise(DepthwiseBackwardWeights),
+    Grouped(GroupedBackwardWeights),
+    #[cfg(feature = "baseline")]
+    Baseline(BaselineBackwardWeights),
+}
+
+/// The gradients of a convolution. `dy` is always the gradient before the activation.
+///
+/// ```
+/// use kernels::{Parallelism, conv::{Conv2dBackward, Conv2dSpec, Shape}};
+/// // One tap: y = 3 x, so dx = 3 dy, dw = sum of x dy, db = sum of dy.
+/// let (spec, shape) = (Conv2dSpec::new(1, 1, [1, 1]), Shape::new(1, 1, 2));
+/// let backward = Conv2dBackward::new(spec, &[3.0], shape)?;
+/// let mut workspace = vec![0.0; backward.workspace_len(shape, 1)?];
+/// let (x, dy) = ([5.0, 7.0], [1.0, 10.0]);
+/// let (mut dx, mut dw, mut db) = ([0.0; 2], [0.0], [0.0]);
+/// let serial = Parallelism::Serial;
+/// backward.both(shape, &x, &dy, &mut dx, &mut dw, Some(&mut db), &mut workspace, serial)?;
+/// assert_eq!((dx, dw, db), ([3.0, 30.0], [75.0], [11.0]));
+/// # Ok::<(), kernels::Error>(())
+/// ```
+///
+/// # Numerical error
+/// As for [`Conv2d`](super::Conv2d), with the length of the sums: `out_channels / groups * taps` for the input's
+/// gradient, `batch * output pixels` for the others.
+#[derive(Clone)]
 pub struct Conv2dBackward {
     spec: Conv2dSpec,
+    isa: Isa,
     weights: Vec<f32>,
+    /// Whether zeros may stand in for padding.
+    finite: bool,
+    data: Data,
+    gradient: Weights,
+    costs: [Costs; 2],
 }
 
 impl Conv2dBackward {
     /// Chooses algorithms for inputs like `hint` and packs the weights.
+    ///
+    /// # Errors
+    /// Those of [`Conv2dSpec::sizes`], and [`Error::Length`] for weights of another length.
     pub fn new(spec: Conv2dSpec, weights: &[f32], hint: Shape) -> Result<Self, Error> {
         Self::with_options(spec, weights, hint, Options::default())
     }
 
     /// As [`Conv2dBackward::new`], with some of the choices made by the caller.
+    ///
+    /// # Errors
+    /// Also [`Error::Isa`] for an instruction set that the CPU lacks, and [`Error::Invalid`] for an algorithm that cannot
+    /// do the spec.
     pub fn with_options(spec: Conv2dSpec, weights: &[f32], hint: Shape, options: Options) -> Result<Self, Error> {
-        let _ = options;
-        check_len("weights", spec.sizes(hint)?.w_len, weights.len())?;
-        Ok(Self { spec, weights: weights.to_vec() })
+        let sizes = spec.sizes(hint)?;
+        check_len("weights", sizes.w_len, weights.len())?;
+        let (isa, blocking) = options.resolve()?;
+        let costs = [data_cost, weights_cost]
+            .map(|cost| Algorithm::ALL.map(|algorithm| (algorithm, cost(&spec, algorithm, hint, &sizes, isa))));
+        let data = match choose("algorithm", &spec, options.algorithm, &costs[0])? {
+            Algorithm::Depthwise => Data::Depthwise(DepthwiseBackwardData::new(&spec, hint, isa)?),
+            Algorithm::Grouped => Data::Grouped(GroupedBackwardData::new(&spec, hint, isa)?),
+            #[cfg(feature = "baseline")]
+            Algorithm::Baseline => Data::Baseline(BaselineBackwardData::new(&spec)),
+            algorithm => {
+                let form = if algorithm == Algorithm::Im2col { Form::Im2col } else { Form::Direct };
+                Data::Dense(form, DenseBackwardData::new(&spec, form, hint, &sizes, isa, blocking)?)
+            }
+        };
+        let gradient = match choose("algorithm", &spec, options.algorithm, &costs[1])? {
+            Algorithm::Depthwise => Weights::Depthwise(DepthwiseBackwardWeights::new(&spec, hint, isa)?),
+            Algorithm::Grouped => Weights::Grouped(GroupedBackwardWeights::new(&spec, hint, isa)?),
+            #[cfg(feature = "baseline")]
+            Algorithm::Baseline => Weights::Baseline(BaselineBackwardWeights::new(&spec)),
+            _ => Weights::Dense(WeightGradient::new(&spec, isa, blocking)),
+        };
+        let mut plan = Self { spec, isa, weights: weights.to_vec(), finite: true, data, gradient, costs };
+        plan.pack();
+        Ok(plan)
     }
 
     /// Replaces the weights and packs them again, without allocating.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for weights of another length.
     pub fn set_weights(&mut self, weights: &[f32]) -> Result<(), Error> {
         check_len("weights", self.weights.len(), weights.len())?;
         self.weights.copy_from_slice(weights);
+        self.pack();
         Ok(())
     }
 
-    /// The scratch memory that any of the calls needs when at most `slots` tasks run at once, in `f32`s.
-    pub fn workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error> {
-        self.spec.sizes(shape)?;
-        Ok(0 * slots)
+    fn pack(&mut self) {
+        self.finite = self.weights.iter().all(|weight| weight.is_finite());
+        match &mut self.data {
+            Data::Dense(_, kernel) => kernel.pack(&self.weights),
+            Data::Depthwise(kernel) => kernel.pack(&self.weights),
+            Data::Grouped(kernel) => kernel.pack(&self.weights),
+            #[cfg(feature = "baseline")]
+            Data::Baseline(kernel) => kernel.pack(&self.weights),
+        }
     }
 
-    /// The gradient of the input.
+    /// The spec of the forward convolution.
+    pub fn spec(&self) -> &Conv2dSpec {
+        &self.spec
+    }
+
+    /// The algorithms that run: for the gradient of the input, and for that of the weights.
+    pub fn algorithms(&self) -> [Algorithm; 2] {
+        let data = match &self.data {
+            Data::Dense(Form::Direct, _) => Algorithm::Direct,
+            Data::Dense(Form::Im2col, _) => Algorithm::Im2col,
+            Data::Depthwise(_) => Algorithm::Depthwise,
+            Data::Grouped(_) => Algorithm::Grouped,
+            #[cfg(feature = "baseline")]
+            Data::Baseline(_) => Algorithm::Baseline,
+        };
+        let weights = match &self.gradient {
+            Weights::Dense(_) => Algorithm::Direct,
+            Weights::Depthwise(_) => Algorithm::Depthwise,
+            Weights::Grouped(_) => Algorithm::Grouped,
+            #[cfg(feature = "baseline")]
+            Weights::Baseline(_) => Algorithm::Baseline,
+        };
+        [data, weights]
+    }
+
+    /// What runs, on which instruction set, and why not the others.
+    pub fn describe(&self) -> String {
+        let [data, weights] = self.algorithms();
+        format!(
+            "gradient of the input of {}\ngradient of the weights of {}",
+            describe(&self.spec, data, "", self.isa, &self.costs[0]),
+            describe(&self.spec, weights, "", self.isa, &self.costs[1]),
+        )
+    }
+
+    /// The scratch memory that any of the calls needs when at most `slots` tasks run at once, in `f32`s.
+    ///
+    /// # Errors
+    /// Those of [`Conv2dSpec::sizes`], and [`Error::Invalid`] for no slots.
+    pub fn workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error> {
+        if slots == 0 {
+            return Err(Error::invalid("slots", "at least 1", 0));
+        }
+        let sizes = self.spec.sizes(shape)?;
+        Ok(self.data_scratch(shape, &sizes, slots).max(self.weights_scratch(shape, &sizes, slots)))
+    }
+
+    fn data_scratch(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        match &self.data {
+            Data::Dense(_, kernel) => kernel.workspace_len(shape, sizes, slots),
+            Data::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),
+            Data::Grouped(kernel) => kernel.workspace_len(shape, sizes, slots),
+            #[cfg(feature = "baseline")]
+            Data::Baseline(kernel) => kernel.workspace_len(sizes),
+        }
+    }
+
+    fn weights_scratch(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        match &self.gradient {
+            Weights::Dense(kernel) => kernel.workspace_len(shape, sizes, slots),
+            Weights::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),
+            Weights::Grouped(kernel) => kernel.workspace_len(shape, sizes, slots),
+            #[cfg(feature = "baseline")]
+            Weights::Baseline(kernel) => kernel.workspace_len(sizes),
+        }
+    }
+
+    /// The gradient of the input. Allocates nothing.
+    ///
+    /// # Errors
+    /// Those of [`Conv2dSpec::sizes`], and [`Error::Length`] for a slice of another length or a workspace that is too
+    /// short for one slot. Outputs are untouched then.
     pub fn data(
         &self,
         shape: Shape,
@@ -48,11 +211,50 @@ impl Conv2dBackward {
         workspace: &mut [f32],
         parallelism: Parallelism,
     ) -> Result<(), Error> {
-        let _ = (workspace, parallelism);
-        reference::conv2d_backward_data(&self.spec, shape, dy, &self.weights, dx)
+        let sizes = self.spec.sizes(shape)?;
+        check_len("dy", sizes.y_len, dy.len())?;
+        check_len("dx", sizes.x_len, dx.len())?;
+        let slots = slots(parallelism, workspace, |slots| self.data_scratch(shape, &sizes, slots))?;
+        if !dx.is_empty() {
+            self.run_data(BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism });
+        }
+        Ok(())
     }
 
-    /// The gradients of the weights and, if asked for, of the bias.
+    fn run_data(&self, call: BackwardDataCall<'_>) {
+        let BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism } = call;
+        match &self.data {
+            Data::Dense(_, kernel) => kernel.run(Call {
+                batch: shape.batch,
+                input: dy,
+                in_size: sizes.output,
+                output: dx,
+                out_size: sizes.input,
+                post: Post::default(),
+                workspace,
+                slots,
+                parallelism,
+            }),
+            Data::Depthwise(kernel) => {
+                kernel.run(BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism });
+            }
+            Data::Grouped(kernel) => {
+                kernel.run(BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism });
+            }
+            #[cfg(feature = "baseline")]
+            Data::Baseline(kernel) => {
+                kernel.run(BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism });
+            }
+        }
+        if !self.finite {
+            border::backward_data(&self.spec, shape, &sizes, dy, &self.weights, |index, sum| dx[index] = sum);
+        }
+    }
+
+    /// The gradients of the weights and, if asked for, of the bias. Allocates nothing.
+    ///
+    /// # Errors
+    /// Those of [`Conv2dBackward::data`].
     pub fn weights(
         &self,
         shape: Shape,
@@ -63,12 +265,50 @@ impl Conv2dBackward {
         workspace: &mut [f32],
         parallelism: Parallelism,
     ) -> Result<(), Error> {
-        let _ = (workspace, parallelism);
-        reference::conv2d_backward_weights(&self.spec, shape, x, dy, dw)?;
-        db.map_or(Ok(()), |db| reference::conv2d_backward_bias(&self.spec, shape, dy, db))
+        let sizes = self.check_weights(shape, x, dy, dw, db.as_deref())?;
+        let slots = slots(parallelism, workspace, |slots| self.weights_scratch(shape, &sizes, slots))?;
+        self.run_weights(BackwardWeightsCall { shape, sizes, x, dy, dw, workspace, slots, parallelism });
+        self.run_bias(shape, &sizes, dy, db, parallelism);
+        Ok(())
     }
 
-    /// All gradients in one call.
+    fn check_weights(
+        &self,
+        shape: Shape,
+        x: &[f32],
+        dy: &[f32],
+        dw: &[f32],
+        db: Option<&[f32]>,
+    ) -> Result<Sizes, Error> {
+        let sizes = self.spec.sizes(shape)?;
+        check_len("x", sizes.x_len, x.len())?;
+        check_len("dy", sizes.y_len, dy.len())?;
+        check_len("dw", sizes.w_len, dw.len())?;
+        check_len("db", self.spec.out_channels, db.map_or(self.spec.out_channels, <[f32]>::len))?;
+        Ok(sizes)
+    }
+
+    fn run_weights(&self, call: BackwardWeightsCall<'_>) {
+        match &self.gradient {
+            Weights::Dense(kernel) => kernel.run(call),
+            Weights::Depthwise(kernel) => kernel.run(call),
+            Weights::Grouped(kernel) => kernel.run(call),
+            #[cfg(feature = "baseline")]
+            Weights::Baseline(kernel) => kernel.run(call),
+        }
+    }
+
+    fn run_bias(&self, shape: Shape, sizes: &Sizes, dy: &[f32], db: Option<&mut [f32]>, parallelism: Parallelism) {
+        if let Some(db) = db {
+            let pixels = sizes.output[0] * sizes.output[1];
+            bias_gradient(self.isa, self.spec.layout, shape.batch, pixels, dy, db, parallelism);
+        }
+    }
+
+    /// All gradients in one call, the same bits as from [`Conv2dBackward::data`] and [`Conv2dBackward::weights`].
+    ///
+    /// # Errors
+    /// Those of [`Conv2dBackward::data`].
     pub fn both(
         &self,
         shape: Shape,
@@ -80,7 +320,53 @@ impl Conv2dBackward {
         workspace: &mut [f32],
         parallelism: Parallelism,
     ) -> Result<(), Error> {
-        self.data(shape, dy, dx, workspace, parallelism)?;
-        self.weights(shape, x, dy, dw, db, workspace, parallelism)
+        let sizes = self.check_weights(shape, x, dy, dw, db.as_deref())?;
+        check_len("dx", sizes.x_len, dx.len())?;
+        let data_slots = slots(parallelism, workspace, |slots| self.data_scratch(shape, &sizes, slots))?;
+        let weights_slots = slots(parallelism, workspace, |slots| self.weights_scratch(shape, &sizes, slots))?;
+        if !dx.is_empty() {
+            let workspace = &mut *workspace;
+            self.run_data(BackwardDataCall { shape, sizes, dy, dx, workspace, slots: data_slots, parallelism });
+        }
+        let slots = weights_slots;
+        self.run_weights(BackwardWeightsCall { shape, sizes, x, dy, dw, workspace, slots, parallelism });
+        self.run_bias(shape, &sizes, dy, db, parallelism);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Conv2dBackward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Conv2dBackward({})", self.describe())
+    }
+}
+
+/// The expected seconds of the input's gradient on one thread, or `None` where an algorithm cannot do the spec.
+fn data_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
+    match algorithm {
+        Algorithm::Direct => Some(DenseBackwardData::cost(spec, Form::Direct, hint, sizes, isa)),
+        Algorithm::Im2col => Some(DenseBackwardData::cost(spec, Form::Im2col, hint, sizes, isa)),
+        Algorithm::Depthwise => DepthwiseBackwardData::cost(spec, hint, sizes, isa),
+        Algorithm::Grouped => GroupedBackwardData::cost(spec, hint, sizes, isa),
+        #[cfg(feature = "baseline")]
+        Algorithm::Baseline => BaselineBackwardData::cost(spec, hint, sizes),
+        #[cfg(not(feature = "baseline"))]
+        Algorithm::Baseline => None,
+        Algorithm::Auto => None,
+    }
+}
+
+/// The expected seconds of the weights' gradient on one thread, or `None` where an algorithm cannot do the spec. The dense
+/// form reads the image in place, so it is the same for direct and im2col.
+fn weights_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
+    match algorithm {
+        Algorithm::Direct | Algorithm::Im2col => Some(WeightGradient::cost(spec, hint, sizes, isa)),
+        Algorithm::Depthwise => DepthwiseBackwardWeights::cost(spec, hint, sizes, isa),
+        Algorithm::Grouped => GroupedBackwardWeights::cost(spec, hint, sizes, isa),
+        #[cfg(feature = "baseline")]
+        Algorithm::Baseline => BaselineBackwardWeights::cost(spec, hint, sizes),
+        #[cfg(not(feature = "baseline"))]
+        Algorithm::Baseline => None,
+        Algorithm::Auto => None,
     }
 }

@@ -5,16 +5,34 @@
 //! (checked once)   (algorithm chosen,             (no allocation, only kernels)
 //!                   weights packed)
 //! ```
+//!
+//! What deep-learning libraries, and this one, call convolution is a cross-correlation: the filter is not flipped.
+//! [`flip_filter`] turns it for those who want the formula `(f * h)[i] = sum of f[i - k] h[k]`.
 
 mod algorithm;
 mod backward;
-#[allow(dead_code)]
+mod band;
+#[cfg(feature = "baseline")]
+mod baseline;
+mod bias_gradient;
+mod blocking;
+mod border;
+mod channel_lanes;
+mod dense;
 mod depthwise;
-#[allow(dead_code)]
 mod grouped;
+mod image_band;
+mod panels;
+mod pixel_lanes;
 mod plan;
+mod slide;
 mod spec;
+#[cfg(test)]
+mod tests;
+mod weight_gradient;
 
+pub use algorithm::Algorithm;
 pub use backward::Conv2dBackward;
-pub use plan::{Algorithm, Conv2d, Options};
+pub use blocking::Blocking;
+pub use plan::{Conv2d, Options, conv2d};
 pub use spec::{Accuracy, Conv2dSpec, Layout, Padding, Shape, Sizes, flip_filter};

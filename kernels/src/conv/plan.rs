@@ -2,48 +2,20 @@
 
 use std::fmt;
 
-use super::spec::{Conv2dSpec, Shape};
+use super::algorithm::{Algorithm, Costs, Forward, ForwardCall};
+#[cfg(feature = "baseline")]
+use super::baseline::Baseline;
+use super::blocking::Blocking;
+use super::border;
+use super::dense::{Dense, Form, Lanes};
+use super::depthwise::Depthwise;
+use super::grouped::Grouped;
+use super::pixel_lanes::{Call, Post};
+use super::spec::{Conv2dSpec, Shape, Sizes};
+use crate::activation::apply_one;
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
-use crate::reference;
 use crate::simd::Isa;
-
-/// How a convolution is computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Algorithm {
-    /// Whatever the cost model finds fastest.
-    #[default]
-    Auto,
-    /// Products straight from a padded copy of a few rows.
-    Direct,
-    /// Products from packed patches; the patch matrix is never stored as a whole.
-    Im2col,
-    /// One channel in, one or several out, per group.
-    Depthwise,
-    /// Few channels per group.
-    Grouped,
-    /// Explicit im2col and `matrixmultiply`: what a user would write today.
-    Baseline,
-}
-
-impl Algorithm {
-    /// Every algorithm but `Auto`.
-    pub const ALL: [Self; 5] = [Self::Direct, Self::Im2col, Self::Depthwise, Self::Grouped, Self::Baseline];
-}
-
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Direct => "direct",
-            Self::Im2col => "im2col",
-            Self::Depthwise => "depthwise",
-            Self::Grouped => "grouped",
-            Self::Baseline => "baseline",
-        })
-    }
-}
 
 /// What studies and tests set by hand; the default chooses everything.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,6 +24,30 @@ pub struct Options {
     pub isa: Option<Isa>,
     /// The algorithm.
     pub algorithm: Algorithm,
+    /// Block sizes of the dense algorithms; `None` takes those of the CPU. They never change a bit.
+    pub blocking: Option<Blocking>,
+}
+
+impl Options {
+    /// The instruction set and the block sizes, checked.
+    pub(super) fn resolve(&self) -> Result<(Isa, Blocking), Error> {
+        let isa = match self.isa {
+            Some(isa) => isa.check("isa")?,
+            None => Isa::choose()?,
+        };
+        let blocking = self.blocking.unwrap_or(Blocking::default_for(isa));
+        Ok((isa, blocking.check()?))
+    }
+}
+
+/// A forward algorithm with its packed weights.
+#[derive(Clone)]
+enum Kernel {
+    Dense(Form, Dense),
+    Depthwise(Depthwise),
+    Grouped(Grouped),
+    #[cfg(feature = "baseline")]
+    Baseline(Baseline),
 }
 
 /// A convolution with its weights: made once, run often, from any thread.
@@ -68,20 +64,39 @@ pub struct Options {
 /// assert_eq!(output, [133.0, 75.0, 100.0, 101.0]);
 /// # Ok::<(), kernels::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+///
+/// # Numerical error
+/// Each output is one chain of `k = in_channels / groups * taps` fused multiply-adds, then bias and residual are added:
+/// at most `gamma(k + 2)` times the sum of the products' and addends' absolute values, with `gamma(n) = n u / (1 - n u)`
+/// and `u = 2^-24`. On integers whose partial sums stay below `2^24` the result is exact.
+#[derive(Clone)]
 pub struct Conv2d {
     spec: Conv2dSpec,
+    isa: Isa,
     weights: Vec<f32>,
+    /// Whether zeros may stand in for padding.
+    finite: bool,
     bias: Option<Vec<f32>>,
+    kernel: Kernel,
+    /// The cost of each algorithm that was weighed, in seconds.
+    costs: Costs,
 }
 
 impl Conv2d {
-    /// Chooses an algorithm for inputs like `hint` and packs the weights.
+    /// Chooses an algorithm for inputs like `hint` and packs the weights, `[out_channels][in_channels / groups][kernel
+    /// height][kernel width]`. Calls may have other sizes; the algorithm stays.
+    ///
+    /// # Errors
+    /// Those of [`Conv2dSpec::sizes`], and [`Error::Length`] for weights or a bias of another length.
     pub fn new(spec: Conv2dSpec, weights: &[f32], bias: Option<&[f32]>, hint: Shape) -> Result<Self, Error> {
         Self::with_options(spec, weights, bias, hint, Options::default())
     }
 
     /// As [`Conv2d::new`], with some of the choices made by the caller.
+    ///
+    /// # Errors
+    /// Also [`Error::Isa`] for an instruction set that the CPU lacks, and [`Error::Invalid`] for an algorithm that cannot
+    /// do the spec.
     pub fn with_options(
         spec: Conv2dSpec,
         weights: &[f32],
@@ -90,13 +105,31 @@ impl Conv2d {
         options: Options,
     ) -> Result<Self, Error> {
         let sizes = spec.sizes(hint)?;
-        let _ = options;
         check_len("weights", sizes.w_len, weights.len())?;
         check_len("bias", spec.out_channels, bias.map_or(spec.out_channels, <[f32]>::len))?;
-        Ok(Self { spec, weights: weights.to_vec(), bias: bias.map(<[f32]>::to_vec) })
+        let (isa, blocking) = options.resolve()?;
+        let costs = Algorithm::ALL.map(|algorithm| (algorithm, cost(&spec, algorithm, hint, &sizes, isa)));
+        let algorithm = choose("algorithm", &spec, options.algorithm, &costs)?;
+        let kernel = match algorithm {
+            Algorithm::Depthwise => Kernel::Depthwise(Depthwise::new(&spec, hint, isa)?),
+            Algorithm::Grouped => Kernel::Grouped(Grouped::new(&spec, hint, isa)?),
+            #[cfg(feature = "baseline")]
+            Algorithm::Baseline => Kernel::Baseline(Baseline::new(&spec, hint, isa)?),
+            _ => {
+                let form = if algorithm == Algorithm::Im2col { Form::Im2col } else { Form::Direct };
+                Kernel::Dense(form, Dense::new(&spec, form, hint, &sizes, isa, blocking)?)
+            }
+        };
+        let (weights, bias) = (weights.to_vec(), bias.map(<[f32]>::to_vec));
+        let mut plan = Self { spec, isa, weights, finite: true, bias, kernel, costs };
+        plan.pack();
+        Ok(plan)
     }
 
-    /// Replaces weights and bias and packs them again, without allocating.
+    /// Replaces weights and bias and packs them again, without allocating. A plan keeps having a bias, or none.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for weights or a bias of another length than before.
     pub fn set_weights(&mut self, weights: &[f32], bias: Option<&[f32]>) -> Result<(), Error> {
         check_len("weights", self.weights.len(), weights.len())?;
         check_len("bias", self.bias.as_ref().map_or(0, Vec::len), bias.map_or(0, <[f32]>::len))?;
@@ -104,7 +137,19 @@ impl Conv2d {
         if let (Some(to), Some(from)) = (&mut self.bias, bias) {
             to.copy_from_slice(from);
         }
+        self.pack();
         Ok(())
+    }
+
+    fn pack(&mut self) {
+        self.finite = self.weights.iter().all(|weight| weight.is_finite());
+        match &mut self.kernel {
+            Kernel::Dense(_, kernel) => kernel.pack(&self.weights),
+            Kernel::Depthwise(kernel) => kernel.pack(&self.weights),
+            Kernel::Grouped(kernel) => kernel.pack(&self.weights),
+            #[cfg(feature = "baseline")]
+            Kernel::Baseline(kernel) => kernel.pack(&self.weights),
+        }
     }
 
     /// The spec.
@@ -112,23 +157,67 @@ impl Conv2d {
         &self.spec
     }
 
+    /// The weights, as they were given.
+    pub fn weights(&self) -> &[f32] {
+        &self.weights
+    }
+
     /// The algorithm that runs.
     pub fn algorithm(&self) -> Algorithm {
-        Algorithm::Direct
+        match &self.kernel {
+            Kernel::Dense(Form::Direct, _) => Algorithm::Direct,
+            Kernel::Dense(Form::Im2col, _) => Algorithm::Im2col,
+            Kernel::Depthwise(_) => Algorithm::Depthwise,
+            Kernel::Grouped(_) => Algorithm::Grouped,
+            #[cfg(feature = "baseline")]
+            Kernel::Baseline(_) => Algorithm::Baseline,
+        }
+    }
+
+    /// The instruction set that runs.
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// What runs, on which instruction set, and why not the others.
     pub fn describe(&self) -> String {
-        String::new()
+        let lanes = match &self.kernel {
+            Kernel::Dense(_, kernel) => match kernel.lanes() {
+                Lanes::Pixels => ", pixels in the lanes",
+                Lanes::Channels => ", output channels in the lanes",
+            },
+            _ => "",
+        };
+        describe(&self.spec, self.algorithm(), lanes, self.isa, &self.costs)
     }
 
-    /// The scratch memory that a call needs when at most `slots` tasks run at once, in `f32`s.
+    /// The scratch memory that a call needs when at most `slots` tasks run at once, in `f32`s. A call that is given less
+    /// than for all of its threads runs fewer tasks at once; less than for one slot is an error.
+    ///
+    /// # Errors
+    /// Those of [`Conv2dSpec::sizes`], and [`Error::Invalid`] for no slots.
     pub fn workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error> {
-        self.spec.sizes(shape)?;
-        Ok(0 * slots)
+        if slots == 0 {
+            return Err(Error::invalid("slots", "at least 1", 0));
+        }
+        Ok(self.scratch_len(shape, &self.spec.sizes(shape)?, slots))
     }
 
-    /// `y = activation(x * w + bias + residual)`.
+    fn scratch_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        match &self.kernel {
+            Kernel::Dense(_, kernel) => kernel.workspace_len(shape, sizes, slots),
+            Kernel::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),
+            Kernel::Grouped(kernel) => kernel.workspace_len(shape, sizes, slots),
+            #[cfg(feature = "baseline")]
+            Kernel::Baseline(kernel) => kernel.workspace_len(shape, sizes, slots),
+        }
+    }
+
+    /// `y = activation(x * w + bias + residual)`. Allocates nothing.
+    ///
+    /// # Errors
+    /// Those of [`Conv2dSpec::sizes`], and [`Error::Length`] for a slice of another length or a workspace that is too
+    /// short for one slot. `y` is untouched then.
     pub fn forward(
         &self,
         shape: Shape,
@@ -138,7 +227,131 @@ impl Conv2d {
         workspace: &mut [f32],
         parallelism: Parallelism,
     ) -> Result<(), Error> {
-        let _ = (workspace, parallelism);
-        reference::conv2d_forward(&self.spec, shape, x, &self.weights, self.bias.as_deref(), residual, y)
+        let sizes = self.spec.sizes(shape)?;
+        check_len("x", sizes.x_len, x.len())?;
+        check_len("residual", sizes.y_len, residual.map_or(sizes.y_len, <[f32]>::len))?;
+        check_len("y", sizes.y_len, y.len())?;
+        let slots = slots(parallelism, workspace, |slots| self.scratch_len(shape, &sizes, slots))?;
+        if y.is_empty() {
+            return Ok(());
+        }
+        let bias = self.bias.as_deref();
+        let call = ForwardCall { shape, sizes, x, bias, residual, y, workspace, slots, parallelism };
+        match &self.kernel {
+            Kernel::Dense(_, kernel) => kernel.run(Call {
+                batch: shape.batch,
+                input: x,
+                in_size: sizes.input,
+                output: call.y,
+                out_size: sizes.output,
+                post: Post { bias, residual, activation: self.spec.activation },
+                workspace: call.workspace,
+                slots,
+                parallelism,
+            }),
+            Kernel::Depthwise(kernel) => kernel.forward(call),
+            Kernel::Grouped(kernel) => kernel.forward(call),
+            #[cfg(feature = "baseline")]
+            Kernel::Baseline(kernel) => kernel.forward(call),
+        }
+        if !self.finite {
+            border::forward(&self.spec, shape, &sizes, x, &self.weights, |index, oc, sum| {
+                let sum = sum + bias.map_or(0.0, |bias| bias[oc]) + residual.map_or(0.0, |residual| residual[index]);
+                y[index] = apply_one(self.isa, self.spec.activation, sum);
+            });
+        }
+        Ok(())
     }
+}
+
+impl fmt::Debug for Conv2d {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Conv2d({})", self.describe())
+    }
+}
+
+/// The expected seconds of an algorithm on one thread, or `None` where it cannot do the spec.
+fn cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
+    match algorithm {
+        Algorithm::Direct => Some(Dense::cost(spec, Form::Direct, hint, sizes, isa)),
+        Algorithm::Im2col => Some(Dense::cost(spec, Form::Im2col, hint, sizes, isa)),
+        Algorithm::Depthwise => Depthwise::cost(spec, hint, sizes, isa),
+        Algorithm::Grouped => Grouped::cost(spec, hint, sizes, isa),
+        #[cfg(feature = "baseline")]
+        Algorithm::Baseline => Baseline::cost(spec, hint, sizes, isa),
+        #[cfg(not(feature = "baseline"))]
+        Algorithm::Baseline => None,
+        Algorithm::Auto => None,
+    }
+}
+
+/// The algorithm asked for, or the cheapest.
+pub(super) fn choose(
+    argument: &'static str,
+    spec: &Conv2dSpec,
+    asked: Algorithm,
+    costs: &Costs,
+) -> Result<Algorithm, Error> {
+    let possible = || costs.iter().filter_map(|&(algorithm, cost)| cost.map(|cost| (algorithm, cost)));
+    if asked == Algorithm::Auto {
+        // The yardstick is never chosen.
+        let candidates = possible().filter(|(algorithm, _)| *algorithm != Algorithm::Baseline);
+        let best = candidates.min_by(|a, b| a.1.total_cmp(&b.1));
+        return best.map(|(algorithm, _)| algorithm).ok_or_else(|| Error::invalid(argument, "a possible spec", spec));
+    }
+    if possible().any(|(algorithm, _)| algorithm == asked) {
+        return Ok(asked);
+    }
+    let names: Vec<String> = possible().map(|(algorithm, _)| algorithm.to_string()).collect();
+    Err(Error::invalid(argument, format!("one of {} for {spec}", names.join(", ")), asked))
+}
+
+/// What runs, and why not the others.
+pub(super) fn describe(spec: &Conv2dSpec, chosen: Algorithm, lanes: &str, isa: Isa, costs: &Costs) -> String {
+    let mut text = format!("{spec}: {chosen}{lanes}, on {isa}; expected on one thread:");
+    for (algorithm, cost) in costs {
+        match cost {
+            Some(seconds) => text += &format!(" {algorithm} {:.3} ms,", seconds * 1e3),
+            None => text += &format!(" {algorithm} not possible,"),
+        }
+    }
+    text.pop();
+    text
+}
+
+/// How many tasks may run at once: one a thread, as far as the workspace goes.
+pub(super) fn slots(parallelism: Parallelism, workspace: &[f32], len: impl Fn(usize) -> usize) -> Result<usize, Error> {
+    (1..=parallelism.threads().max(1)).rev().find(|&slots| len(slots) <= workspace.len()).ok_or_else(|| Error::Length {
+        argument: "workspace",
+        expected: len(1),
+        given: workspace.len(),
+    })
+}
+
+/// A convolution in one call: makes a plan, allocates a workspace, runs on the current rayon pool. Whoever convolves more
+/// than once with the same weights makes a [`Conv2d`] and keeps it.
+///
+/// # Errors
+/// Those of [`Conv2d::new`] and [`Conv2d::forward`], and [`Error::OutOfMemory`].
+///
+/// ```
+/// use kernels::conv::{Conv2dSpec, Padding, Shape, conv2d};
+/// let spec = Conv2dSpec::new(1, 1, [3, 3]).padding(Padding::all(1));
+/// let mut output = [0.0; 4];
+/// conv2d(spec, Shape::new(1, 2, 2), &[1.0, 2.0, 3.0, 4.0], &[1.0; 9], Some(&[0.5]), &mut output)?;
+/// assert_eq!(output, [10.5; 4]);
+/// # Ok::<(), kernels::Error>(())
+/// ```
+pub fn conv2d(
+    spec: Conv2dSpec,
+    shape: Shape,
+    x: &[f32],
+    weights: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+) -> Result<(), Error> {
+    let plan = Conv2d::new(spec, weights, bias, shape)?;
+    let parallelism = Parallelism::Current;
+    let mut workspace = crate::Workspace::with_len(plan.workspace_len(shape, parallelism.threads())?)?;
+    plan.forward(shape, x, None, y, &mut workspace, parallelism)
 }

@@ -319,13 +319,7 @@ impl Job for MaxBackward<'_> {
 /// - `x` is the first tap in the image of the first window, and all `row_taps` rows of the windows are in the plane;
 ///   `(kernel - 1) * dilation + stride * LANES` elements are readable in each.
 #[inline(always)]
-unsafe fn find<S: Simd>(
-    simd: S,
-    geometry: &Geometry,
-    row_taps: usize,
-    x: *const f32,
-    y: &[f32],
-) -> Option<[f32; 16]> {
+unsafe fn find<S: Simd>(simd: S, geometry: &Geometry, row_taps: usize, x: *const f32, y: &[f32]) -> Option<[f32; 16]> {
     let (rows, columns) = (&geometry.rows, &geometry.columns);
     debug_assert!(y.len() == S::LANES && S::LANES <= 16);
     // SAFETY: `y` has a vector of elements; the taps are the caller's contract.

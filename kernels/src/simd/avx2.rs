@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Job, Simd};
 
 /// Proof that the CPU has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -30,6 +30,10 @@ impl Simd for Avx2 {
     type I = __m256i;
     type M = __m256i;
 
+    #[inline(always)]
+    fn call<J: Job>(self, job: J) -> J::Output {
+        unsafe { outlined(job) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         unsafe { _mm256_set1_ps(x) }
@@ -211,4 +215,13 @@ pub(super) unsafe fn transpose_8x8(from: *const f32, from_stride: isize, to: *mu
             }
         }
     }
+}
+
+/// # Safety
+/// - The CPU has AVX2 and FMA.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn outlined<J: Job>(job: J) -> J::Output {
+    // SAFETY: the caller vouches for the features.
+    job.run(unsafe { Avx2::new() })
 }

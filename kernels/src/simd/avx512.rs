@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
 use super::avx2::transpose_8x8;
+use super::{Job, Simd};
 
 /// Proof that the CPU has AVX-512 F, VL, DQ and BW, AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -28,6 +28,10 @@ impl Simd for Avx512 {
     type I = __m512i;
     type M = __mmask16;
 
+    #[inline(always)]
+    fn call<J: Job>(self, job: J) -> J::Output {
+        unsafe { outlined(job) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
@@ -189,4 +193,13 @@ impl Simd for Avx512 {
     fn prefetch(self, p: *const f32) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
+}
+
+/// # Safety
+/// - The CPU has AVX-512 F, VL, DQ and BW, AVX2 and FMA.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+unsafe fn outlined<J: Job>(job: J) -> J::Output {
+    // SAFETY: the caller vouches for the features.
+    job.run(unsafe { Avx512::new() })
 }

@@ -42,6 +42,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Truth values.
     type M: Copy;
 
+    /// Runs a job in a function of its own that is compiled for this instruction set.
+    ///
+    /// What is inlined into one function is optimised as a whole, in more than linear time, so a body with dozens of
+    /// tiles inside takes minutes to compile. A call costs a few nanoseconds; a tile runs for hundreds.
+    fn call<J: Job>(self, job: J) -> J::Output;
+
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
 

@@ -5,7 +5,7 @@
 
 use wide::{f32x4, i32x4};
 
-use super::Simd;
+use super::{Job, Simd};
 
 /// Needs no proof: every CPU will do.
 #[derive(Clone, Copy)]
@@ -18,6 +18,10 @@ impl Simd for Portable {
     type I = i32x4;
     type M = f32x4;
 
+    #[inline(always)]
+    fn call<J: Job>(self, job: J) -> J::Output {
+        outlined(job)
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> f32x4 {
         f32x4::splat(x)
@@ -178,4 +182,9 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch(self, _: *const f32) {}
+}
+
+#[inline(never)]
+fn outlined<J: Job>(job: J) -> J::Output {
+    job.run(Portable)
 }

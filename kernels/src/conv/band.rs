@@ -1,0 +1,164 @@
+//! A few rows of an image, copied once with their padding and split into phases, so that every tap is a shift.
+//!
+//! ```text
+//! for each channel of a block, for each phase:
+//!
+//!        ┌ extra columns ┐
+//!      0 0 0 0 0 0 0 0 0 0      rows + extra[0] rows of columns + extra[1] elements,
+//!      0 . . . . . . . . 0      zeros where the window hangs over the image
+//!      0 . . . . . . . . 0
+//! ```
+//!
+//! Result `(r, c)` of a tap is element `(r + shift[0], c + shift[1])` of the tap's phase. So the results of
+//! neighbouring pixels are neighbours, and the whole band is read at `pixel + offset[tap]`.
+
+use super::slide::Slide;
+use crate::simd::Simd;
+
+/// The layout of a band in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BandLayout {
+    /// Elements from one row to the next.
+    pub pitch: usize,
+    /// Elements of a phase of one channel.
+    pub phase_len: usize,
+    /// Elements of a channel.
+    pub channel_len: usize,
+}
+
+impl BandLayout {
+    /// For `rows` x `columns` results.
+    pub fn new(slide: &Slide, rows: usize, columns: usize) -> Self {
+        let pitch = columns + slide.extra[1];
+        let phase_len = pitch * (rows + slide.extra[0]);
+        Self { pitch, phase_len, channel_len: phase_len * slide.phases.len() }
+    }
+
+    /// The image itself as a band that holds all of its rows, if no tap leaves the image and its stride is 1.
+    pub fn in_place(slide: &Slide, in_size: [usize; 2], grid: [usize; 2]) -> Option<Self> {
+        let inside = (0..2).all(|axis| {
+            let last = slide.first_shift[axis] + (grid[axis] + slide.extra[axis]) as isize;
+            slide.stride[axis] == 1 && slide.first_shift[axis] >= 0 && last <= in_size[axis] as isize
+        });
+        let len = in_size[0] * in_size[1];
+        inside.then_some(Self { pitch: in_size[1], phase_len: len, channel_len: len })
+    }
+
+    /// The element of the image where result `(0, 0)` starts, if the image is read in place.
+    pub fn origin(&self, slide: &Slide) -> usize {
+        slide.first_shift[0].max(0) as usize * self.pitch + slide.first_shift[1].max(0) as usize
+    }
+
+    /// Writes the offset of each `(channel, tap)`, in this order, into `offsets`.
+    pub fn fill_offsets(&self, slide: &Slide, offsets: &mut [usize]) {
+        let taps = slide.taps.len();
+        for (index, offset) in offsets.iter_mut().enumerate() {
+            let (channel, tap) = (index / taps, slide.taps[index % taps]);
+            let [row, column] = tap.shift;
+            *offset = channel * self.channel_len + tap.phase * self.phase_len + row * self.pitch + column;
+        }
+    }
+}
+
+/// Copies the band of results `first_row ..` of one channel.
+///
+/// # Safety
+/// - `plane` is readable for `in_size[0] * in_size[1]` elements.
+/// - `to` is writable for `layout.channel_len` elements, and overlaps nothing of `plane`.
+#[inline(always)]
+pub(super) unsafe fn fill_channel<S: Simd>(
+    simd: S,
+    slide: &Slide,
+    layout: BandLayout,
+    plane: *const f32,
+    in_size: [usize; 2],
+    first_row: usize,
+    to: *mut f32,
+) {
+    let [height, width] = in_size.map(|size| size as isize);
+    let [row_stride, column_stride] = slide.stride.map(|stride| stride as isize);
+    let rows = layout.phase_len / layout.pitch;
+    for (index, &[row_phase, column_phase]) in slide.phases.iter().enumerate() {
+        // Elements [left, right) of a row lie inside of the image: 0 <= (j + first_shift) * stride + phase < width.
+        let pixel = |j: isize| (j + slide.first_shift[1]) * column_stride + column_phase as isize;
+        let pitch = layout.pitch as isize;
+        let left =
+            (-pixel(0)).max(0).div_euclid(column_stride) + ((-pixel(0)).max(0).rem_euclid(column_stride) > 0) as isize;
+        let left = left.min(pitch);
+        let right = (width - pixel(0) + column_stride - 1).div_euclid(column_stride).clamp(left, pitch);
+        for i in 0..rows {
+            // SAFETY: row `i` of this phase is inside of the channel; the columns read are inside of the image.
+            unsafe {
+                let row = to.add(index * layout.phase_len + i * layout.pitch);
+                let ih = (first_row as isize + i as isize + slide.first_shift[0]) * row_stride + row_phase as isize;
+                if ih < 0 || ih >= height || left == right {
+                    zero_run(simd, row, layout.pitch);
+                    continue;
+                }
+                zero_run(simd, row, left as usize);
+                let from = plane.offset(ih * width + pixel(left));
+                copy_run(simd, from, column_stride as usize, row.offset(left), (right - left) as usize);
+                zero_run(simd, row.offset(right), (pitch - right) as usize);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// - `to .. to + len` is writable.
+#[inline(always)]
+pub(super) unsafe fn zero_run<S: Simd>(simd: S, to: *mut f32, len: usize) {
+    let mut done = 0;
+    while done < len {
+        // SAFETY: `done < len`, and no more than `len - done` lanes are written.
+        unsafe { simd.store_first(to.add(done), len - done, simd.zero()) };
+        done += S::LANES;
+    }
+}
+
+/// Copies `len` elements that are `stride` apart.
+///
+/// # Safety
+/// - `from[i * stride]` is readable and `to[i]` writable for `i < len`.
+#[inline(always)]
+pub(super) unsafe fn copy_run<S: Simd>(simd: S, from: *const f32, stride: usize, to: *mut f32, len: usize) {
+    let mut done = 0;
+    // SAFETY: every access is below `len`, or `(len - 1) * stride + 1` elements of the source.
+    unsafe {
+        match stride {
+            1 => {
+                while done + S::LANES <= len {
+                    simd.store(to.add(done), simd.load(from.add(done)));
+                    done += S::LANES;
+                }
+                if done < len {
+                    simd.store_first(to.add(done), len - done, simd.load_first(from.add(done), len - done));
+                }
+                return;
+            }
+            2 => {
+                // The last odd element may lie outside of the source, hence the strict comparison.
+                while done + S::LANES < len {
+                    let (a, b) = (simd.load(from.add(2 * done)), simd.load(from.add(2 * done + S::LANES)));
+                    simd.store(to.add(done), simd.even_odd(a, b).0);
+                    done += S::LANES;
+                }
+            }
+            4 => {
+                while done + S::LANES < len {
+                    let p = from.add(4 * done);
+                    let (a, b) = (simd.load(p), simd.load(p.add(S::LANES)));
+                    let (c, d) = (simd.load(p.add(2 * S::LANES)), simd.load(p.add(3 * S::LANES)));
+                    let (even, odd) = (simd.even_odd(a, b).0, simd.even_odd(c, d).0);
+                    simd.store(to.add(done), simd.even_odd(even, odd).0);
+                    done += S::LANES;
+                }
+            }
+            _ => {}
+        }
+        while done < len {
+            *to.add(done) = *from.add(done * stride);
+            done += 1;
+        }
+    }
+}

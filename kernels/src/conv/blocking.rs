@@ -1,0 +1,67 @@
+//! Block sizes, as data.
+
+use crate::error::Error;
+use crate::simd::Isa;
+
+/// How a dense convolution is cut. Every cut is between outputs, or continues a sum where it was: no size here
+/// changes a bit of the result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Blocking {
+    /// Products of an output that are computed before the next block of input channels is taken up.
+    pub depth: usize,
+    /// Output channels of a task.
+    pub out_channels: usize,
+    /// Unfinished sums of a task, in elements.
+    pub sums: usize,
+    /// The padded copy of a few rows, in elements: what a task aims at.
+    pub band: usize,
+    /// The padded copy of one row, in elements: beyond this, patches are gathered one by one.
+    pub band_limit: usize,
+    /// Pixels of a task.
+    pub pixels: usize,
+    /// Pixels that the gradient of the weights runs through before the next block is copied.
+    pub gradient_pixels: usize,
+    /// Tasks that a thread should find.
+    pub tasks_per_thread: usize,
+    /// The speed by which work is judged too small for several threads.
+    pub flops_per_second: f64,
+}
+
+impl Blocking {
+    /// Whether every size is at least 1.
+    pub(super) fn check(self) -> Result<Self, Error> {
+        let sizes = [
+            ("blocking.depth", self.depth),
+            ("blocking.out_channels", self.out_channels),
+            ("blocking.sums", self.sums),
+            ("blocking.band", self.band),
+            ("blocking.band_limit", self.band_limit),
+            ("blocking.pixels", self.pixels),
+            ("blocking.gradient_pixels", self.gradient_pixels),
+            ("blocking.tasks_per_thread", self.tasks_per_thread),
+        ];
+        match sizes.into_iter().find(|&(_, size)| size == 0) {
+            Some((argument, size)) => Err(Error::invalid(argument, "at least 1", size)),
+            None => Ok(self),
+        }
+    }
+
+    /// For 512 KiB of L2 and 32 KiB of L1: a tile's patches (depth 256 x 16 pixels, 16 KiB) stay in L1, the weights
+    /// of a task (256 x 256, 256 KiB) and its unfinished sums in L2.
+    pub const fn default_for(isa: Isa) -> Self {
+        Self {
+            depth: match isa {
+                Isa::Avx512 => 256,
+                Isa::Avx2 | Isa::Portable => 288,
+            },
+            out_channels: 256,
+            sums: 48 * 1024,
+            band: 32 * 1024,
+            band_limit: 512 * 1024,
+            pixels: 4096,
+            gradient_pixels: 384,
+            tasks_per_thread: 2,
+            flops_per_second: 80e9,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Outputs at the border, by definition, for weights that are not all finite.
+//!
+//! Taps that fall into the padding contribute nothing. The kernels read zeros there, which is the same only as long
+//! as the weight is finite. Weights that are not are rare, so the kernels run as always, and the outputs whose window
+//! hangs over the image are computed again.
+
+use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
+
+/// Where element `[n, c, h, w]` of an image stands.
+fn at(layout: Layout, channels: usize, [height, width]: [usize; 2], [n, c, h, w]: [usize; 4]) -> usize {
+    match layout {
+        Layout::Nchw => ((n * channels + c) * height + h) * width + w,
+        Layout::Nhwc => ((n * height + h) * width + w) * channels + c,
+    }
+}
+
+/// The position in the image that a tap of a window reads, if it is one.
+fn tap(spec: &Conv2dSpec, axis: usize, out: usize, k: usize, size: usize) -> Option<usize> {
+    let before = [spec.padding.top, spec.padding.left][axis];
+    let at = (out * spec.stride[axis] + k * spec.dilation[axis]).checked_sub(before)?;
+    (at < size).then_some(at)
+}
+
+/// Calls `write(index of y, index of its channel, sum)` for each output whose window hangs over the image.
+pub(super) fn forward(
+    spec: &Conv2dSpec,
+    shape: Shape,
+    sizes: &Sizes,
+    x: &[f32],
+    weights: &[f32],
+    mut write: impl FnMut(usize, usize, f32),
+) {
+    let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
+    let [kernel_height, kernel_width] = spec.kernel;
+    let hangs =
+        |axis: usize, out: usize| (0..spec.kernel[axis]).any(|k| tap(spec, axis, out, k, sizes.input[axis]).is_none());
+    for n in 0..shape.batch {
+        for oh in 0..sizes.output[0] {
+            for ow in 0..sizes.output[1] {
+                if !hangs(0, oh) && !hangs(1, ow) {
+                    continue;
+                }
+                for oc in 0..spec.out_channels {
+                    let mut sum = 0.0f32;
+                    for g_ic in 0..group_in {
+                        let ic = oc / group_out * group_in + g_ic;
+                        for kh in 0..kernel_height {
+                            let Some(ih) = tap(spec, 0, oh, kh, sizes.input[0]) else { continue };
+                            for kw in 0..kernel_width {
+                                let Some(iw) = tap(spec, 1, ow, kw, sizes.input[1]) else { continue };
+                                let x = x[at(spec.layout, spec.in_channels, sizes.input, [n, ic, ih, iw])];
+                                let w = weights[((oc * group_in + g_ic) * kernel_height + kh) * kernel_width + kw];
+                                sum = x.mul_add(w, sum);
+                            }
+                        }
+                    }
+                    write(at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh, ow]), oc, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Calls `write(index of dx, sum)` for each pixel that some tap reaches only from outside of the output.
+pub(super) fn backward_data(
+    spec: &Conv2dSpec,
+    shape: Shape,
+    sizes: &Sizes,
+    dy: &[f32],
+    weights: &[f32],
+    mut write: impl FnMut(usize, f32),
+) {
+    let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
+    let [kernel_height, kernel_width] = spec.kernel;
+    // The output whose window has tap `k` on input position `i`, if it is one.
+    let out = |axis: usize, i: usize, k: usize| {
+        let before = [spec.padding.top, spec.padding.left][axis];
+        let distance = (i + before).checked_sub(k * spec.dilation[axis])?;
+        (distance % spec.stride[axis] == 0 && distance / spec.stride[axis] < sizes.output[axis])
+            .then(|| distance / spec.stride[axis])
+    };
+    for n in 0..shape.batch {
+        for ih in 0..sizes.input[0] {
+            for iw in 0..sizes.input[1] {
+                let clipped = (0..kernel_height).any(|kh| out(0, ih, kh).is_none())
+                    || (0..kernel_width).any(|kw| out(1, iw, kw).is_none());
+                if !clipped {
+                    continue;
+                }
+                for ic in 0..spec.in_channels {
+                    let group = ic / group_in;
+                    let mut sum = 0.0f32;
+                    for oc in group * group_out..(group + 1) * group_out {
+                        for kh in 0..kernel_height {
+                            let Some(oh) = out(0, ih, kh) else { continue };
+                            for kw in 0..kernel_width {
+                                let Some(ow) = out(1, iw, kw) else { continue };
+                                let dy = dy[at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh, ow])];
+                                let w_at = ((oc * group_in + ic % group_in) * kernel_height + kh) * kernel_width + kw;
+                                sum = dy.mul_add(weights[w_at], sum);
+                            }
+                        }
+                    }
+                    write(at(spec.layout, spec.in_channels, sizes.input, [n, ic, ih, iw]), sum);
+                }
+            }
+        }
+    }
+}

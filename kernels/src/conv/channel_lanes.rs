@@ -1,0 +1,639 @@
+//! Direct and im2col convolution with output channels in the lanes and pixels in the rows: NHWC, and small images.
+//!
+//! ```text
+//! for each task: image, group, block of panels, band of rows
+//!   for each block of input channels                         (k, in order)
+//!     copy the band of these channels with its padding             image_band.rs
+//!     for each panel of NV * LANES output channels
+//!       for each tile of up to 6 pixels
+//!         continue the chains: weights in vectors, elements of the image broadcast from pixel + offset[k]
+//!       last block: bias, residual, activation, store              (NCHW: transposed on the way out)
+//! ```
+//!
+//! The weights are read once for all pixels of a band, in order, which is what decides for small images with many
+//! channels, and no pixel is computed that is not asked for: 49 pixels are four tiles of 6 and five of 5. The im2col
+//! form packs the tiles of a band first. The sums run in the order of `ic, kh, kw`, as everywhere.
+//!
+//! Source: M. Dukhan, "The indirect convolution algorithm" (2019).
+
+use super::blocking::Blocking;
+use super::image_band::ImageBand;
+use super::panels::Panels;
+use super::pixel_lanes::{Call, Post};
+use super::slide::Slide;
+use super::spec::Layout;
+use crate::activation::apply;
+use crate::error::Error;
+use crate::gemm::micro::{OffsetLhs, PackedPanel, StridedRhs, multiply};
+use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::workspace::{LINE, Workspace, aligned, split_indices};
+
+/// Pixels of a tile: as many row addresses as the general registers hold.
+const MAX_ROWS: usize = 6;
+/// Lanes of the widest panel.
+const MAX_LANES: usize = 64;
+
+/// Vectors of a panel, so that six rows of them fill the registers.
+const fn panel_vectors(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => 4,
+        Isa::Avx2 | Isa::Portable => 2,
+    }
+}
+
+/// A slide with packed weights.
+#[derive(Clone)]
+pub(super) struct ChannelLanes {
+    slide: Slide,
+    groups: usize,
+    layout: Layout,
+    im2col: bool,
+    isa: Isa,
+    blocking: Blocking,
+    /// Elements of a panel's row, and of the last panel's.
+    panel_len: usize,
+    packed: Workspace,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    grid: [usize; 2],
+    source: Source,
+    channel_block: usize,
+    channel_blocks: usize,
+    panel_blocks: usize,
+    band_rows: usize,
+    bands: usize,
+    tasks: usize,
+    table_len: usize,
+    sums_len: usize,
+    band_len: usize,
+    tiles_len: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Source {
+    InPlace(ImageBand),
+    Band(ImageBand),
+    Gather,
+}
+
+impl Cut {
+    fn scratch_len(&self) -> usize {
+        self.sums_len + self.band_len + self.tiles_len
+    }
+}
+
+impl ChannelLanes {
+    /// Allocates room for the packed weights of all groups.
+    pub fn new(
+        slide: Slide,
+        groups: usize,
+        layout: Layout,
+        im2col: bool,
+        isa: Isa,
+        blocking: Blocking,
+    ) -> Result<Self, Error> {
+        let panel_len = panel_vectors(isa) * isa.lanes();
+        let lanes = slide.out_channels.next_multiple_of(isa.lanes());
+        let packed = Workspace::with_len(groups * lanes * slide.depth())?;
+        Ok(Self { slide, groups, layout, im2col, isa, blocking, panel_len, packed })
+    }
+
+    fn panels(&self) -> usize {
+        self.slide.out_channels.div_ceil(self.panel_len)
+    }
+
+    /// Elements of a row of a panel.
+    fn row_len(&self, panel: usize) -> usize {
+        (self.slide.out_channels - panel * self.panel_len).min(self.panel_len).next_multiple_of(self.isa.lanes())
+    }
+
+    /// Packs weights: `weight(group, output channel, input channel, filter index)`.
+    pub fn pack(&mut self, weight: impl Fn(usize, usize, usize, usize) -> f32) {
+        let (depth, taps) = (self.slide.depth(), self.slide.taps.len());
+        let group_len = self.slide.out_channels.next_multiple_of(self.isa.lanes()) * depth;
+        for group in 0..self.groups {
+            for panel in 0..self.panels() {
+                let row_len = self.row_len(panel);
+                let start = group * group_len + panel * self.panel_len * depth;
+                for k in 0..depth {
+                    let (ic, filter_index) = (k / taps, self.slide.taps[k % taps].filter_index);
+                    for lane in 0..row_len {
+                        let oc = panel * self.panel_len + lane;
+                        self.packed[start + k * row_len + lane] =
+                            if oc < self.slide.out_channels { weight(group, oc, ic, filter_index) } else { 0.0 };
+                    }
+                }
+            }
+        }
+    }
+
+    fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut {
+        let (slide, blocking) = (&self.slide, &self.blocking);
+        let grid = [slide.grid(0, out_size[0]), slide.grid(1, out_size[1])];
+        let taps = slide.taps.len();
+        let channel_block = (blocking.depth / taps.max(1)).clamp(1, slide.in_channels.max(1));
+        let channel_blocks = slide.in_channels.div_ceil(channel_block).max(1);
+        let channel_block = slide.in_channels.div_ceil(channel_blocks);
+        let depth = channel_block * taps;
+
+        let all_channels = slide.in_channels * self.groups;
+        let one_row = ImageBand::copy(slide, self.layout, channel_block, 1, grid[1]);
+        let in_place = ImageBand::in_place(slide, self.layout, all_channels, in_size, grid);
+        let source = match (in_place, one_row) {
+            (Some(band), _) => Source::InPlace(band),
+            (None, Some(band)) if band.len <= blocking.band_limit => Source::Band(band),
+            _ => Source::Gather,
+        };
+        let packs = self.im2col || source == Source::Gather;
+
+        let images = batch * self.groups;
+        let wanted = if threads > 1 { threads * blocking.tasks_per_thread } else { 1 };
+        let mut panel_blocks = slide.out_channels.div_ceil(blocking.out_channels).max(1);
+        let block_lanes = |blocks: usize| self.panels().div_ceil(blocks) * self.panel_len;
+        let columns = grid[1].max(1);
+        let by_sums = blocking.sums / (block_lanes(panel_blocks) * columns);
+        let by_band = match source {
+            Source::Band(band) => {
+                (blocking.band / (band.columns * channel_block * slide.stride[0]).max(1)).saturating_sub(slide.extra[0])
+            }
+            _ => grid[0],
+        };
+        let by_tiles = if packs { blocking.sums / (depth * columns).max(1) } else { grid[0] };
+        let most_rows = by_sums.min(by_band).min(by_tiles).min(blocking.pixels / columns).clamp(1, grid[0].max(1));
+        let mut bands = grid[0].div_ceil(most_rows).max(1);
+        let most_bands = (grid[0] * columns / 64).clamp(1, grid[0].max(1));
+        if images * panel_blocks * bands < wanted && bands < most_bands {
+            bands = wanted.div_ceil((images * panel_blocks).max(1)).clamp(bands, most_bands);
+        }
+        if images * panel_blocks * bands < wanted {
+            let blocks = threads.div_ceil((images * bands).max(1)).max(panel_blocks).next_multiple_of(threads);
+            panel_blocks = blocks.min(self.panels().max(1));
+        }
+        let band_rows = grid[0].div_ceil(bands).max(1);
+        let bands = grid[0].div_ceil(band_rows).max(1);
+        let source = match source {
+            Source::Band(_) => ImageBand::copy(slide, self.layout, channel_block, band_rows, grid[1])
+                .map_or(Source::Gather, Source::Band),
+            other => other,
+        };
+        let pixels = band_rows * columns;
+        Cut {
+            grid,
+            source,
+            channel_block,
+            channel_blocks,
+            panel_blocks,
+            band_rows,
+            bands,
+            tasks: images * panel_blocks * bands,
+            table_len: if source == Source::Gather { 0 } else { depth },
+            sums_len: (pixels * block_lanes(panel_blocks)).next_multiple_of(LINE),
+            band_len: if let Source::Band(band) = source { band.len.next_multiple_of(LINE) } else { 0 },
+            tiles_len: if packs { (pixels * depth).next_multiple_of(LINE) } else { 0 },
+        }
+    }
+
+    /// Scratch of a call, in elements.
+    pub fn workspace_len(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], slots: usize) -> usize {
+        let cut = self.cut(batch, in_size, out_size, slots);
+        LINE + split_indices::len(cut.table_len) + slots.min(cut.tasks.max(1)) * cut.scratch_len()
+    }
+
+    /// Computes every result of the slide.
+    pub fn run(&self, call: Call<'_>) {
+        let Call { batch, input, in_size, output, out_size, post, workspace, slots, parallelism } = call;
+        let cut = self.cut(batch, in_size, out_size, slots);
+        if cut.grid.contains(&0) {
+            return;
+        }
+        let (table, scratch) = split_indices::split(aligned(workspace), cut.table_len);
+        match cut.source {
+            Source::InPlace(band) | Source::Band(band) => band.fill_offsets(&self.slide, table),
+            Source::Gather => {}
+        }
+        debug_assert!(scratch.len() >= slots.min(cut.tasks) * cut.scratch_len());
+        let context = Context {
+            plan: self,
+            cut,
+            input,
+            in_size,
+            output: output.as_mut_ptr(),
+            out_size,
+            post,
+            table,
+            scratch: scratch.as_mut_ptr(),
+        };
+        let flops = 2.0
+            * (batch * self.groups * self.slide.out_channels * self.slide.depth()) as f64
+            * (cut.grid[0] * cut.grid[1]) as f64;
+        let parallelism = parallelism.for_seconds(flops / self.blocking.flops_per_second);
+        let context = &context;
+        parallelism.for_each(cut.tasks, slots, &move |task, slot| {
+            dispatch(self.isa, Task { context, task, slot });
+        });
+    }
+}
+
+struct Context<'a> {
+    plan: &'a ChannelLanes,
+    cut: Cut,
+    input: &'a [f32],
+    in_size: [usize; 2],
+    output: *mut f32,
+    out_size: [usize; 2],
+    post: Post<'a>,
+    table: &'a [usize],
+    scratch: *mut f32,
+}
+
+// SAFETY: tasks write disjoint pixels and channels of `output` (every cut is between outputs), and disjoint parts
+// of `scratch` (a slot belongs to one running task); everything else is only read.
+unsafe impl Sync for Context<'_> {}
+
+struct Task<'a> {
+    context: &'a Context<'a>,
+    task: usize,
+    slot: usize,
+}
+
+impl Job for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Task { context, task, slot } = self;
+        let (plan, cut) = (context.plan, &context.cut);
+        let slide = &plan.slide;
+        let (rest, band) = (task / cut.bands, task % cut.bands);
+        let (image, panel_block) = (rest / cut.panel_blocks, rest % cut.panel_blocks);
+        let (n, group) = (image / plan.groups, image % plan.groups);
+        let first_panel = plan.panels() * panel_block / cut.panel_blocks;
+        let last_panel = plan.panels() * (panel_block + 1) / cut.panel_blocks;
+        let taps = slide.taps.len();
+
+        let [grid_rows, columns] = cut.grid;
+        let first_row = band * cut.band_rows;
+        let rows = cut.band_rows.min(grid_rows - first_row);
+        let pixels = rows * columns;
+        let tiles = Panels::new(pixels, MAX_ROWS);
+
+        let plane = context.in_size[0] * context.in_size[1];
+        let in_channels = slide.in_channels * plan.groups;
+        // SAFETY: `slot < slots`, and the workspace holds `slots` times `scratch_len` elements.
+        let sums = unsafe { context.scratch.add(slot * cut.scratch_len()) };
+        let band_copy = sums.wrapping_add(cut.sums_len);
+        let packed_tiles = band_copy.wrapping_add(cut.band_len);
+        let group_lanes = slide.out_channels.next_multiple_of(S::LANES);
+        let weights = plan.packed.as_ptr().wrapping_add(group * group_lanes * slide.depth());
+        let input = context.input[n * in_channels * plane..][..in_channels * plane].as_ptr();
+        let channel_step = if plan.layout == Layout::Nchw { plane } else { 1 };
+        let input = input.wrapping_add(group * slide.in_channels * channel_step);
+
+        for block in 0..cut.channel_blocks {
+            let first_in = block * cut.channel_block;
+            let in_block = cut.channel_block.min(slide.in_channels - first_in.min(slide.in_channels));
+            let depth = in_block * taps;
+            let (first, last) = (block == 0, block + 1 == cut.channel_blocks);
+            let block_input = input.wrapping_add(first_in * channel_step);
+            let offsets = context.table.get(..depth).unwrap_or(&[]);
+            // Where windows start, and how far apart they are.
+            let (start, steps) = match cut.source {
+                Source::Band(band) => {
+                    // SAFETY: the block's channels are inside of the image, and `band_len` holds the band.
+                    unsafe {
+                        band.fill(
+                            simd,
+                            slide,
+                            plan.layout,
+                            in_block,
+                            block_input,
+                            in_channels,
+                            context.in_size,
+                            first_row,
+                            band_copy,
+                        );
+                    }
+                    (band_copy.cast_const(), [band.row_step, band.column_step])
+                }
+                Source::InPlace(band) => {
+                    let start = band.origin(slide) + first_row * slide.stride[0] * band.row_step;
+                    (block_input.wrapping_add(start), [band.row_step, band.column_step])
+                }
+                Source::Gather => (block_input, [0, 0]),
+            };
+            let window = |pixel: usize| {
+                let (r, c) = (pixel / columns, pixel % columns);
+                start.wrapping_add(r * slide.stride[0] * steps[0] + c * slide.stride[1] * steps[1])
+            };
+            let packs = cut.tiles_len > 0;
+            if packs {
+                for tile in 0..tiles.count() {
+                    let (from, to) = (tiles.start(tile), tiles.start(tile + 1));
+                    for pixel in from..to {
+                        for k in 0..depth {
+                            // SAFETY: the window lies in the band; the packed tiles hold `depth` columns of all pixels.
+                            unsafe {
+                                let value = match cut.source {
+                                    Source::Gather => {
+                                        let at = [first_row + pixel / columns, pixel % columns];
+                                        gather(slide, plan.layout, block_input, in_channels, context.in_size, at, k)
+                                    }
+                                    _ => *window(pixel).add(offsets[k]),
+                                };
+                                *packed_tiles.add(from * depth + k * (to - from) + pixel - from) = value;
+                            }
+                        }
+                    }
+                }
+            }
+            for panel in first_panel..last_panel {
+                let row_len = plan.row_len(panel);
+                let rhs = weights.wrapping_add(panel * plan.panel_len * slide.depth() + first_in * taps * row_len);
+                let panel_sums = sums.wrapping_add((panel - first_panel) * plan.panel_len * pixels);
+                for tile in 0..tiles.count() {
+                    let (from, to) = (tiles.start(tile), tiles.start(tile + 1));
+                    let tile_sums = panel_sums.wrapping_add(from * row_len);
+                    // SAFETY: the panel holds the whole depth; the sums hold all pixels of all panels of the block.
+                    unsafe {
+                        if packs {
+                            let lhs = Lhs::Packed(packed_tiles.add(from * depth));
+                            Tile { lhs, rhs, depth, sums: tile_sums, first }.multiply(simd, to - from, row_len);
+                        } else {
+                            let mut windows = [start; MAX_ROWS];
+                            for i in 0..to - from {
+                                windows[i] = window(from + i);
+                            }
+                            let lhs = Lhs::Windows(&windows, offsets.as_ptr());
+                            Tile { lhs, rhs, depth, sums: tile_sums, first }.multiply(simd, to - from, row_len);
+                        }
+                    }
+                }
+                if last {
+                    let oc = group * slide.out_channels + panel * plan.panel_len;
+                    let channels = (slide.out_channels - panel * plan.panel_len).min(plan.panel_len);
+                    let finish = Finish { context, n, first_row, oc, channels, row_len };
+                    // SAFETY: the panel's sums are complete, and its channels and pixels are this task's.
+                    unsafe {
+                        match plan.layout {
+                            Layout::Nhwc => finish.pixels(simd, panel_sums, pixels),
+                            Layout::Nchw => finish.transposed(simd, panel_sums, pixels),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One element of a patch, straight from the image.
+///
+/// # Safety
+/// - `input` points at the first channel of the block in an image of `in_size`, `in_channels` channels to a pixel.
+unsafe fn gather(
+    slide: &Slide,
+    layout: Layout,
+    input: *const f32,
+    in_channels: usize,
+    in_size: [usize; 2],
+    at: [usize; 2],
+    k: usize,
+) -> f32 {
+    let (channel, tap) = (k / slide.taps.len(), slide.taps[k % slide.taps.len()]);
+    let position = |axis: usize| {
+        let shift = slide.first_shift[axis] + (at[axis] + tap.shift[axis]) as isize;
+        let position = shift * slide.stride[axis] as isize + slide.phases[tap.phase][axis] as isize;
+        usize::try_from(position).ok().filter(|&position| position < in_size[axis])
+    };
+    match (position(0), position(1)) {
+        (Some(ih), Some(iw)) => {
+            let index = match layout {
+                Layout::Nchw => (channel * in_size[0] + ih) * in_size[1] + iw,
+                Layout::Nhwc => (ih * in_size[1] + iw) * in_channels + channel,
+            };
+            // SAFETY: the position is inside of the image.
+            unsafe { *input.add(index) }
+        }
+        _ => 0.0,
+    }
+}
+
+/// The left-hand side of a tile.
+#[derive(Clone, Copy)]
+enum Lhs<'a> {
+    Packed(*const f32),
+    Windows(&'a [*const f32; MAX_ROWS], *const usize),
+}
+
+/// A tile of `rows` pixels x `row_len` channels.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    /// Readable for all rows and `depth` columns.
+    lhs: Lhs<'a>,
+    /// A panel of `depth` rows of `row_len`.
+    rhs: *const f32,
+    depth: usize,
+    /// Writable for all rows of `row_len`; holds sums unless `first`.
+    sums: *mut f32,
+    first: bool,
+}
+
+impl Tile<'_> {
+    /// Starts or continues the chains.
+    ///
+    /// # Safety
+    /// - The pointers keep what the fields promise for `rows` rows of `row_len`.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(self, simd: S, rows: usize, row_len: usize) {
+        match row_len / S::LANES {
+            1 => self.by_rows::<S, 1>(simd, rows),
+            2 => self.by_rows::<S, 2>(simd, rows),
+            3 => self.by_rows::<S, 3>(simd, rows),
+            _ => {
+                debug_assert_eq!(row_len, 4 * S::LANES);
+                self.by_rows::<S, 4>(simd, rows);
+            }
+        }
+    }
+
+    /// Picks the instance for the number of rows.
+    #[inline(always)]
+    fn by_rows<S: Simd, const V: usize>(self, simd: S, rows: usize) {
+        match rows {
+            1 => simd.call(FixedTile::<1, V>(self)),
+            2 => simd.call(FixedTile::<2, V>(self)),
+            3 => simd.call(FixedTile::<3, V>(self)),
+            4 => simd.call(FixedTile::<4, V>(self)),
+            5 => simd.call(FixedTile::<5, V>(self)),
+            _ => {
+                debug_assert_eq!(rows, MAX_ROWS);
+                simd.call(FixedTile::<MAX_ROWS, V>(self));
+            }
+        }
+    }
+}
+
+/// A tile whose size is known at compile time: `ROWS` rows of `V` vectors.
+struct FixedTile<'a, const ROWS: usize, const V: usize>(Tile<'a>);
+
+impl<const ROWS: usize, const V: usize> Job for FixedTile<'_, ROWS, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // Tiles that do not fit the registers are never asked for: this keeps their code from being generated.
+        if ROWS * V + V + 1 > S::REGISTERS {
+            return;
+        }
+        let Tile { lhs, rhs, depth, sums, first } = self.0;
+        let row_len = V * S::LANES;
+        let rhs = StridedRhs { start: rhs, row_stride: row_len as isize };
+        let mut acc = [[simd.zero(); V]; ROWS];
+        // SAFETY: the contract of `Tile::multiply`.
+        unsafe {
+            if !first {
+                for i in 0..ROWS {
+                    for v in 0..V {
+                        acc[i][v] = simd.load(sums.add(i * row_len + v * S::LANES));
+                    }
+                }
+            }
+            match lhs {
+                Lhs::Packed(panel) => multiply(simd, &mut acc, PackedPanel::<ROWS>(panel), rhs, depth),
+                Lhs::Windows(windows, offsets) => {
+                    let mut rows = [windows[0]; ROWS];
+                    rows.copy_from_slice(&windows[..ROWS]);
+                    multiply(simd, &mut acc, OffsetLhs { rows, offsets }, rhs, depth);
+                }
+            }
+            for i in 0..ROWS {
+                for v in 0..V {
+                    simd.store(sums.add(i * row_len + v * S::LANES), acc[i][v]);
+                }
+            }
+        }
+    }
+}
+
+/// The last step of a panel: bias, residual, activation, store.
+struct Finish<'a> {
+    context: &'a Context<'a>,
+    n: usize,
+    first_row: usize,
+    oc: usize,
+    channels: usize,
+    row_len: usize,
+}
+
+impl Finish<'_> {
+    /// Where a pixel of the band stands in a plane of the output.
+    #[inline(always)]
+    fn place(&self, pixel: usize) -> usize {
+        let slide = &self.context.plan.slide;
+        let columns = self.context.cut.grid[1];
+        let (row, column) = (self.first_row + pixel / columns, pixel % columns);
+        let at = |axis: usize, i: usize| slide.out_start[axis] + i * slide.out_step[axis];
+        at(0, row) * self.context.out_size[1] + at(1, column)
+    }
+
+    /// NHWC: each pixel's channels are neighbours.
+    ///
+    /// # Safety
+    /// - `sums` holds `pixels` rows of `row_len`; the pixels and channels of the output are this task's.
+    #[inline(always)]
+    unsafe fn pixels<S: Simd>(&self, simd: S, sums: *const f32, pixels: usize) {
+        let context = self.context;
+        let plane = context.out_size[0] * context.out_size[1];
+        let channels = context.plan.slide.out_channels * context.plan.groups;
+        for pixel in 0..pixels {
+            let at = (self.n * plane + self.place(pixel)) * channels + self.oc;
+            let mut lane = 0;
+            while lane < self.channels {
+                let lanes = self.channels - lane;
+                // SAFETY: at most `lanes` elements of the pixel's channels are touched.
+                unsafe {
+                    let mut value = simd.load(sums.add(pixel * self.row_len + lane));
+                    if let Some(bias) = context.post.bias {
+                        value = simd.add(value, simd.load_first(bias[self.oc + lane..].as_ptr(), lanes));
+                    }
+                    if let Some(residual) = context.post.residual {
+                        value = simd.add(value, simd.load_first(residual[at + lane..].as_ptr(), lanes));
+                    }
+                    let value = apply(simd, context.post.activation, value);
+                    simd.store_first(context.output.add(at + lane), lanes, value);
+                }
+                lane += S::LANES;
+            }
+        }
+    }
+
+    /// NCHW: each channel's pixels are neighbours.
+    ///
+    /// # Safety
+    /// - As for [`Finish::pixels`].
+    #[inline(always)]
+    unsafe fn transposed<S: Simd>(&self, simd: S, sums: *const f32, pixels: usize) {
+        let context = self.context;
+        let slide = &context.plan.slide;
+        let plane = context.out_size[0] * context.out_size[1];
+        let channels = slide.out_channels * context.plan.groups;
+        // Pixels of the band are neighbours in the output unless it is computed in phases.
+        let dense = slide.out_step == [1, 1] && context.cut.grid[1] == context.out_size[1];
+        let mut block = [0.0f32; 16 * 16];
+        let mut pixel = 0;
+        while pixel < pixels {
+            let count = (pixels - pixel).min(S::LANES);
+            let mut lane = 0;
+            while lane < self.channels {
+                // SAFETY: `count` pixels of `LANES` channels are read; the block holds LANES x LANES.
+                unsafe {
+                    let from = sums.add(pixel * self.row_len + lane);
+                    if count == S::LANES {
+                        simd.transpose(from, self.row_len as isize, block.as_mut_ptr(), S::LANES as isize);
+                    } else {
+                        for p in 0..count {
+                            for l in 0..S::LANES {
+                                block[l * S::LANES + p] = *from.add(p * self.row_len + l);
+                            }
+                        }
+                    }
+                }
+                for l in 0..S::LANES.min(self.channels - lane) {
+                    let channel = self.oc + lane + l;
+                    let start = (self.n * channels + channel) * plane;
+                    // SAFETY: the pixels are this task's; at most `count` lanes are touched, one by one if they are apart.
+                    unsafe {
+                        let mut value = simd.load(block.as_ptr().add(l * S::LANES));
+                        if let Some(bias) = context.post.bias {
+                            value = simd.add(value, simd.splat(bias[channel]));
+                        }
+                        if dense {
+                            let at = start + self.place(pixel);
+                            if let Some(residual) = context.post.residual {
+                                value = simd.add(value, simd.load_first(residual[at..].as_ptr(), count));
+                            }
+                            let value = apply(simd, context.post.activation, value);
+                            simd.store_first(context.output.add(at), count, value);
+                        } else {
+                            if let Some(residual) = context.post.residual {
+                                let mut line = [0.0f32; 16];
+                                for p in 0..count {
+                                    line[p] = residual[start + self.place(pixel + p)];
+                                }
+                                value = simd.add(value, simd.load(line.as_ptr()));
+                            }
+                            let mut line = [0.0f32; MAX_LANES];
+                            simd.store(line.as_mut_ptr(), apply(simd, context.post.activation, value));
+                            for p in 0..count {
+                                *context.output.add(start + self.place(pixel + p)) = line[p];
+                            }
+                        }
+                    }
+                }
+                lane += S::LANES;
+            }
+            pixel += S::LANES;
+        }
+    }
+}

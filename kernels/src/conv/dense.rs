@@ -1,0 +1,245 @@
+//! The dense algorithms, direct and im2col, as the plans see them: a slide, and what goes into the lanes.
+
+use super::blocking::Blocking;
+use super::channel_lanes::ChannelLanes;
+use super::pixel_lanes::{Call, PixelLanes, tile_rows};
+use super::slide::Slide;
+use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
+use crate::error::Error;
+use crate::simd::Isa;
+
+/// Where patches come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Read where they are.
+    Direct,
+    /// Packed.
+    Im2col,
+}
+
+/// What neighbours in a vector are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lanes {
+    Pixels,
+    Channels,
+}
+
+#[derive(Clone)]
+enum Engine {
+    Pixels(PixelLanes),
+    Channels(ChannelLanes),
+}
+
+impl Engine {
+    fn new(
+        slide: Slide,
+        spec: &Conv2dSpec,
+        form: Form,
+        lanes: Lanes,
+        isa: Isa,
+        blocking: Blocking,
+    ) -> Result<Self, Error> {
+        let im2col = form == Form::Im2col;
+        Ok(match lanes {
+            Lanes::Pixels => Self::Pixels(PixelLanes::new(slide, spec.groups, im2col, isa, blocking)?),
+            Lanes::Channels => {
+                Self::Channels(ChannelLanes::new(slide, spec.groups, spec.layout, im2col, isa, blocking)?)
+            }
+        })
+    }
+
+    fn pack(&mut self, weight: impl Fn(usize, usize, usize, usize) -> f32) {
+        match self {
+            Self::Pixels(engine) => engine.pack(weight),
+            Self::Channels(engine) => engine.pack(weight),
+        }
+    }
+
+    fn workspace_len(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], slots: usize) -> usize {
+        match self {
+            Self::Pixels(engine) => engine.workspace_len(batch, in_size, out_size, slots),
+            Self::Channels(engine) => engine.workspace_len(batch, in_size, out_size, slots),
+        }
+    }
+
+    fn run(&self, call: Call<'_>) {
+        match self {
+            Self::Pixels(engine) => engine.run(call),
+            Self::Channels(engine) => engine.run(call),
+        }
+    }
+}
+
+/// Seconds that a slide takes on one thread: multiplications at the speed of the registers, the copies that a form
+/// needs, and what is computed but not asked for.
+pub(super) fn cost(
+    slide: &Slide,
+    layout: Layout,
+    [images, pixels]: [usize; 2],
+    grid: [usize; 2],
+    form: Form,
+    lanes: Lanes,
+    isa: Isa,
+) -> f64 {
+    let vector = isa.lanes();
+    let depth = slide.depth() as f64;
+    // Vector operations per element of depth and tile, in units of one FMA of all lanes.
+    let (tile_pixels, rows) = (2 * vector, tile_rows(isa));
+    let products = match lanes {
+        Lanes::Pixels => {
+            let flat = match form {
+                Form::Direct => grid[0] * (grid[1] + slide.extra[1]),
+                Form::Im2col => pixels,
+            };
+            let tiles = flat.div_ceil(tile_pixels) as f64;
+            let panels = slide.out_channels.div_ceil(rows) as f64;
+            // A panel of few rows waits for the latency of its chains; a packed row costs two loads and two stores
+            // per run of pixels; rows that are not aligned cost a twentieth.
+            let per_panel = (2 * slide.out_channels.div_ceil(panels as usize)).max(8) as f64;
+            let runs = (tile_pixels as f64 / grid[1].max(1) as f64).ceil() + 1.0;
+            match form {
+                Form::Direct => tiles * panels * per_panel * 1.05,
+                Form::Im2col => tiles * (panels * per_panel + 2.0 * runs),
+            }
+        }
+        Lanes::Channels => {
+            let panel_vectors = isa.lanes().max(8) / 8 * 2;
+            let vectors = slide.out_channels.div_ceil(vector) as f64;
+            let tiles = pixels.div_ceil(6) as f64;
+            let per_tile = (pixels as f64 / tiles).max(8.0 / panel_vectors as f64);
+            // Each element is loaded with its offset; NCHW results are transposed.
+            let store = if layout == Layout::Nchw { pixels as f64 * vectors * 8.0 / depth } else { 0.0 };
+            let packing = if form == Form::Im2col { pixels as f64 * 1.5 } else { 0.0 };
+            tiles * per_tile * vectors * 1.06 + store + packing
+        }
+    };
+    let flops_per_operation = 2.0 * vector as f64;
+    images as f64 * depth * products * flops_per_operation / PEAK_FLOPS
+}
+
+/// The speed of one thread that costs are expressed in. Only ratios of costs matter.
+pub(super) const PEAK_FLOPS: f64 = 100e9;
+
+/// The lanes that suit an image, and the seconds that they take.
+fn best_lanes(slide: &Slide, spec: &Conv2dSpec, batch: usize, grid: [usize; 2], form: Form, isa: Isa) -> (Lanes, f64) {
+    let counts = [batch * spec.groups, grid[0] * grid[1]];
+    let cost = |lanes| cost(slide, spec.layout, counts, grid, form, lanes, isa);
+    let channels = (Lanes::Channels, cost(Lanes::Channels));
+    if spec.layout == Layout::Nhwc || form == Form::Im2col && spec.layout == Layout::Nhwc {
+        return channels;
+    }
+    let pixels = (Lanes::Pixels, cost(Lanes::Pixels));
+    if form == Form::Im2col || pixels.1 <= channels.1 { pixels } else { channels }
+}
+
+/// Forward.
+#[derive(Clone)]
+pub(super) struct Dense {
+    engine: Engine,
+    group_in: usize,
+    group_out: usize,
+    taps: usize,
+}
+
+impl Dense {
+    pub fn cost(spec: &Conv2dSpec, form: Form, hint: Shape, sizes: &Sizes, isa: Isa) -> f64 {
+        best_lanes(&Slide::forward(spec), spec, hint.batch, sizes.output, form, isa).1
+    }
+
+    pub fn new(
+        spec: &Conv2dSpec,
+        form: Form,
+        hint: Shape,
+        sizes: &Sizes,
+        isa: Isa,
+        blocking: Blocking,
+    ) -> Result<Self, Error> {
+        let slide = Slide::forward(spec);
+        let (lanes, _) = best_lanes(&slide, spec, hint.batch, sizes.output, form, isa);
+        Ok(Self {
+            group_in: slide.in_channels,
+            group_out: slide.out_channels,
+            taps: spec.kernel[0] * spec.kernel[1],
+            engine: Engine::new(slide, spec, form, lanes, isa, blocking)?,
+        })
+    }
+
+    pub fn lanes(&self) -> Lanes {
+        match self.engine {
+            Engine::Pixels(_) => Lanes::Pixels,
+            Engine::Channels(_) => Lanes::Channels,
+        }
+    }
+
+    pub fn pack(&mut self, weights: &[f32]) {
+        let Self { group_in, group_out, taps, .. } = *self;
+        self.engine.pack(|group, oc, ic, tap| weights[((group * group_out + oc) * group_in + ic) * taps + tap]);
+    }
+
+    pub fn workspace_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        self.engine.workspace_len(shape.batch, sizes.input, sizes.output, slots)
+    }
+
+    pub fn run(&self, call: Call<'_>) {
+        self.engine.run(call);
+    }
+}
+
+/// Backward-data: one slide for each phase of the stride.
+#[derive(Clone)]
+pub(super) struct DenseBackwardData {
+    engines: Vec<Engine>,
+    group_in: usize,
+    group_out: usize,
+    taps: usize,
+}
+
+impl DenseBackwardData {
+    pub fn cost(spec: &Conv2dSpec, form: Form, hint: Shape, sizes: &Sizes, isa: Isa) -> f64 {
+        let slides = Slide::backward_data(spec);
+        let grid = |slide: &Slide| [slide.grid(0, sizes.input[0]), slide.grid(1, sizes.input[1])];
+        slides.iter().map(|slide| best_lanes(slide, spec, hint.batch, grid(slide), form, isa).1).sum()
+    }
+
+    pub fn new(
+        spec: &Conv2dSpec,
+        form: Form,
+        hint: Shape,
+        sizes: &Sizes,
+        isa: Isa,
+        blocking: Blocking,
+    ) -> Result<Self, Error> {
+        let mut engines = Vec::new();
+        for slide in Slide::backward_data(spec) {
+            let grid = [slide.grid(0, sizes.input[0]), slide.grid(1, sizes.input[1])];
+            let (lanes, _) = best_lanes(&slide, spec, hint.batch, grid, form, isa);
+            engines.push(Engine::new(slide, spec, form, lanes, isa, blocking)?);
+        }
+        Ok(Self {
+            engines,
+            group_in: spec.in_channels / spec.groups,
+            group_out: spec.out_channels / spec.groups,
+            taps: spec.kernel[0] * spec.kernel[1],
+        })
+    }
+
+    pub fn pack(&mut self, weights: &[f32]) {
+        let Self { group_in, group_out, taps, .. } = *self;
+        for engine in &mut self.engines {
+            // What backward reads are the output channels, what it computes the input channels.
+            engine.pack(|group, ic, oc, tap| weights[((group * group_out + oc) * group_in + ic) * taps + tap]);
+        }
+    }
+
+    pub fn workspace_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        let len = |engine: &Engine| engine.workspace_len(shape.batch, sizes.output, sizes.input, slots);
+        self.engines.iter().map(len).max().unwrap_or(0)
+    }
+
+    /// `call.input` is `dy`, `call.output` is `dx`.
+    pub fn run(&self, mut call: Call<'_>) {
+        for engine in &self.engines {
+            engine.run(call.reborrow());
+        }
+    }
+}

@@ -1,0 +1,742 @@
+//! Direct and im2col convolution of NCHW images: neighbouring pixels in the lanes, output channels in the rows.
+//!
+//! ```text
+//! for each task: image, group, block of output channels, band of pixels
+//!   for each block of input channels                               (k, in order)
+//!     copy the band of these channels, padded and split into phases     band.rs
+//!     for each tile of 2 * LANES pixels
+//!       im2col: pack the tile's patches, k rows of 2 * LANES floats     (in L1, read by every panel)
+//!       direct: read the band where it is, at pixel + offset[k]
+//!       for each panel of output channels
+//!         continue the chains of the tile                               gemm/micro.rs
+//!         last block: bias, residual, activation, store
+//! ```
+//!
+//! Direct copies nothing per tap, but computes the few pixels between the end of a row and the start of the next,
+//! and its loads are not aligned. Im2col packs each patch once per block of output channels. The patch matrix as a
+//! whole never exists. Both sum in the order of `ic, kh, kw`, so they give the same bits.
+//!
+//! Sources: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for document
+//! processing" (2006) for im2col; J. Zhang, F. Franchetti, T. M. Low, "High performance zero-memory-overhead direct
+//! convolutions" (2018) for the direct form.
+
+use super::band::{BandLayout, fill_channel};
+use super::blocking::Blocking;
+use super::panels::Panels;
+use super::slide::Slide;
+use crate::activation::{Activation, apply};
+use crate::error::Error;
+use crate::gemm::micro::{OffsetRhs, PackedPanel, RhsAddress, StridedRhs, multiply};
+use crate::parallel::Parallelism;
+use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::workspace::{LINE, Workspace, aligned, split_indices};
+
+/// Vectors of a tile's row.
+const NV: usize = 2;
+/// Pixels of the widest tile, for arrays on the stack.
+const MAX_PIXELS: usize = NV * 16;
+/// Rows of the highest tile.
+const MAX_ROWS: usize = 14;
+
+/// Rows of a tile: as many accumulators as the registers hold beside a row of the right-hand side.
+pub(super) const fn tile_rows(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => 14,
+        Isa::Avx2 | Isa::Portable => 6,
+    }
+}
+
+/// A slide with packed weights.
+#[derive(Clone)]
+pub(super) struct PixelLanes {
+    slide: Slide,
+    groups: usize,
+    /// Whether each tile's patches are packed.
+    im2col: bool,
+    isa: Isa,
+    blocking: Blocking,
+    panels: Panels,
+    packed: Workspace,
+}
+
+/// What is applied to each output when its sum is complete.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Post<'a> {
+    pub bias: Option<&'a [f32]>,
+    pub residual: Option<&'a [f32]>,
+    pub activation: Activation,
+}
+
+/// The arguments of a call, checked by the plan.
+pub(super) struct Call<'a> {
+    pub batch: usize,
+    pub input: &'a [f32],
+    pub in_size: [usize; 2],
+    pub output: &'a mut [f32],
+    pub out_size: [usize; 2],
+    pub post: Post<'a>,
+    pub workspace: &'a mut [f32],
+    pub slots: usize,
+    pub parallelism: Parallelism<'a>,
+}
+
+impl Call<'_> {
+    /// The same call again, for the next slide over the same tensors.
+    pub fn reborrow(&mut self) -> Call<'_> {
+        Call { output: &mut *self.output, workspace: &mut *self.workspace, ..*self }
+    }
+}
+
+/// How a call is cut. Every cut is between outputs, or between blocks of `k` whose chains continue.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    grid: [usize; 2],
+    source: Source,
+    /// Input channels of a block, and the number of blocks.
+    channel_block: usize,
+    channel_blocks: usize,
+    /// Blocks of panels.
+    panel_blocks: usize,
+    /// Pixels of a band and the number of bands.
+    band_pixels: usize,
+    bands: usize,
+    tasks: usize,
+    /// Elements of the table of offsets.
+    table_len: usize,
+    /// Elements of the three parts of a slot's scratch.
+    sums_len: usize,
+    band_len: usize,
+    tile_len: usize,
+}
+
+/// Where patches are read from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Source {
+    /// The image itself.
+    InPlace(BandLayout),
+    /// A padded copy of a few rows.
+    Band(BandLayout),
+    /// The image itself, every element by its own computation: for windows so sparse that a band would be huge.
+    Gather,
+}
+
+impl Cut {
+    fn scratch_len(&self) -> usize {
+        self.sums_len + self.band_len + self.tile_len
+    }
+}
+
+impl PixelLanes {
+    /// Allocates room for the packed weights of all groups.
+    pub fn new(slide: Slide, groups: usize, im2col: bool, isa: Isa, blocking: Blocking) -> Result<Self, Error> {
+        let panels = Panels::new(slide.out_channels, tile_rows(isa));
+        let packed = Workspace::with_len(groups * slide.out_channels * slide.depth())?;
+        Ok(Self { slide, groups, im2col, isa, blocking, panels, packed })
+    }
+
+    /// Packs weights: `weight(group, output channel, input channel, filter index)`.
+    pub fn pack(&mut self, weight: impl Fn(usize, usize, usize, usize) -> f32) {
+        let (depth, taps) = (self.slide.depth(), &self.slide.taps);
+        let len = self.slide.out_channels * depth;
+        for group in 0..self.groups {
+            self.panels.pack(depth, &mut self.packed[group * len..(group + 1) * len], |channel, k| {
+                weight(group, channel, k / taps.len(), taps[k % taps.len()].filter_index)
+            });
+        }
+    }
+
+    fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut {
+        let (slide, blocking) = (&self.slide, &self.blocking);
+        let tile_pixels = NV * self.isa.lanes();
+        let grid = [slide.grid(0, out_size[0]), slide.grid(1, out_size[1])];
+        let pixels = grid[0] * grid[1];
+        let taps = slide.taps.len();
+
+        let channel_block = (blocking.depth / taps.max(1)).clamp(1, slide.in_channels.max(1));
+        let channel_blocks = slide.in_channels.div_ceil(channel_block).max(1);
+        let channel_block = slide.in_channels.div_ceil(channel_blocks);
+
+        let in_place = BandLayout::in_place(slide, in_size, grid);
+        let one_row = BandLayout::new(slide, 1, grid[1]);
+        let source = match in_place {
+            Some(layout) if self.im2col => Source::InPlace(layout),
+            _ if one_row.channel_len.saturating_mul(channel_block) > blocking.band_limit => Source::Gather,
+            _ => Source::Band(one_row),
+        };
+        // A band ends where a row ends, unless the image is read in place.
+        let unit = if matches!(source, Source::Band(_)) { grid[1].max(1) } else { tile_pixels };
+        let units = pixels.div_ceil(unit).max(1);
+
+        let mut panel_blocks = slide.out_channels.div_ceil(blocking.out_channels).max(1);
+        let widest_block = |blocks: usize| slide.out_channels.div_ceil(blocks) + tile_rows(self.isa);
+        let most_units = {
+            let by_sums = if channel_blocks > 1 { blocking.sums / (widest_block(panel_blocks) * unit) } else { units };
+            let by_band = match source {
+                Source::Band(layout) => {
+                    let row = layout.pitch * slide.phases.len() * channel_block;
+                    (blocking.band / row.max(1)).saturating_sub(slide.extra[0])
+                }
+                _ => units,
+            };
+            by_sums.min(by_band).min((blocking.pixels / unit).max(1)).clamp(1, units)
+        };
+        // Enough tasks to keep every thread busy, of rows where there are many pixels, else of output channels.
+        let images = batch * self.groups;
+        let mut bands = units.div_ceil(most_units);
+        let wanted = if threads > 1 { threads * blocking.tasks_per_thread } else { 1 };
+        let most_bands = (pixels / (4 * tile_pixels)).clamp(1, units);
+        if images * panel_blocks * bands < wanted && bands < most_bands {
+            bands = wanted.div_ceil((images * panel_blocks).max(1)).clamp(bands, most_bands);
+        }
+        if images * panel_blocks * bands < wanted {
+            let most_blocks = self.panels.count().max(1);
+            panel_blocks = threads.div_ceil((images * bands).max(1)).max(panel_blocks).next_multiple_of(threads);
+            panel_blocks = panel_blocks.min(most_blocks);
+        }
+        let band_units = self.band_units(units, units.div_ceil(bands), unit, tile_pixels, pixels);
+        let band_pixels = (band_units * unit).min(pixels);
+        let bands = units.div_ceil(band_units);
+
+        let depth = channel_block * taps;
+        let source = match source {
+            Source::Band(_) => Source::Band(BandLayout::new(slide, band_units, grid[1])),
+            other => other,
+        };
+        let band_len = match source {
+            Source::Band(layout) => (channel_block * layout.channel_len + MAX_PIXELS).next_multiple_of(LINE),
+            _ => 0,
+        };
+        let flat_pixels = match source {
+            Source::Band(layout) if !self.im2col => band_units * layout.pitch,
+            _ => band_pixels,
+        };
+        let tiles = flat_pixels.div_ceil(tile_pixels);
+        let sums_rows = widest_block(panel_blocks).min(slide.out_channels);
+        let sums_len = match channel_blocks {
+            1 => MAX_ROWS * MAX_PIXELS,
+            _ => tiles * tile_pixels * sums_rows,
+        };
+        let packs = self.im2col || source == Source::Gather;
+        Cut {
+            grid,
+            source,
+            channel_block,
+            channel_blocks,
+            panel_blocks,
+            band_pixels,
+            bands,
+            tasks: images * panel_blocks * bands,
+            table_len: if source == Source::Gather { 0 } else { depth },
+            sums_len: sums_len.next_multiple_of(LINE),
+            band_len,
+            tile_len: if packs { depth * tile_pixels + MAX_PIXELS } else { 0 },
+        }
+    }
+
+    /// Near `wanted` units to a band: the number that leaves the least of the last tile empty.
+    fn band_units(&self, units: usize, wanted: usize, unit: usize, tile_pixels: usize, pixels: usize) -> usize {
+        let computed = |band: usize| {
+            let full = units / band;
+            let rest = pixels - (full * band * unit).min(pixels);
+            full * (band * unit).div_ceil(tile_pixels) + rest.div_ceil(tile_pixels)
+        };
+        let least = (wanted - wanted / 4).max(1);
+        (least..=wanted).rev().min_by_key(|&band| computed(band)).unwrap_or(1)
+    }
+
+    /// Scratch of a call, in elements.
+    pub fn workspace_len(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], slots: usize) -> usize {
+        let cut = self.cut(batch, in_size, out_size, slots);
+        LINE + split_indices::len(cut.table_len) + slots.min(cut.tasks.max(1)) * cut.scratch_len()
+    }
+
+    /// Computes every result of the slide.
+    pub fn run(&self, call: Call<'_>) {
+        let Call { batch, input, in_size, output, out_size, post, workspace, slots, parallelism } = call;
+        let cut = self.cut(batch, in_size, out_size, slots);
+        if cut.grid.contains(&0) {
+            return;
+        }
+        let (table, scratch) = split_indices::split(aligned(workspace), cut.table_len);
+        match cut.source {
+            Source::InPlace(layout) | Source::Band(layout) => layout.fill_offsets(&self.slide, table),
+            Source::Gather => {}
+        }
+        debug_assert!(scratch.len() >= slots.min(cut.tasks) * cut.scratch_len());
+        let context = Context {
+            plan: self,
+            cut,
+            input,
+            in_size,
+            output: output.as_mut_ptr(),
+            out_size,
+            post,
+            table,
+            scratch: scratch.as_mut_ptr(),
+        };
+        let flops = 2.0
+            * (batch * self.groups * self.slide.out_channels * self.slide.depth()) as f64
+            * (cut.grid[0] * cut.grid[1]) as f64;
+        let parallelism = parallelism.for_seconds(flops / self.blocking.flops_per_second);
+        // The closure must borrow the whole context, whose `Sync` is argued below, not its pointers one by one.
+        let context = &context;
+        parallelism.for_each(cut.tasks, slots, &move |task, slot| {
+            dispatch(self.isa, Task { context, task, slot });
+        });
+    }
+}
+
+struct Context<'a> {
+    plan: &'a PixelLanes,
+    cut: Cut,
+    input: &'a [f32],
+    in_size: [usize; 2],
+    output: *mut f32,
+    out_size: [usize; 2],
+    post: Post<'a>,
+    table: &'a [usize],
+    scratch: *mut f32,
+}
+
+// SAFETY: tasks write disjoint pixels and channels of `output` (every cut is between outputs), and disjoint parts
+// of `scratch` (a slot belongs to one running task); everything else is only read.
+unsafe impl Sync for Context<'_> {}
+
+struct Task<'a> {
+    context: &'a Context<'a>,
+    task: usize,
+    slot: usize,
+}
+
+/// A run of neighbouring results of a tile.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    lane: usize,
+    len: usize,
+    /// Row and column in the grid.
+    row: usize,
+    column: usize,
+}
+
+/// The runs of the pixels `first .. first + len` of rows that are `pitch` apart, `columns` of which are results.
+#[inline(always)]
+fn runs(first: usize, len: usize, pitch: usize, columns: usize, first_row: usize) -> ([Run; MAX_PIXELS], usize) {
+    let mut runs = [Run::default(); MAX_PIXELS];
+    let mut count = 0;
+    let (mut row, mut column, mut lane) = (first / pitch, first % pitch, 0);
+    while lane < len {
+        let end = if column < columns { columns } else { pitch };
+        let run = (end - column).min(len - lane);
+        if column < columns {
+            runs[count] = Run { lane, len: run, row: first_row + row, column };
+            count += 1;
+        }
+        lane += run;
+        column += run;
+        if column == pitch {
+            column = 0;
+            row += 1;
+        }
+    }
+    (runs, count)
+}
+
+impl Job for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Task { context, task, slot } = self;
+        let (plan, cut) = (context.plan, &context.cut);
+        let (slide, panels) = (&plan.slide, plan.panels);
+        let tile_pixels = NV * S::LANES;
+        let (rest, band) = (task / cut.bands, task % cut.bands);
+        let (image, panel_block) = (rest / cut.panel_blocks, rest % cut.panel_blocks);
+        let group = image % plan.groups;
+        let first_panel = panels.count() * panel_block / cut.panel_blocks;
+        let last_panel = panels.count() * (panel_block + 1) / cut.panel_blocks;
+        let (first_channel, taps) = (panels.start(first_panel), slide.taps.len());
+        let channels = panels.start(last_panel) - first_channel;
+
+        let [_, columns] = cut.grid;
+        let pixels = cut.grid[0] * columns;
+        let first_pixel = band * cut.band_pixels;
+        let last_pixel = (first_pixel + cut.band_pixels).min(pixels);
+        let first_row = first_pixel / columns;
+        // Direct tiles run through the band as it lies in memory, im2col tiles through the results alone.
+        let direct_pitch = match cut.source {
+            Source::Band(layout) if !plan.im2col => Some(layout.pitch),
+            _ => None,
+        };
+        let flat_pixels = match direct_pitch {
+            Some(pitch) => ((last_pixel - first_pixel) / columns - 1) * pitch + columns,
+            None => last_pixel - first_pixel,
+        };
+
+        let plane = context.in_size[0] * context.in_size[1];
+        let out_plane = context.out_size[0] * context.out_size[1];
+        // SAFETY: `slot < slots`, and the workspace holds `slots` times `scratch_len` elements.
+        let sums = unsafe { context.scratch.add(slot * cut.scratch_len()) };
+        let band_copy = sums.wrapping_add(cut.sums_len);
+        let packed_tile = band_copy.wrapping_add(cut.band_len);
+        let weights = plan.packed.as_ptr().wrapping_add(group * slide.out_channels * slide.depth());
+        let input = context.input[image * slide.in_channels * plane..][..slide.in_channels * plane].as_ptr();
+
+        for block in 0..cut.channel_blocks {
+            let first_in = block * cut.channel_block;
+            let in_block = cut.channel_block.min(slide.in_channels - first_in.min(slide.in_channels));
+            let depth = in_block * taps;
+            let (first, last) = (block == 0, block + 1 == cut.channel_blocks);
+            let block_input = input.wrapping_add(first_in * plane);
+            let highest = context.table.iter().take(depth).copied().max().unwrap_or(0);
+            let source = match cut.source {
+                Source::Band(layout) => {
+                    for channel in 0..in_block {
+                        // SAFETY: the channel is inside of the image, and `band_len` holds a whole block.
+                        unsafe {
+                            let from = block_input.add(channel * plane);
+                            let to = band_copy.add(channel * layout.channel_len);
+                            fill_channel(simd, slide, layout, from, context.in_size, first_row, to);
+                        }
+                    }
+                    band_copy.cast_const()
+                }
+                // Rows and columns before the first shift are read by no tap.
+                Source::InPlace(layout) => block_input.wrapping_add(layout.origin(slide)),
+                Source::Gather => block_input,
+            };
+            for tile in 0..flat_pixels.div_ceil(tile_pixels) {
+                let flat = tile * tile_pixels;
+                let len = (flat_pixels - flat).min(tile_pixels);
+                let (runs, run_count) = match direct_pitch {
+                    Some(pitch) => runs(flat, len, pitch, columns, first_row),
+                    None => runs(first_pixel + flat, len, columns, columns, 0),
+                };
+                let runs = &runs[..run_count];
+                if direct_pitch.is_none() {
+                    // SAFETY: `tile_len` holds `depth` rows of a tile, and a tile more.
+                    unsafe {
+                        match cut.source {
+                            Source::Band(layout) => {
+                                let offsets = &context.table[..depth];
+                                pack_tile(
+                                    simd,
+                                    source,
+                                    layout.pitch,
+                                    first_row,
+                                    offsets,
+                                    runs,
+                                    packed_tile,
+                                    usize::MAX,
+                                );
+                            }
+                            Source::InPlace(layout) => {
+                                let offsets = &context.table[..depth];
+                                // The last element that a tap reaches is the last of the block.
+                                let end = (in_block * plane).saturating_sub(highest + layout.origin(slide));
+                                pack_tile(simd, source, layout.pitch, 0, offsets, runs, packed_tile, end);
+                            }
+                            Source::Gather => {
+                                gather_tile(slide, source, context.in_size, runs, in_block, tile_pixels, packed_tile);
+                            }
+                        }
+                    }
+                }
+                for panel in first_panel..last_panel {
+                    let (start, end) = (panels.start(panel), panels.start(panel + 1));
+                    let rows = end - start;
+                    let lhs = weights.wrapping_add(start * slide.depth() + first_in * taps * rows);
+                    let tile_sums = match cut.channel_blocks {
+                        1 => sums,
+                        _ => sums.wrapping_add((tile * channels + start - first_channel) * tile_pixels),
+                    };
+                    // SAFETY: the panel holds `rows` rows of the whole depth; the tile's right-hand rows are in the
+                    // band (which has a tile to spare at its end) or in the packed tile; the sums hold the tile.
+                    unsafe {
+                        if direct_pitch.is_some() {
+                            let rhs = OffsetRhs { start: source.add(flat), offsets: context.table.as_ptr() };
+                            Tile { lhs, rhs, depth, sums: tile_sums, first }.multiply(simd, rows, len);
+                        } else {
+                            let rhs = StridedRhs { start: packed_tile, row_stride: tile_pixels as isize };
+                            Tile { lhs, rhs, depth, sums: tile_sums, first }.multiply(simd, rows, len);
+                        }
+                    }
+                    if last {
+                        let channel = group * slide.out_channels + start;
+                        let images_before = image / plan.groups * plan.groups * slide.out_channels;
+                        // SAFETY: the channels are those of the image, the runs lie in the grid.
+                        unsafe {
+                            let finish = Finish {
+                                slide,
+                                post: &context.post,
+                                grid: cut.grid,
+                                out_size: context.out_size,
+                                output: context.output,
+                            };
+                            finish.tile(simd, tile_sums, rows, channel, (images_before + channel) * out_plane, runs);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs the patches of a tile: row `k` holds, for each run, the elements at its pixels plus `offsets[k]`.
+///
+/// Vectors are copied whole. What they write past the end of a run is overwritten by the next run, or by the next
+/// row, or lies in the spare tile at the end.
+///
+/// # Safety
+/// - Every element of a run, at every offset, is readable from `source`; so are `NV * LANES` elements from the start
+///   of a run, at every offset, unless start and tile together pass `end`.
+/// - `to` is writable for `offsets.len() + 1` rows of a tile.
+#[inline(always)]
+unsafe fn pack_tile<S: Simd>(
+    simd: S,
+    source: *const f32,
+    pitch: usize,
+    first_row: usize,
+    offsets: &[usize],
+    runs: &[Run],
+    to: *mut f32,
+    end: usize,
+) {
+    let tile_pixels = NV * S::LANES;
+    let start = |run: &Run| (run.row - first_row) * pitch + run.column;
+    let roomy = runs.last().map_or(0, start) + tile_pixels <= end;
+    for (k, &offset) in offsets.iter().enumerate() {
+        // SAFETY: the caller's contract; near the end of the source only the run's own lanes are read.
+        unsafe {
+            let row = to.add(k * tile_pixels);
+            for run in runs {
+                let from = source.add(start(run) + offset);
+                let to = row.add(run.lane);
+                if roomy {
+                    simd.store(to, simd.load(from));
+                    if run.len > S::LANES {
+                        simd.store(to.add(S::LANES), simd.load(from.add(S::LANES)));
+                    }
+                } else {
+                    simd.store(to, simd.load_first(from, run.len));
+                    if run.len > S::LANES {
+                        simd.store(to.add(S::LANES), simd.load_first(from.add(S::LANES), run.len - S::LANES));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs the patches of a tile element by element.
+///
+/// # Safety
+/// - `channels` planes of `in_size` are readable from `source`.
+/// - `to` is writable for `channels * taps` rows of `tile_pixels`.
+unsafe fn gather_tile(
+    slide: &Slide,
+    source: *const f32,
+    in_size: [usize; 2],
+    runs: &[Run],
+    channels: usize,
+    tile_pixels: usize,
+    to: *mut f32,
+) {
+    let taps = slide.taps.len();
+    for channel in 0..channels {
+        for (index, tap) in slide.taps.iter().enumerate() {
+            let position = |axis: usize, at: usize| {
+                let shift = slide.first_shift[axis] + (at + tap.shift[axis]) as isize;
+                let position = shift * slide.stride[axis] as isize + slide.phases[tap.phase][axis] as isize;
+                usize::try_from(position).ok().filter(|&position| position < in_size[axis])
+            };
+            for run in runs {
+                for i in 0..run.len {
+                    let value = match (position(0, run.row), position(1, run.column + i)) {
+                        // SAFETY: both positions are inside of the image.
+                        (Some(ih), Some(iw)) => unsafe { *source.add((channel * in_size[0] + ih) * in_size[1] + iw) },
+                        _ => 0.0,
+                    };
+                    // SAFETY: the run's lanes are inside of the row.
+                    unsafe { *to.add((channel * taps + index) * tile_pixels + run.lane + i) = value };
+                }
+            }
+        }
+    }
+}
+
+/// A tile of `rows` x `len`, whose sums lie in rows of `NV * LANES`.
+#[derive(Clone, Copy)]
+struct Tile<R> {
+    /// A panel of `rows` rows and `depth` columns.
+    lhs: *const f32,
+    /// `NV * LANES` floats are readable at each of `depth` rows.
+    rhs: R,
+    depth: usize,
+    /// Writable for all rows; holds sums unless `first`.
+    sums: *mut f32,
+    first: bool,
+}
+
+impl<R: RhsAddress> Tile<R> {
+    /// Starts or continues the chains.
+    ///
+    /// # Safety
+    /// - The pointers keep what the fields promise for `rows` rows.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(self, simd: S, rows: usize, len: usize) {
+        if len <= S::LANES { self.by_rows::<S, 1>(simd, rows) } else { self.by_rows::<S, NV>(simd, rows) }
+    }
+
+    /// Picks the instance for the number of rows.
+    #[inline(always)]
+    fn by_rows<S: Simd, const V: usize>(self, simd: S, rows: usize) {
+        match rows {
+            1 => simd.call(FixedTile::<R, 1, V>(self)),
+            2 => simd.call(FixedTile::<R, 2, V>(self)),
+            3 => simd.call(FixedTile::<R, 3, V>(self)),
+            4 => simd.call(FixedTile::<R, 4, V>(self)),
+            5 => simd.call(FixedTile::<R, 5, V>(self)),
+            6 => simd.call(FixedTile::<R, 6, V>(self)),
+            7 => simd.call(FixedTile::<R, 7, V>(self)),
+            8 => simd.call(FixedTile::<R, 8, V>(self)),
+            9 => simd.call(FixedTile::<R, 9, V>(self)),
+            10 => simd.call(FixedTile::<R, 10, V>(self)),
+            11 => simd.call(FixedTile::<R, 11, V>(self)),
+            12 => simd.call(FixedTile::<R, 12, V>(self)),
+            13 => simd.call(FixedTile::<R, 13, V>(self)),
+            _ => {
+                debug_assert_eq!(rows, MAX_ROWS);
+                simd.call(FixedTile::<R, MAX_ROWS, V>(self));
+            }
+        }
+    }
+}
+
+/// A tile whose size is known at compile time: `ROWS` rows of `V` vectors.
+struct FixedTile<R, const ROWS: usize, const V: usize>(Tile<R>);
+
+impl<R: RhsAddress, const ROWS: usize, const V: usize> Job for FixedTile<R, ROWS, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // Tiles that do not fit the registers are never asked for: this keeps their code from being generated.
+        if ROWS * V + V + 1 > S::REGISTERS {
+            return;
+        }
+        let Tile { lhs, rhs, depth, sums, first } = self.0;
+        let row_len = NV * S::LANES;
+        let mut acc = [[simd.zero(); V]; ROWS];
+        // SAFETY: the contract of `Tile::multiply`.
+        unsafe {
+            if !first {
+                for i in 0..ROWS {
+                    for v in 0..V {
+                        acc[i][v] = simd.load(sums.add(i * row_len + v * S::LANES));
+                    }
+                }
+            }
+            multiply(simd, &mut acc, PackedPanel::<ROWS>(lhs), rhs, depth);
+            for i in 0..ROWS {
+                for v in 0..V {
+                    simd.store(sums.add(i * row_len + v * S::LANES), acc[i][v]);
+                }
+            }
+        }
+    }
+}
+
+/// The last step of a tile: bias, residual, activation, store.
+struct Finish<'a> {
+    slide: &'a Slide,
+    post: &'a Post<'a>,
+    grid: [usize; 2],
+    out_size: [usize; 2],
+    output: *mut f32,
+}
+
+impl Finish<'_> {
+    /// Writes `rows` channels, the first of which starts at `offset` of the output.
+    ///
+    /// # Safety
+    /// - `sums` holds `rows` rows of `NV * LANES`; `rows` planes are writable at `offset`; runs lie in the grid.
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(
+        &self,
+        simd: S,
+        sums: *const f32,
+        rows: usize,
+        channel: usize,
+        offset: usize,
+        runs: &[Run],
+    ) {
+        let [start_row, start_column] = self.slide.out_start;
+        let [row_step, column_step] = self.slide.out_step;
+        let [height, width] = self.out_size;
+        // Results that cover the output without gaps are one run, whatever the rows.
+        let dense = column_step == 1 && row_step == 1 && self.grid[1] == width;
+        for i in 0..rows {
+            let bias = self.post.bias.map_or(0.0, |bias| bias[channel + i]);
+            let mut r = 0;
+            while r < runs.len() {
+                let run = runs[r];
+                let mut len = run.len;
+                r += 1;
+                while dense && r < runs.len() && runs[r].lane == run.lane + len {
+                    len += runs[r].len;
+                    r += 1;
+                }
+                let at = (start_row + run.row * row_step) * width + start_column + run.column * column_step;
+                let at = offset + i * height * width + at;
+                // SAFETY: the run lies in the tile, and its results in the plane of channel `i`.
+                unsafe {
+                    let from = sums.add(i * NV * S::LANES + run.lane);
+                    if column_step == 1 {
+                        self.run(simd, from, len, bias, at);
+                    } else {
+                        let mut line = [0.0f32; MAX_PIXELS];
+                        for l in 0..len {
+                            line[l] = *from.add(l);
+                        }
+                        for l in 0..len {
+                            let at = at + l * column_step;
+                            let residual = self.post.residual.map_or(0.0, |residual| residual[at]);
+                            let value = simd.splat(line[l] + bias + residual);
+                            simd.store_first(self.output.add(at), 1, apply(simd, self.post.activation, value));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// - `from` is readable and `output + at` writable for `len` elements.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, simd: S, from: *const f32, len: usize, bias: f32, at: usize) {
+        let residual = self.post.residual.map(|residual| residual[at..at + len].as_ptr());
+        let bias = simd.splat(bias);
+        let mut done = 0;
+        while done < len {
+            let lanes = len - done;
+            // SAFETY: `lanes` elements are left on all sides.
+            unsafe {
+                if lanes >= S::LANES {
+                    let mut value = simd.add(simd.load(from.add(done)), bias);
+                    if let Some(residual) = residual {
+                        value = simd.add(value, simd.load(residual.add(done)));
+                    }
+                    simd.store(self.output.add(at + done), apply(simd, self.post.activation, value));
+                } else {
+                    let mut value = simd.add(simd.load_first(from.add(done), lanes), bias);
+                    if let Some(residual) = residual {
+                        value = simd.add(value, simd.load_first(residual.add(done), lanes));
+                    }
+                    simd.store_first(self.output.add(at + done), lanes, apply(simd, self.post.activation, value));
+                }
+            }
+            done += S::LANES;
+        }
+    }
+}

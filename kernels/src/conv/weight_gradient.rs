@@ -1,0 +1,546 @@
+//! The gradient of the weights: a product whose inner dimension is batch x pixels, read straight from the image.
+//!
+//! ```text
+//!                               dy transposed: pixels x NV * LANES output channels
+//!                              ┌────────┬────────┐
+//!   image, from its band:      └────────┴────────┘
+//!   6 rows, one for each    ┌─┐┌────────┬────────┐
+//!   (ic, tap); pixel after  │ ││   dw   │   dw   │   dw[ic, tap][oc] += image[ic][pixel + tap] * dy[oc][pixel]
+//!   pixel is broadcast      └─┘└────────┴────────┘
+//!
+//! for each task: group, block of panels, block of input channels
+//!   for each block of pixels: some rows of an image, or some small images      (k, in order)
+//!     transpose dy, copy the band
+//!     for each panel, for each tile of (ic, tap): continue its chains row by row
+//!   store the tiles, transposed
+//! ```
+//!
+//! No patch is ever copied: a broadcast does not care how far apart the elements are, so a stride costs nothing.
+//! Each gradient is one chain over all pixels of the batch in order, whatever the blocks.
+
+use super::algorithm::BackwardWeightsCall;
+use super::blocking::Blocking;
+use super::dense::PEAK_FLOPS;
+use super::image_band::ImageBand;
+use super::panels::Panels;
+use super::slide::Slide;
+use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
+use crate::gemm::micro::{RowsLhs, StridedRhs, multiply};
+use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::workspace::{LINE, aligned, split_indices};
+
+/// Rows of a tile: as many addresses as the general registers hold.
+const MAX_ROWS: usize = 6;
+
+const fn panel_vectors(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => 4,
+        Isa::Avx2 | Isa::Portable => 2,
+    }
+}
+
+/// The gradient of the weights of a dense or grouped convolution.
+#[derive(Clone, Debug)]
+pub(super) struct WeightGradient {
+    slide: Slide,
+    groups: usize,
+    layout: Layout,
+    isa: Isa,
+    blocking: Blocking,
+    panel_len: usize,
+}
+
+/// How a call is cut.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    grid: [usize; 2],
+    panel_blocks: usize,
+    channel_blocks: usize,
+    /// Rows of a block of pixels, and the number of images that it spans (1 unless it holds whole images).
+    rows: usize,
+    images: usize,
+    band: ImageBand,
+    tasks: usize,
+    channels: usize,
+    panels: usize,
+    table_len: usize,
+    sums_len: usize,
+    dy_len: usize,
+    band_len: usize,
+}
+
+impl Cut {
+    fn scratch_len(&self) -> usize {
+        self.sums_len + self.dy_len + self.band_len
+    }
+}
+
+impl WeightGradient {
+    pub fn new(spec: &Conv2dSpec, isa: Isa, blocking: Blocking) -> Self {
+        let panel_len = panel_vectors(isa) * isa.lanes();
+        Self { slide: Slide::forward(spec), groups: spec.groups, layout: spec.layout, isa, blocking, panel_len }
+    }
+
+    /// The expected seconds on one thread.
+    pub fn cost(spec: &Conv2dSpec, hint: Shape, sizes: &Sizes, isa: Isa) -> f64 {
+        let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
+        let rows = (spec.groups * group_in * spec.kernel[0] * spec.kernel[1]) as f64;
+        // A row of a tile takes its lanes whether they are used or not, and each row of pixels some ten steps to start.
+        let lanes = group_out.next_multiple_of(isa.lanes()) as f64;
+        let pixels = (hint.batch * sizes.output[0]) as f64 * (sizes.output[1] as f64 + 1.0);
+        2.0 * rows * lanes * pixels / PEAK_FLOPS
+    }
+
+    fn panels(&self) -> usize {
+        self.slide.out_channels.div_ceil(self.panel_len)
+    }
+
+    /// Elements of a row of a panel.
+    fn row_len(&self, panel: usize) -> usize {
+        (self.slide.out_channels - panel * self.panel_len).min(self.panel_len).next_multiple_of(self.isa.lanes())
+    }
+
+    /// `None` where even a band of one row would be larger than the limit.
+    fn cut(&self, shape: Shape, sizes: &Sizes, threads: usize) -> Option<Cut> {
+        let (slide, blocking) = (&self.slide, &self.blocking);
+        let grid = sizes.output;
+        let columns = grid[1].max(1);
+        let taps = slide.taps.len();
+        let one_row = ImageBand::copy(slide, self.layout, 1, 1, columns)?;
+        if one_row.len > blocking.band_limit {
+            return None;
+        }
+        // A task's sums and its copies of dy and of the image should share the second-level cache.
+        let mut panel_blocks = self.panels().div_ceil((64 / self.panel_len).max(1)).max(1);
+        let panels = self.panels().div_ceil(panel_blocks);
+        let most_channels = (blocking.sums / (taps * panels * self.panel_len)).clamp(1, slide.in_channels);
+        let mut channel_blocks = slide.in_channels.div_ceil(most_channels);
+        // Enough tasks for the threads; the least work is repeated when panels are split.
+        while self.groups * panel_blocks * channel_blocks < threads {
+            if panel_blocks < self.panels() {
+                panel_blocks = (panel_blocks * 2).min(self.panels());
+            } else if channel_blocks < slide.in_channels {
+                channel_blocks = (channel_blocks * 2).min(slide.in_channels);
+            } else {
+                break;
+            }
+        }
+        let (panels, channels) = (self.panels().div_ceil(panel_blocks), slide.in_channels.div_ceil(channel_blocks));
+
+        let wanted = blocking.gradient_pixels;
+        let whole = grid[0] * columns;
+        let (mut rows, images) = match wanted.checked_div(whole) {
+            Some(images) if images > 0 => (grid[0].max(1), images.min(shape.batch.max(1))),
+            _ => ((wanted / columns).clamp(1, grid[0].max(1)), 1),
+        };
+        let mut band = ImageBand::copy(slide, self.layout, channels, rows, columns)?;
+        while rows > 1 && images * band.len > blocking.band {
+            rows = rows.div_ceil(2);
+            band = ImageBand::copy(slide, self.layout, channels, rows, columns)?;
+        }
+        let images = if rows < grid[0] { 1 } else { images };
+        let pixels = images * rows * columns;
+        Some(Cut {
+            grid,
+            panel_blocks,
+            channel_blocks,
+            rows,
+            images,
+            band,
+            tasks: self.groups * panel_blocks * channel_blocks,
+            channels,
+            panels,
+            table_len: channels * taps,
+            sums_len: (channels * taps * panels * self.panel_len).next_multiple_of(LINE),
+            dy_len: (pixels * panels * self.panel_len).next_multiple_of(LINE),
+            band_len: (images * band.len).next_multiple_of(LINE),
+        })
+    }
+
+    /// Scratch of a call, in elements.
+    pub fn workspace_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        self.cut(shape, sizes, slots)
+            .map_or(0, |cut| LINE + split_indices::len(cut.table_len) + slots.min(cut.tasks) * cut.scratch_len())
+    }
+
+    /// Computes `dw`.
+    pub fn run(&self, call: BackwardWeightsCall<'_>) {
+        let BackwardWeightsCall { shape, sizes, x, dy, dw, workspace, slots, parallelism } = call;
+        let Some(cut) = self.cut(shape, &sizes, slots).filter(|cut| shape.batch > 0 && !cut.grid.contains(&0)) else {
+            let all = 0..dw.len();
+            self.by_definition(shape, &sizes, x, dy, dw, all);
+            return;
+        };
+        let (table, scratch) = split_indices::split(aligned(workspace), cut.table_len);
+        cut.band.fill_offsets(&self.slide, table);
+        debug_assert!(scratch.len() >= slots.min(cut.tasks) * cut.scratch_len());
+        let context =
+            Context { plan: self, cut, shape, sizes, x, dy, dw: dw.as_mut_ptr(), table, scratch: scratch.as_mut_ptr() };
+        let flops = 2.0 * dw.len() as f64 * (shape.batch * cut.grid[0] * cut.grid[1]) as f64;
+        let limited = parallelism.for_seconds(flops / self.blocking.flops_per_second);
+        let context = &context;
+        limited.for_each(cut.tasks, slots, &move |task, slot| {
+            dispatch(self.isa, Task { context, task, slot });
+        });
+        // Zeros stand in for padding, and 0 times what is not finite is NaN. Such gradients are computed again.
+        for index in 0..dw.len() {
+            if !dw[index].is_finite() {
+                self.by_definition(shape, &sizes, x, dy, dw, index..index + 1);
+            }
+        }
+    }
+
+    /// The gradients of some weights by definition.
+    fn by_definition(
+        &self,
+        shape: Shape,
+        sizes: &Sizes,
+        x: &[f32],
+        dy: &[f32],
+        dw: &mut [f32],
+        indices: std::ops::Range<usize>,
+    ) {
+        let slide = &self.slide;
+        let taps = slide.taps.len();
+        let (in_channels, out_channels) = (slide.in_channels * self.groups, slide.out_channels * self.groups);
+        let at = |channels: usize, [height, width]: [usize; 2], [n, c, h, w]: [usize; 4]| match self.layout {
+            Layout::Nchw => ((n * channels + c) * height + h) * width + w,
+            Layout::Nhwc => ((n * height + h) * width + w) * channels + c,
+        };
+        for index in indices {
+            let (oc, ic, tap) = (index / taps / slide.in_channels, index / taps % slide.in_channels, index % taps);
+            let (tap, ic) = (slide.taps[tap], oc / slide.out_channels * slide.in_channels + ic);
+            let position = |axis: usize, out: usize| {
+                let shift = slide.first_shift[axis] + (out + tap.shift[axis]) as isize;
+                let position = shift * slide.stride[axis] as isize + slide.phases[tap.phase][axis] as isize;
+                usize::try_from(position).ok().filter(|&position| position < sizes.input[axis])
+            };
+            let mut sum = 0.0f32;
+            for n in 0..shape.batch {
+                for oh in 0..sizes.output[0] {
+                    let Some(ih) = position(0, oh) else { continue };
+                    for ow in 0..sizes.output[1] {
+                        let Some(iw) = position(1, ow) else { continue };
+                        let x = x[at(in_channels, sizes.input, [n, ic, ih, iw])];
+                        sum = x.mul_add(dy[at(out_channels, sizes.output, [n, oc, oh, ow])], sum);
+                    }
+                }
+            }
+            dw[index] = sum;
+        }
+    }
+}
+
+struct Context<'a> {
+    plan: &'a WeightGradient,
+    cut: Cut,
+    shape: Shape,
+    sizes: Sizes,
+    x: &'a [f32],
+    dy: &'a [f32],
+    dw: *mut f32,
+    table: &'a [usize],
+    scratch: *mut f32,
+}
+
+// SAFETY: tasks write disjoint output and input channels of `dw`, and disjoint parts of `scratch` (a slot belongs to
+// one running task); everything else is only read.
+unsafe impl Sync for Context<'_> {}
+
+struct Task<'a> {
+    context: &'a Context<'a>,
+    task: usize,
+    slot: usize,
+}
+
+impl Job for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Task { context, task, slot } = self;
+        let (plan, cut, shape) = (context.plan, &context.cut, context.shape);
+        let slide = &plan.slide;
+        let (rest, channel_block) = (task / cut.channel_blocks, task % cut.channel_blocks);
+        let (group, panel_block) = (rest / cut.panel_blocks, rest % cut.panel_blocks);
+        let first_panel = plan.panels() * panel_block / cut.panel_blocks;
+        let last_panel = plan.panels() * (panel_block + 1) / cut.panel_blocks;
+        let first_in = slide.in_channels * channel_block / cut.channel_blocks;
+        let channels = slide.in_channels * (channel_block + 1) / cut.channel_blocks - first_in;
+        let taps = slide.taps.len();
+        let tiles = Panels::new(channels * taps, MAX_ROWS);
+        let columns = cut.grid[1];
+
+        // SAFETY: `slot < slots`, and the workspace holds `slots` times `scratch_len` elements.
+        let sums = unsafe { context.scratch.add(slot * cut.scratch_len()) };
+        let packed_dy = sums.wrapping_add(cut.sums_len);
+        let bands = packed_dy.wrapping_add(cut.dy_len);
+
+        // Blocks of pixels: `images` whole images, or `rows` rows of one.
+        let blocks_of_rows = cut.grid[0].div_ceil(cut.rows);
+        let mut first = true;
+        let mut n = 0;
+        while n < shape.batch {
+            let images = cut.images.min(shape.batch - n);
+            for row_block in 0..blocks_of_rows {
+                let first_row = row_block * cut.rows;
+                let rows = cut.rows.min(cut.grid[0] - first_row);
+                let pixels = rows * columns;
+                for image in 0..images {
+                    // SAFETY: the scratch holds the bands and dy of `cut.images` images; rows and channels are inside.
+                    unsafe {
+                        let to = bands.add(image * cut.band.len);
+                        fill_band(simd, context, n + image, group, first_in, channels, first_row, to);
+                        for panel in first_panel..last_panel {
+                            let row_len = plan.row_len(panel);
+                            let panel_dy = packed_dy.add((panel - first_panel) * plan.panel_len * images * pixels);
+                            let to = panel_dy.add(image * pixels * row_len);
+                            pack_dy(simd, context, n + image, group, panel, first_row * columns, pixels, to);
+                        }
+                    }
+                }
+                for panel in first_panel..last_panel {
+                    let row_len = plan.row_len(panel);
+                    let panel_dy = packed_dy.wrapping_add((panel - first_panel) * plan.panel_len * images * pixels);
+                    let panel_sums = sums.wrapping_add((panel - first_panel) * plan.panel_len * channels * taps);
+                    for tile in 0..tiles.count() {
+                        let (from, to) = (tiles.start(tile), tiles.start(tile + 1));
+                        let mut starts = [0; MAX_ROWS];
+                        starts[..to - from].copy_from_slice(&context.table[from..to]);
+                        // SAFETY: the tile's windows lie in the bands, dy holds all pixels, the sums hold the tile.
+                        unsafe {
+                            let tile = Tile {
+                                starts: &starts,
+                                bands,
+                                band: cut.band,
+                                images,
+                                rows,
+                                columns,
+                                stride: slide.stride,
+                                dy: panel_dy,
+                                sums: panel_sums.add(from * row_len),
+                                first,
+                            };
+                            tile.multiply(simd, to - from, row_len);
+                        }
+                    }
+                }
+                first = false;
+            }
+            n += images;
+        }
+
+        for panel in first_panel..last_panel {
+            let row_len = plan.row_len(panel);
+            let panel_sums = sums.wrapping_add((panel - first_panel) * plan.panel_len * channels * taps);
+            let first_out = panel * plan.panel_len;
+            for lane in 0..(slide.out_channels - first_out).min(plan.panel_len) {
+                let oc = group * slide.out_channels + first_out + lane;
+                for row in 0..channels * taps {
+                    // SAFETY: the row's gradient belongs to this task's channels.
+                    unsafe {
+                        let at = (oc * slide.in_channels + first_in) * taps + row;
+                        *context.dw.add(at) = *panel_sums.add(row * row_len + lane);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// - `to` is writable for the band; the channels are inside of the group.
+#[inline(always)]
+unsafe fn fill_band<S: Simd>(
+    simd: S,
+    context: &Context<'_>,
+    n: usize,
+    group: usize,
+    first_in: usize,
+    channels: usize,
+    first_row: usize,
+    to: *mut f32,
+) {
+    let (plan, cut) = (context.plan, &context.cut);
+    let all_channels = plan.slide.in_channels * plan.groups;
+    let plane = context.sizes.input[0] * context.sizes.input[1];
+    let first = group * plan.slide.in_channels + first_in;
+    let start = match plan.layout {
+        Layout::Nchw => (n * all_channels + first) * plane,
+        Layout::Nhwc => n * all_channels * plane + first,
+    };
+    let image = context.x[start.min(context.x.len())..].as_ptr();
+    // The last block of channels may be smaller: its band keeps the distances of the full one.
+    let (input, layout) = (context.sizes.input, plan.layout);
+    // SAFETY: the caller's contract.
+    unsafe { cut.band.fill(simd, &plan.slide, layout, channels, image, all_channels, input, first_row, to) }
+}
+
+/// Transposes `pixels` pixels of a panel's channels: `to[pixel][channel]`.
+///
+/// # Safety
+/// - `to` is writable for `pixels` rows of the panel; the pixels are inside of the image.
+#[inline(always)]
+unsafe fn pack_dy<S: Simd>(
+    simd: S,
+    context: &Context<'_>,
+    n: usize,
+    group: usize,
+    panel: usize,
+    first_pixel: usize,
+    pixels: usize,
+    to: *mut f32,
+) {
+    let plan = context.plan;
+    let row_len = plan.row_len(panel);
+    let first_out = panel * plan.panel_len;
+    let channels = (plan.slide.out_channels - first_out).min(plan.panel_len);
+    let all_channels = plan.slide.out_channels * plan.groups;
+    let plane = context.cut.grid[0] * context.cut.grid[1];
+    let oc = group * plan.slide.out_channels + first_out;
+    match plan.layout {
+        Layout::Nhwc => {
+            let from = context.dy[(n * plane + first_pixel) * all_channels + oc..].as_ptr();
+            for pixel in 0..pixels {
+                let mut lane = 0;
+                while lane < row_len {
+                    // SAFETY: only the panel's channels are read.
+                    unsafe {
+                        let value =
+                            simd.load_first(from.add(pixel * all_channels + lane), channels.saturating_sub(lane));
+                        simd.store(to.add(pixel * row_len + lane), value);
+                    }
+                    lane += S::LANES;
+                }
+            }
+        }
+        Layout::Nchw => {
+            let from = context.dy[(n * all_channels + oc) * plane + first_pixel..].as_ptr();
+            let mut lane = 0;
+            while lane < row_len {
+                let present = channels.saturating_sub(lane).min(S::LANES);
+                let mut pixel = 0;
+                while pixel < pixels {
+                    let count = (pixels - pixel).min(S::LANES);
+                    // SAFETY: `count` pixels of `present` channels are read, `count` rows written.
+                    unsafe {
+                        let (from, to) = (from.add(lane * plane + pixel), to.add(pixel * row_len + lane));
+                        if count == S::LANES && present == S::LANES {
+                            simd.transpose(from, plane as isize, to, row_len as isize);
+                        } else {
+                            for p in 0..count {
+                                for l in 0..S::LANES {
+                                    let value = if l < present { *from.add(l * plane + p) } else { 0.0 };
+                                    *to.add(p * row_len + l) = value;
+                                }
+                            }
+                        }
+                    }
+                    pixel += S::LANES;
+                }
+                lane += S::LANES;
+            }
+        }
+    }
+}
+
+/// A tile of weights, and what it runs through: all rows of a block of pixels.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    /// Where the window of each `(ic, tap)` starts, from the start of the band.
+    starts: &'a [usize; MAX_ROWS],
+    /// `images` bands that hold all windows.
+    bands: *const f32,
+    band: ImageBand,
+    images: usize,
+    rows: usize,
+    columns: usize,
+    stride: [usize; 2],
+    /// `row_len` channels of every pixel.
+    dy: *const f32,
+    /// Writable for all rows of `row_len`; holds sums unless `first`.
+    sums: *mut f32,
+    first: bool,
+}
+
+impl Tile<'_> {
+    /// Starts or continues the chains.
+    ///
+    /// # Safety
+    /// - The pointers keep what the fields promise for `rows` rows of `row_len`.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(self, simd: S, rows: usize, row_len: usize) {
+        match row_len / S::LANES {
+            1 => self.by_rows::<S, 1>(simd, rows),
+            2 => self.by_rows::<S, 2>(simd, rows),
+            3 => self.by_rows::<S, 3>(simd, rows),
+            _ => {
+                debug_assert_eq!(row_len, 4 * S::LANES);
+                self.by_rows::<S, 4>(simd, rows);
+            }
+        }
+    }
+
+    /// Picks the instance for the number of rows.
+    #[inline(always)]
+    fn by_rows<S: Simd, const V: usize>(self, simd: S, rows: usize) {
+        match rows {
+            1 => simd.call(FixedTile::<1, V>(self)),
+            2 => simd.call(FixedTile::<2, V>(self)),
+            3 => simd.call(FixedTile::<3, V>(self)),
+            4 => simd.call(FixedTile::<4, V>(self)),
+            5 => simd.call(FixedTile::<5, V>(self)),
+            _ => {
+                debug_assert_eq!(rows, MAX_ROWS);
+                simd.call(FixedTile::<MAX_ROWS, V>(self));
+            }
+        }
+    }
+}
+
+/// A tile whose size is known at compile time: `ROWS` rows of `V` vectors.
+struct FixedTile<'a, const ROWS: usize, const V: usize>(Tile<'a>);
+
+impl<const ROWS: usize, const V: usize> Job for FixedTile<'_, ROWS, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // Tiles that do not fit the registers are never asked for: this keeps their code from being generated.
+        if ROWS * V + V + 1 > S::REGISTERS {
+            return;
+        }
+        let tile = self.0;
+        let row_len = V * S::LANES;
+        let mut acc = [[simd.zero(); V]; ROWS];
+        // SAFETY: the contract of `Tile::multiply`.
+        unsafe {
+            if !tile.first {
+                for i in 0..ROWS {
+                    for v in 0..V {
+                        acc[i][v] = simd.load(tile.sums.add(i * row_len + v * S::LANES));
+                    }
+                }
+            }
+            let mut dy = tile.dy;
+            let step = (tile.stride[1] * tile.band.column_step) as isize;
+            for image in 0..tile.images {
+                for r in 0..tile.rows {
+                    let start = tile.bands.add(image * tile.band.len + r * tile.stride[0] * tile.band.row_step);
+                    let mut rows = [start; ROWS];
+                    for i in 0..ROWS {
+                        rows[i] = start.add(tile.starts[i]);
+                    }
+                    let rhs = StridedRhs { start: dy, row_stride: row_len as isize };
+                    multiply(simd, &mut acc, RowsLhs { rows, step }, rhs, tile.columns);
+                    dy = dy.add(tile.columns * row_len);
+                }
+            }
+            for i in 0..ROWS {
+                for v in 0..V {
+                    simd.store(tile.sums.add(i * row_len + v * S::LANES), acc[i][v]);
+                }
+            }
+        }
+    }
+}
