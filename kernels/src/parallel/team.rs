@@ -123,10 +123,9 @@ impl Team {
         self.region.as_ref().is_some_and(|region| region.crew().run(most, tasks, task))
     }
 
-    /// Helpers that are awake or called.
     #[cfg(test)]
-    pub(super) fn on_duty(&self) -> usize {
-        self.region.as_ref().map_or(0, |region| region.crew().on_duty())
+    pub(super) fn crew(&self) -> std::sync::Arc<super::crew::Crew> {
+        self.region.as_ref().expect("a team with helpers").crew().clone()
     }
 }
 
