@@ -24,13 +24,13 @@ mod tests;
 pub use team::{Team, TeamOptions};
 
 /// Work below this many seconds on one thread is not given to a pool whose workers may sleep. Two halves under
-/// `rayon::join` cost 25 to 90 microseconds more than half of the work once a worker has slept (`kernelbench
-/// parallel`, two cores), so that two threads break even at 50 to 180.
+/// `rayon::join` take 8 to 45 microseconds more than half of the work once a worker has slept (medians of `kernelbench
+/// parallel`, two cores; up to 140 in one of ten), so that two threads break even at 16 to 90.
 const WORTH_A_POOL: f64 = 100e-6;
 
-/// Work below this many seconds on one thread is not given to a team. A loop in a team costs about half a
-/// microsecond more than half of the work (`kernelbench parallel`, two cores), so that two threads break even at
-/// one; three leaves room for caches that must be filled on both sides.
+/// Work below this many seconds on one thread is not given to a team. Two halves in a team take 0.3 to 0.9
+/// microseconds more than half of the work (medians, up to 1.3 in one of ten, same command), so that two threads break
+/// even at 0.6 to 2.6; three leaves room for caches that must be filled on both sides.
 const WORTH_A_TEAM: f64 = 3e-6;
 
 /// Who does the work of a call.
@@ -60,7 +60,6 @@ impl Parallelism<'_> {
     }
 
     /// This, or [`Parallelism::Serial`] where so little work does not repay handing it to other threads.
-    #[allow(dead_code)] // until the kernels above have landed
     pub(crate) fn for_seconds(self, seconds: f64) -> Self {
         match self {
             Self::Current if seconds < WORTH_A_POOL => Self::Serial,
