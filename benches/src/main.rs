@@ -1,2 +1,9 @@
 //! `kernelbench`: times the kernels.
-fn main() {}
+mod parallel;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    match std::env::args().nth(1).as_deref() {
+        Some("parallel") => parallel::run(),
+        _ => Ok(()),
+    }
+}

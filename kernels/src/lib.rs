@@ -19,7 +19,7 @@ mod workspace;
 pub use activation::Activation;
 pub use error::Error;
 pub use execution::Execution;
-pub use parallel::{Parallelism, Team};
+pub use parallel::{Parallelism, Team, TeamOptions};
 pub use simd::Isa;
 pub use tensor::{View, ViewMut};
 pub use workspace::Workspace;
