@@ -96,10 +96,16 @@ pub fn run(options: &Options, out: &mut (dyn Write + Send)) -> Result<(), Failur
     }
     let mut report = Report::new(out, options.format);
     let setting = Setting { pass, isa, threads, peak };
-    pool.install(|| rows(options, &layers, setting, &mut report))
+    pool.install(|| rows(options, &layers, setting, Parallelism::Current, &mut report))
 }
 
-fn rows(options: &Options, layers: &[Layer], setting: Setting, report: &mut Report<'_>) -> Result<(), Failure> {
+fn rows(
+    options: &Options,
+    layers: &[Layer],
+    setting: Setting,
+    parallelism: Parallelism,
+    report: &mut Report<'_>,
+) -> Result<(), Failure> {
     let algorithms = match options.algorithm {
         Some(algorithm) => vec![algorithm],
         None => std::iter::once(Algorithm::Auto).chain(Algorithm::ALL).collect(),
@@ -108,7 +114,7 @@ fn rows(options: &Options, layers: &[Layer], setting: Setting, report: &mut Repo
     for layer in layers {
         let problem = Problem::new(layer.clone(), setting.pass)?;
         for &algorithm in &algorithms {
-            match problem.study(setting.isa, algorithm, Parallelism::Current, Budget::default()) {
+            match problem.study(setting.isa, algorithm, parallelism, Budget::default()) {
                 Ok(outcome) => {
                     report.row(&row(layer, &problem, setting, algorithm, &outcome))?;
                     done += 1;

@@ -66,10 +66,10 @@ pub fn run(isa: Isa, threads: usize, out: &mut (dyn Write + Send)) -> Result<(),
     writeln!(out, "  {:38} {:8.1}     {:8.1}   GB/s", "reads from memory", speed(&alone, far)?, speed(&all, far)?)?;
 
     let setting = Setting { pass: Pass::Forward, isa, threads, peak: machine::fma_peak(&all, isa)? };
-    all.install(|| layers(setting, out))
+    all.install(|| layers(setting, Parallelism::Current, out))
 }
 
-fn layers(setting: Setting, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
+fn layers(setting: Setting, parallelism: Parallelism, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
     let plural = if setting.threads == 1 { "" } else { "s" };
     writeln!(
         out,
@@ -86,7 +86,7 @@ fn layers(setting: Setting, out: &mut (dyn Write + Send)) -> Result<(), Failure>
     let mut failures = 0;
     for (name, remark) in LAYERS {
         let problem = Problem::new(shapes::named(name)?, setting.pass)?;
-        match problem.study(setting.isa, Algorithm::Auto, Parallelism::Current, budget) {
+        match problem.study(setting.isa, Algorithm::Auto, parallelism, budget) {
             Ok(outcome) => {
                 let speed = problem.operations() / outcome.timing.seconds_min;
                 writeln!(

@@ -3,6 +3,9 @@
 //! Every plan is checked twice: with the numbers that are timed, within the rounding error that the definition
 //! allows, and with small integers, whose sums are exact, so that not one product may be missing.
 
+use std::fmt;
+use std::time::Instant;
+
 use kernels::conv::{Algorithm, Conv2d, Conv2dBackward, Options, Sizes};
 use kernels::{Error, Isa, Parallelism, Workspace};
 
@@ -143,6 +146,15 @@ pub enum Refusal {
     Failed(Failure),
 }
 
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsuitable(error) => error.fmt(f),
+            Self::Failed(failure) => failure.fmt(f),
+        }
+    }
+}
+
 impl<F: Into<Failure>> From<F> for Refusal {
     fn from(failure: F) -> Self {
         Self::Failed(failure.into())
@@ -256,18 +268,12 @@ impl Problem {
         }
     }
 
-    /// Makes a plan, checks it and times it.
+    /// Makes a plan and checks it.
     ///
     /// # Errors
     /// [`Refusal::Unsuitable`] when the algorithm cannot do the layer.
-    pub fn study(
-        &self,
-        isa: Isa,
-        algorithm: Algorithm,
-        parallelism: Parallelism,
-        budget: Budget,
-    ) -> Result<Outcome, Refusal> {
-        let start = std::time::Instant::now();
+    pub fn prepare(&self, isa: Isa, algorithm: Algorithm, parallelism: Parallelism) -> Result<Prepared<'_>, Refusal> {
+        let start = Instant::now();
         let mut plan = self.plan(isa, algorithm).map_err(Refusal::Unsuitable)?;
         let seconds_prepare = start.elapsed().as_secs_f64();
         let slots = parallelism.threads();
@@ -300,16 +306,49 @@ impl Problem {
                 checked.worst = checked.worst.max(found.worst);
             }
         }
+        let chosen = chosen.map(|algorithm| algorithm.to_string());
+        let workspace_bytes = workspace_len * size_of::<f32>();
+        Ok(Prepared { problem: self, plan, results, workspace, chosen, seconds_prepare, workspace_bytes, checked })
+    }
 
-        let timing =
-            timing::time(budget, || self.call(&plan, &self.real, &mut results, &mut workspace, parallelism))?;
-        Ok(Outcome {
-            chosen: chosen.map(|algorithm| algorithm.to_string()),
-            timing,
-            seconds_prepare,
-            workspace_bytes: workspace_len * size_of::<f32>(),
-            checked,
-        })
+    /// Makes a plan, checks it and times it.
+    ///
+    /// # Errors
+    /// Those of [`Problem::prepare`].
+    pub fn study(
+        &self,
+        isa: Isa,
+        algorithm: Algorithm,
+        parallelism: Parallelism,
+        budget: Budget,
+    ) -> Result<Outcome, Refusal> {
+        let mut prepared = self.prepare(isa, algorithm, parallelism)?;
+        let timing = timing::time(budget, || prepared.call(parallelism))?;
+        let Prepared { chosen, seconds_prepare, workspace_bytes, checked, .. } = prepared;
+        Ok(Outcome { chosen, timing, seconds_prepare, workspace_bytes, checked })
+    }
+}
+
+/// A plan that has been checked, with all that a call needs.
+pub struct Prepared<'p> {
+    problem: &'p Problem,
+    plan: Plan,
+    results: Vec<Vec<f32>>,
+    workspace: Workspace,
+    chosen: Option<String>,
+    seconds_prepare: f64,
+    workspace_bytes: usize,
+    checked: Checked,
+}
+
+impl Prepared<'_> {
+    /// One call, as it is timed.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn call(&mut self, parallelism: Parallelism) -> Result<(), Error> {
+        let Self { problem, plan, results, workspace, .. } = self;
+        problem.call(plan, &problem.real, results, workspace, parallelism)
     }
 }
 
