@@ -137,9 +137,11 @@ fn isa(given: &str) -> Result<Isa, Failure> {
 const MOST_THREADS: usize = 4096;
 
 fn threads(given: &str) -> Result<usize, Failure> {
-    given.parse().ok().filter(|threads| (1..=MOST_THREADS).contains(threads)).ok_or_else(|| {
-        Failure::Usage(format!("--threads: expected a number from 1 to {MOST_THREADS}, given {given}"))
-    })
+    given
+        .parse()
+        .ok()
+        .filter(|threads| (1..=MOST_THREADS).contains(threads))
+        .ok_or_else(|| Failure::Usage(format!("--threads: expected a number from 1 to {MOST_THREADS}, given {given}")))
 }
 
 impl Options {
@@ -186,8 +188,11 @@ impl Options {
                             layout = choose("layout", &parser.value()?.string()?, &among)?;
                         }
                         "accuracy" => {
-                            let among =
-                                [("direct", Accuracy::Direct), ("fast", Accuracy::Fast), ("fastest", Accuracy::Fastest)];
+                            let among = [
+                                ("direct", Accuracy::Direct),
+                                ("fast", Accuracy::Fast),
+                                ("fastest", Accuracy::Fastest),
+                            ];
                             accuracy = choose("accuracy", &parser.value()?.string()?, &among)?;
                         }
                         _ => return Err(Failure::Usage(format!("unknown option `--{name}`"))),
@@ -230,7 +235,8 @@ mod tests {
     #[test]
     fn options_are_read_in_any_order() {
         let options =
-            parse("conv --format json --threads 3 --pass=backward --shapes a.csv --algorithm all --layout nhwc").unwrap();
+            parse("conv --format json --threads 3 --pass=backward --shapes a.csv --algorithm all --layout nhwc")
+                .unwrap();
         assert_eq!((options.command, options.format, options.threads), (Command::Conv, Format::Json, 3));
         assert_eq!((options.pass, options.algorithm, options.layout), (Pass::Backward, None, Layout::Nhwc));
         assert_eq!(options.shapes, Some(PathBuf::from("a.csv")));

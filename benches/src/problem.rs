@@ -39,7 +39,9 @@ enum Numbers {
 
 fn zeros(len: usize) -> Result<Vec<f32>, Failure> {
     let mut buffer = Vec::new();
-    buffer.try_reserve_exact(len).map_err(|_| Failure::study(format!("{} bytes could not be had", 4.0 * len as f64)))?;
+    buffer
+        .try_reserve_exact(len)
+        .map_err(|_| Failure::study(format!("{} bytes could not be had", 4.0 * len as f64)))?;
     buffer.resize(len, 0.0);
     Ok(buffer)
 }
@@ -170,8 +172,7 @@ impl Problem {
         let sizes = layer.spec.sizes(layer.shape)?;
         let real = Data::new(&sizes, layer.spec.out_channels, pass, Numbers::Real)?;
         let integer = Data::new(&sizes, layer.spec.out_channels, pass, Numbers::Integer)?;
-        let mut problem =
-            Self { layer, pass, sizes, real, integer, real_truth: Vec::new(), integer_truth: Vec::new() };
+        let mut problem = Self { layer, pass, sizes, real, integer, real_truth: Vec::new(), integer_truth: Vec::new() };
         problem.real_truth = problem.truth(&problem.real)?;
         problem.integer_truth = problem.truth(&problem.integer)?;
         Ok(problem)
