@@ -1,9 +1,37 @@
-//! `kernelbench`: times the kernels.
-mod parallel;
+//! `kernelbench`: checks and times the kernels. `kernelbench --help` says how.
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    match std::env::args().nth(1).as_deref() {
-        Some("parallel") => parallel::run(),
-        _ => Ok(()),
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use benches::failure::Failure;
+use benches::options::{Command, HELP, Options};
+use benches::{conv, machine, overview, parallel};
+
+fn run() -> Result<(), Failure> {
+    let options = Options::parse(lexopt::Parser::from_env())?;
+    let mut out = io::stdout();
+    match options.command {
+        Command::Overview => overview::run(options.isa, machine::hardware_threads(), &mut out)?,
+        Command::Conv => conv::run(&options, &mut out)?,
+        Command::Parallel => parallel::run(&mut out)?,
+        Command::Help => write!(out, "{HELP}")?,
+        Command::Version => writeln!(out, "kernelbench {}", env!("CARGO_PKG_VERSION"))?,
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !matches!(failure, Failure::OutputClosed) {
+                eprintln!("kernelbench: {failure}");
+            }
+            if matches!(failure, Failure::Usage(_)) {
+                eprintln!("`kernelbench --help` says what is there");
+            }
+            ExitCode::from(failure.code())
+        }
     }
 }

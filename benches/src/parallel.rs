@@ -8,11 +8,14 @@
 //! The work is to look at the clock until its time is over, so that the cost has no part of caches or clock rates, and
 //! staying serial would cost exactly the other half. Rayon's workers fall asleep in the gap, a team's helpers do not.
 
-use std::error::Error;
 use std::hint::black_box;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use kernels::{Parallelism, Team};
+
+use crate::failure::Failure;
+use crate::machine;
 
 const GAPS: [u64; 5] = [0, 2, 20, 200, 2000];
 const WORKS: [u64; 3] = [2, 20, 200];
@@ -21,38 +24,37 @@ const CELL: Duration = Duration::from_millis(250);
 const LOOPS: std::ops::RangeInclusive<u64> = 100..=5000;
 
 /// Prints the table. Takes about ten seconds.
-pub fn run() -> Result<(), Box<dyn Error>> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build()?;
-    println!("Cost of a parallel loop of two halves, in microseconds: wall time minus half of the work.");
-    println!("Two threads, inside install. median / 90th percentile.\n");
-    print!("{:>8}", "gap");
+///
+/// # Errors
+/// When threads cannot be had, or the output fails.
+pub fn run(out: &mut (dyn Write + Send)) -> Result<(), Failure> {
+    let pool = machine::pool(2)?;
+    writeln!(out, "Cost of a parallel loop of two halves, in microseconds: wall time minus half of the work.")?;
+    writeln!(out, "Two threads, inside install. median / 90th percentile.\n")?;
+    write!(out, "{:>8}", "gap")?;
     for name in ["team", "join"] {
         for work in WORKS {
-            print!("{:>17}", format!("{name} {work} us"));
+            write!(out, "{:>17}", format!("{name} {work} us"))?;
         }
     }
-    println!();
+    writeln!(out)?;
     pool.install(|| {
         for gap in GAPS.map(Duration::from_micros) {
-            print!("{:>5} us", gap.as_micros());
+            write!(out, "{:>5} us", gap.as_micros())?;
             for work in WORKS.map(Duration::from_micros) {
                 let half = work / 2;
-                Team::scope(|team| {
-                    show(cost(gap, work, || {
-                        Parallelism::Team(team).for_each(2, 2, &|_, _| spin(half));
-                    }));
-                });
+                let costs =
+                    Team::scope(|team| cost(gap, work, || Parallelism::Team(team).for_each(2, 2, &|_, _| spin(half))));
+                show(out, costs)?;
             }
             for work in WORKS.map(Duration::from_micros) {
                 let half = work / 2;
-                show(cost(gap, work, || {
-                    rayon::join(|| spin(half), || spin(half));
-                }));
+                show(out, cost(gap, work, || drop(rayon::join(|| spin(half), || spin(half)))))?;
             }
-            println!();
+            writeln!(out)?;
         }
-    });
-    Ok(())
+        Ok(())
+    })
 }
 
 /// The sorted costs of many loops, in microseconds.
@@ -70,8 +72,8 @@ fn cost(gap: Duration, work: Duration, mut parallel_loop: impl FnMut()) -> Vec<f
     costs
 }
 
-fn show(costs: Vec<f64>) {
-    print!("{:>17}", format!("{:.2} / {:.2}", costs[costs.len() / 2], costs[costs.len() * 9 / 10]));
+fn show(out: &mut (dyn Write + Send), costs: Vec<f64>) -> io::Result<()> {
+    write!(out, "{:>17}", format!("{:.2} / {:.2}", costs[costs.len() / 2], costs[costs.len() * 9 / 10]))
 }
 
 /// Keeps this thread busy.

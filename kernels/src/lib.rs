@@ -13,6 +13,7 @@ pub mod pool;
 pub mod reference;
 mod simd;
 pub mod softmax;
+pub mod study;
 mod tensor;
 mod workspace;
 

@@ -1,0 +1,310 @@
+#!/usr/bin/env python3
+"""The layers of a shape file in PyTorch, ONNX Runtime and OpenVINO, beside kernelbench.
+
+    pip install torch onnxruntime onnx openvino numpy
+    cargo build --release
+    python3 benches/compare.py benches/shapes/conv_networks.csv --threads 2
+    python3 benches/compare.py benches/shapes/conv_training.csv --threads 2 --pass backward
+
+A library that is not installed is left out, and so is a direction that it has not: backward runs in PyTorch alone.
+
+How it is measured. Each library lives in a process of its own, so that no library's threads or allocator disturb
+another's. For each layer all of them are asked in turn, --rounds times; the best call of all rounds counts,
+because what slows a machine down for a while must not hit one library alone. A turn is two calls to warm up, and then
+calls for a quarter of a second, at least five. Libraries that can prepare weights ahead of time do, as plans do here.
+PyTorch is given the layer in both memory formats, and the faster one counts.
+
+Speeds are GFLOP/s of a direct convolution, twice that for backward (data, weights and bias). The last column is
+the speed of kernelbench over that of the fastest library: above 1, kernelbench is ahead.
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+FIELDS = "name n c h w k r s stride_h stride_w pad_h pad_w dilation_h dilation_w groups".split()
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Layer:
+    """One line of a shape file."""
+
+    name: str
+    n: int
+    c: int
+    h: int
+    w: int
+    k: int
+    r: int
+    s: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+    groups: int
+
+    @staticmethod
+    def read(path):
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                yield Layer(row["name"], *(int(row[field]) for field in FIELDS[1:]))
+
+    @property
+    def x_shape(self):
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def w_shape(self):
+        return self.k, self.c // self.groups, self.r, self.s
+
+    @property
+    def y_shape(self):
+        def outputs(size, taps, stride, pad, dilation):
+            return (size + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
+
+        return (
+            self.n,
+            self.k,
+            outputs(self.h, self.r, self.stride_h, self.pad_h, self.dilation_h),
+            outputs(self.w, self.s, self.stride_w, self.pad_w, self.dilation_w),
+        )
+
+    def operations(self, direction):
+        forward = 2 * math.prod(self.y_shape) * math.prod(self.w_shape[1:])
+        return forward if direction == "forward" else 2 * forward
+
+
+def best_of(call):
+    """The seconds of the fastest call."""
+    call()
+    call()
+    fastest, calls, end = math.inf, 0, time.perf_counter() + 0.25
+    while calls < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        fastest = min(fastest, time.perf_counter() - start)
+        calls += 1
+    return fastest
+
+
+class PyTorch:
+    module = "torch"
+    directions = ("forward", "backward")
+
+    def __init__(self, threads):
+        import torch
+
+        self.torch = torch
+        torch.set_num_threads(threads)
+
+    def seconds(self, layer, direction):
+        formats = (self.torch.contiguous_format, self.torch.channels_last)
+        return min(self.in_format(layer, direction, memory) for memory in formats)
+
+    def in_format(self, layer, direction, memory):
+        torch = self.torch
+        x = torch.rand(layer.x_shape).sub_(0.5).to(memory_format=memory)
+        w = torch.rand(layer.w_shape).sub_(0.5).to(memory_format=memory)
+        b = torch.rand(layer.k)
+        stride, padding = (layer.stride_h, layer.stride_w), (layer.pad_h, layer.pad_w)
+        dilation = (layer.dilation_h, layer.dilation_w)
+        with torch.inference_mode():
+            if direction == "forward":
+                forward = torch.nn.functional.conv2d
+                return best_of(lambda: forward(x, w, b, stride, padding, dilation, layer.groups))
+            dy = torch.rand(layer.y_shape).sub_(0.5).to(memory_format=memory)
+            backward = torch.ops.aten.convolution_backward.default
+            rest = ([layer.k], stride, padding, dilation, False, (0, 0), layer.groups, (True, True, True))
+            return best_of(lambda: backward(dy, x, w, *rest))
+
+
+def onnx_model(layer):
+    """The layer as an ONNX file, with its weights inside."""
+    import numpy
+    import onnx
+
+    random = numpy.random.default_rng(1)
+    tensor = onnx.numpy_helper.from_array
+    w = tensor(random.uniform(-0.5, 0.5, layer.w_shape).astype(numpy.float32), "w")
+    b = tensor(random.uniform(-0.5, 0.5, layer.k).astype(numpy.float32), "b")
+    node = onnx.helper.make_node(
+        "Conv",
+        ("x", "w", "b"),
+        ("y",),
+        strides=(layer.stride_h, layer.stride_w),
+        pads=(layer.pad_h, layer.pad_w, layer.pad_h, layer.pad_w),
+        dilations=(layer.dilation_h, layer.dilation_w),
+        group=layer.groups,
+    )
+    kind = onnx.TensorProto.FLOAT
+    x = onnx.helper.make_tensor_value_info("x", kind, layer.x_shape)
+    y = onnx.helper.make_tensor_value_info("y", kind, layer.y_shape)
+    graph = onnx.helper.make_graph([node], layer.name, [x], [y], [w, b])
+    opset = onnx.helper.make_opsetid("", 17)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+    return model, random.uniform(-0.5, 0.5, layer.x_shape).astype(numpy.float32)
+
+
+class OnnxRuntime:
+    module = "onnxruntime"
+    directions = ("forward",)
+
+    def __init__(self, threads):
+        import onnxruntime
+
+        self.onnxruntime = onnxruntime
+        self.options = onnxruntime.SessionOptions()
+        self.options.intra_op_num_threads = threads
+
+    def seconds(self, layer, direction):
+        model, x = onnx_model(layer)
+        session = self.onnxruntime.InferenceSession(model, self.options, providers=["CPUExecutionProvider"])
+        # Input and output stay where they are: no copy is timed.
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("x", self.onnxruntime.OrtValue.ortvalue_from_numpy(x))
+        y = self.onnxruntime.OrtValue.ortvalue_from_shape_and_type(layer.y_shape, x.dtype)
+        binding.bind_ortvalue_output("y", y)
+        return best_of(lambda: session.run_with_iobinding(binding))
+
+
+class OpenVino:
+    module = "openvino"
+    directions = ("forward",)
+
+    def __init__(self, threads):
+        import openvino
+
+        self.openvino, self.core = openvino, openvino.Core()
+        self.config = {
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+
+    def seconds(self, layer, direction):
+        model, x = onnx_model(layer)
+        request = self.core.compile_model(model, b"", "CPU", self.config).create_infer_request()
+        request.set_input_tensor(self.openvino.Tensor(x, shared_memory=True))
+        return best_of(request.infer)
+
+
+LIBRARIES = {"pytorch": PyTorch, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+
+def serve(pipe, name, threads):
+    """The loop of a library's process: a layer comes in, seconds or an error go out."""
+    library = LIBRARIES[name](threads)
+    while job := pipe.recv():
+        try:
+            pipe.send((library.seconds(*job), None))
+        except Exception as error:  # whatever a library dislikes about a layer is said, and the layer left out
+            pipe.send((None, f"{type(error).__name__}: {error}"))
+
+
+class Process:
+    """A library in a process of its own."""
+
+    def __init__(self, name, threads):
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self.pipe, far_end = context.Pipe()
+        context.Process(target=serve, args=(far_end, name, threads), daemon=True).start()
+
+    def seconds(self, layer, direction):
+        self.pipe.send((layer, direction))
+        seconds, error = self.pipe.recv()
+        if error:
+            print(f"{self.name} left {layer.name} out: {error}", file=sys.stderr)
+        return seconds
+
+
+class KernelBench:
+    """One call of kernelbench for each turn."""
+
+    name = "kernelbench"
+
+    def __init__(self, program, threads):
+        self.command = [program, "conv", "--format", "json", "--threads", str(threads)]
+
+    def seconds(self, layer, direction):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "layer.csv")
+            path.write_text(",".join(FIELDS) + "\n" + ",".join(str(getattr(layer, f)) for f in FIELDS) + "\n")
+            command = self.command + ["--shapes", str(path), "--pass", direction]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(f"kernelbench failed on {layer.name}", file=sys.stderr)
+            return None
+        return json.loads(done.stdout)["seconds_min"]
+
+
+def geometric_mean(ratios):
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", help="a CSV file such as benches/shapes/conv_networks.csv")
+    parser.add_argument("--pass", dest="direction", choices=("forward", "backward"), default="forward")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="only layers whose name contains this")
+    parser.add_argument("--kernelbench", default=str(ROOT / "target/release/kernelbench"), help="the program")
+    parser.add_argument("--out", help="also write the best seconds to this JSON file")
+    args = parser.parse_args()
+
+    layers = [layer for layer in Layer.read(args.shapes) if args.only in layer.name]
+    if not layers:
+        sys.exit(f"no layer of {args.shapes} has {args.only!r} in its name")
+    contenders = [
+        Process(name, args.threads)
+        for name, library in LIBRARIES.items()
+        if args.direction in library.directions and importlib.util.find_spec(library.module)
+    ] + [KernelBench(args.kernelbench, args.threads)]
+
+    print(f"{args.direction}, {args.threads} threads, GFLOP/s\n")
+    print(f"{'layer':24}" + "".join(f"{contender.name:>14}" for contender in contenders) + f"{'ratio':>9}")
+    results, ratios = [], {}
+    for layer in layers:
+        best = {}
+        for _ in range(args.rounds):
+            for contender in contenders:
+                seconds = contender.seconds(layer, args.direction)
+                if seconds:
+                    best[contender.name] = min(seconds, best.get(contender.name, math.inf))
+                time.sleep(0.05)  # threads that spin for work fall asleep before the next one's turn
+        cells = ""
+        for contender in contenders:
+            seconds = best.get(contender.name)
+            cells += f"{layer.operations(args.direction) / seconds / 1e9:14.1f}" if seconds else f"{'-':>14}"
+        others = [seconds for name, seconds in best.items() if name != KernelBench.name]
+        if others and KernelBench.name in best:
+            ratios[layer.name] = min(others) / best[KernelBench.name]
+            cells += f"{ratios[layer.name]:9.2f}"
+        print(f"{layer.name:24}{cells}", flush=True)
+        results.append({"name": layer.name, "seconds": best})
+    if ratios:
+        worst = min(ratios, key=ratios.get)
+        ahead = sum(ratio >= 1 for ratio in ratios.values())
+        print(f"\ngeometric mean {geometric_mean(ratios.values()):.2f}, worst {ratios[worst]:.2f} ({worst}), "
+              f"ahead on {ahead} of {len(ratios)}")
+    if args.out:
+        settings = {"pass": args.direction, "threads": args.threads, "rounds": args.rounds}
+        pathlib.Path(args.out).write_text(json.dumps({**settings, "layers": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

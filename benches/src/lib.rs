@@ -1,0 +1,24 @@
+//! Performance studies: what `kernelbench` and the Criterion suites share.
+//!
+//! ```text
+//! main ──► overview | conv
+//!             │
+//!             ├── shapes    layers by name, from CSV files
+//!             ├── machine   the CPU's name, its FMA peak, its read bandwidth, pools of threads
+//!             ├── sample    the definition of a convolution, one output at a time, in f64
+//!             ├── problem   a layer with data and plans: checked, then timed
+//!             ├── timing    the best and the median of many calls
+//!             └── report    rows as text, JSON or CSV
+//! ```
+
+pub mod conv;
+pub mod failure;
+pub mod machine;
+pub mod options;
+pub mod overview;
+pub mod parallel;
+pub mod problem;
+pub mod report;
+pub mod sample;
+pub mod shapes;
+pub mod timing;
