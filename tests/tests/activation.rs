@@ -124,7 +124,8 @@ fn relu_keeps_nan_and_has_no_slope_at_zero() {
 fn a_gradient_where_the_slope_is_zero_is_stopped_even_if_it_is_nan() {
     let relu6 = Activation::Clamp { low: 0.0, high: 6.0 };
     let mut dx = [9.0; 3];
-    activation::backward(relu6, &[0.0, 3.0, 6.0], &[f32::NAN, 1.0, f32::INFINITY], &mut dx, Parallelism::Serial).unwrap();
+    activation::backward(relu6, &[0.0, 3.0, 6.0], &[f32::NAN, 1.0, f32::INFINITY], &mut dx, Parallelism::Serial)
+        .unwrap();
     assert_eq!(dx, [0.0, 1.0, 0.0]);
 }
 

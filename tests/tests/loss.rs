@@ -112,7 +112,10 @@ fn gradients_of_softmax_err_by_no_more_than_their_bounds() {
                 assert!((dx[i] as f64 - exact[i]).abs() <= bound, "softmax, {columns} columns, {i} on {isa}");
                 let p = (log_y[i] as f64).exp();
                 let bound = 1.001 * (n + 4.0) * UNIT * (g + p * sum) + CUT * sum;
-                assert!((log_dx[i] as f64 - log_exact[i]).abs() <= bound, "log-softmax, {columns} columns, {i} on {isa}");
+                assert!(
+                    (log_dx[i] as f64 - log_exact[i]).abs() <= bound,
+                    "log-softmax, {columns} columns, {i} on {isa}"
+                );
             }
         }
     }
@@ -132,8 +135,7 @@ fn cross_entropy_and_its_gradient_err_by_no_more_than_their_bounds() {
         for isa in Isa::available() {
             let (mut losses, mut gradient) = (vec![9.5; rows], vec![9.5; z.len()]);
             let run = Execution::on(isa);
-            let mean =
-                loss::softmax_cross_entropy(shape, &z, &targets, &mut losses, Some(&mut gradient), run).unwrap();
+            let mean = loss::softmax_cross_entropy(shape, &z, &targets, &mut losses, Some(&mut gradient), run).unwrap();
             let mut worst = 0.0;
             for row in 0..rows {
                 let z = &z[row * classes..][..classes];

@@ -327,7 +327,8 @@ fn what_does_not_fit_is_refused_and_outputs_stay_untouched() {
     let spec = Pool2dSpec::new([2, 2]);
     let shape = Shape::new(1, 4, 4);
     let run = Parallelism::Serial;
-    let refused = |spec: Pool2dSpec, shape: Shape, channels: usize| spec.sizes(shape, channels).unwrap_err().to_string();
+    let refused =
+        |spec: Pool2dSpec, shape: Shape, channels: usize| spec.sizes(shape, channels).unwrap_err().to_string();
     assert_eq!(refused(Pool2dSpec::new([0, 2]), shape, 1), "kernel: expected at least 1, given [0, 2]");
     assert_eq!(refused(spec.stride([1, 0]), shape, 1), "stride: expected at least 1, given [1, 0]");
     assert_eq!(refused(spec.dilation([0, 1]), shape, 1), "dilation: expected at least 1, given [0, 1]");
@@ -355,7 +356,9 @@ fn what_does_not_fit_is_refused_and_outputs_stay_untouched() {
     assert!(pool::max_backward(&spec, shape, 1, &x, &[1.0; 4], &[1.0; 4], &mut dx, run).is_err());
     assert!(pool::average_backward(&spec, shape, 1, &[1.0; 4], &mut dx, run).is_err());
     let dilated = spec.dilation([2, 1]);
-    assert!(pool::average_forward(&dilated, shape, 1, &x, &mut y, run).unwrap_err().to_string().starts_with("dilation"));
+    assert!(
+        pool::average_forward(&dilated, shape, 1, &x, &mut y, run).unwrap_err().to_string().starts_with("dilation")
+    );
     assert_eq!((y, dx), ([9.0; 5], [9.0; 15]));
 }
 
