@@ -45,8 +45,7 @@ impl Activation {
     /// [`Error::Invalid`] for a clamp whose bounds are not in order.
     pub(crate) fn check(self) -> Result<(), Error> {
         match self {
-            // Written so that NaN fails.
-            Self::Clamp { low, high } if !(low <= high) => {
+            Self::Clamp { low, high } if low > high || low.is_nan() || high.is_nan() => {
                 Err(Error::invalid("activation", "low <= high", format!("{low} and {high}")))
             }
             _ => Ok(()),

@@ -30,7 +30,7 @@ const PART: usize = 16 * 1024;
 /// `y = softmax(x)` for each of `shape = [rows, columns]`.
 ///
 /// With `h = ln(columns)` and `u = 2^-24`, element `i` errs by at most
-/// `y[i] * u * (|x[i] - m| + h + columns + 7)`, and by 2^-126 where `x[i] - m < -87.3`.
+/// `y[i] * u * (|x[i] - m| + h + columns + 7)`, and by exp(-87.3) < 1.23e-38 where `x[i] - m` is below -87.3.
 ///
 /// ```
 /// use kernels::{Parallelism, softmax};

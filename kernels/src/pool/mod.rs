@@ -29,7 +29,7 @@ use crate::error::{Error, check_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
 use crate::simd::reduce::{Reduction, Sum};
-use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::simd::{Isa, Simd, dispatch};
 use spec::Geometry;
 
 /// Input elements that make a task worth handing out.

@@ -381,7 +381,7 @@ impl Job for AverageBackward<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { geometry, dy, band, dx } = self;
         let (rows, columns) = (&geometry.rows, &geometry.columns);
-        let mut strip = [0.0; STRIP + SLACK];
+        let (mut shares, mut strip) = ([0.0; STRIP + SLACK], [0.0; STRIP + SLACK]);
         dx.fill(0.0);
         for oh in band.first..band.last {
             let at = (band.plane * rows.output + oh) * columns.output;
@@ -393,7 +393,7 @@ impl Job for AverageBackward<'_> {
             let mut first = 0;
             while first < columns.output {
                 let piece = Piece::at(columns, first);
-                spread_along(geometry, oh, &piece, dy, &mut strip);
+                spread_along(geometry, oh, &piece, dy, &mut shares, &mut strip);
                 for kh in rows.taps(oh) {
                     let row = &mut dx[(rows.pixel(oh, kh) - band.top) * columns.size..][..columns.size];
                     // SAFETY: the piece's columns from `low` to `high` are in the image, and within the strip.
@@ -417,17 +417,46 @@ impl Job for AverageBackward<'_> {
 
 /// Adds up along a strip what each of its columns receives from the piece's windows.
 #[inline(always)]
-fn spread_along(geometry: &Geometry, oh: usize, piece: &Piece, dy: &[f32], strip: &mut Strip) {
+fn spread_along(geometry: &Geometry, oh: usize, piece: &Piece, dy: &[f32], shares: &mut Strip, strip: &mut Strip) {
     let columns = &geometry.columns;
     let interior = columns.interior();
     let full = if interior.is_empty() { 1.0 } else { geometry.divisor(oh, interior.start) };
-    strip[..piece.len].fill(0.0);
+    let shares = &mut shares[..piece.count];
+    let dy = &dy[piece.first..][..piece.count];
     for i in 0..piece.count {
-        let ow = piece.first + i;
-        let divisor = if interior.contains(&ow) { full } else { geometry.divisor(oh, ow) };
-        let share = dy[ow] / divisor;
-        for column in &mut strip[i * columns.stride..][..columns.kernel] {
-            *column += share;
+        shares[i] = dy[i] / full;
+    }
+    let before = interior.start.saturating_sub(piece.first).min(piece.count);
+    let after = interior.end.saturating_sub(piece.first).clamp(before, piece.count);
+    for i in (0..before).chain(after..piece.count) {
+        shares[i] = dy[i] / geometry.divisor(oh, piece.first + i);
+    }
+    let strip = &mut strip[..piece.len];
+    strip.fill(0.0);
+    // Naming the common widths unrolls their loops.
+    match columns.kernel {
+        2 => add_shares(shares, strip, columns.stride, 2),
+        3 => add_shares(shares, strip, columns.stride, 3),
+        kernel => add_shares(shares, strip, columns.stride, kernel),
+    }
+}
+
+/// `strip[i * stride + kw] += shares[i]` for each `kw < kernel`, window by window.
+#[inline(always)]
+fn add_shares(shares: &[f32], strip: &mut [f32], stride: usize, kernel: usize) {
+    if stride == 1 {
+        // The last tap first: each column then receives from its windows in order, and vectors do the work.
+        for kw in (0..kernel).rev() {
+            for (column, share) in strip[kw..].iter_mut().zip(shares) {
+                *column += share;
+            }
+        }
+        return;
+    }
+    for (i, share) in shares.iter().enumerate() {
+        let window = &mut strip[i * stride..][..kernel];
+        for kw in 0..kernel {
+            window[kw] += share;
         }
     }
 }

@@ -154,10 +154,9 @@ unsafe fn give<S: Simd>(
             // SAFETY: the tap is in the image and in the band's rows, and `count` channels are left.
             unsafe {
                 let hit = simd.and(open, simd.eq(load(simd, x.as_ptr().add(from), count), y));
-                if simd.bits(hit) != 0 {
-                    add_where(simd, hit, dx.as_mut_ptr().add(to), count, dy);
-                    open = simd.and(open, simd.not(hit));
-                }
+                // Which tap it is cannot be predicted, so there is no branch to leave out the others.
+                add_where(simd, hit, dx.as_mut_ptr().add(to), count, dy);
+                open = simd.and(open, simd.not(hit));
             }
         }
     }
