@@ -220,15 +220,14 @@ impl<S: Simd, const STEP: usize> Block<S> for Three<S, STEP> {
             let first = tile.rows[0].offset * row_len + tile.columns[0].shift;
             let x = tile.x.add(r * STEP * row_len + first + c);
             let mut acc = [[simd.zero(); V]; R];
-            for i in 0..(R - 1) * STEP + 3 {
+            // Nine steps without a condition are unrolled for sure, and then each vector is loaded once.
+            for kh in 0..3 {
                 for kw in 0..3 {
                     let at = if STEP == 1 { kw } else { kw % 2 * tile.layout.slot_len + kw / 2 };
-                    for v in 0..V {
-                        let x = simd.load(x.add(i * row_len + at + v * S::LANES));
-                        for q in 0..R {
-                            if i >= q * STEP && i - q * STEP < 3 {
-                                acc[q][v] = simd.fma(self.weights[i - q * STEP][kw], x, acc[q][v]);
-                            }
+                    for q in 0..R {
+                        for v in 0..V {
+                            let x = simd.load(x.add((q * STEP + kh) * row_len + at + v * S::LANES));
+                            acc[q][v] = simd.fma(self.weights[kh][kw], x, acc[q][v]);
                         }
                     }
                 }
