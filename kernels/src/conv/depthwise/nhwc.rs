@@ -79,7 +79,7 @@ unsafe fn row<S: Simd>(simd: S, lanes: &ChannelLanes<'_>, n: usize, oh: usize) {
     let [target_height, target_width] = lanes.target_size;
     let mut weights = lanes.weights;
     for row_phase in &rows.phases {
-        let mine = oh >= row_phase.first && (oh - row_phase.first) % rows.out_step == 0;
+        let mine = oh >= row_phase.first && (oh - row_phase.first).is_multiple_of(rows.out_step);
         for column_phase in &columns.phases {
             let phase_weights = weights;
             // SAFETY: each phase has its taps.
