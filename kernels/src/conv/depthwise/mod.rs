@@ -13,6 +13,7 @@
 //! devices", AAAI 2020: registers hold the outputs, and each input is loaded once for all the rows that need it.
 
 pub(super) mod axis;
+pub(super) mod nhwc;
 pub(super) mod rows;
 pub(super) mod tiles;
 pub(super) mod weights;

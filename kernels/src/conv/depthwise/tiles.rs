@@ -14,6 +14,7 @@
 
 use super::axis::{Axis, Phase, Tap};
 use super::rows::RowLayout;
+use crate::activation::{Activation, apply};
 use crate::simd::Simd;
 
 /// What happens to a sum before it is written.
@@ -23,11 +24,12 @@ pub(in crate::conv) struct Finish {
     pub bias: Option<*const f32>,
     /// The residual that belongs to the tile's first target.
     pub residual: Option<*const f32>,
-    pub clamp: Option<(f32, f32)>,
+    /// Relu and clamp are applied here, others when the target is complete.
+    pub activation: Activation,
 }
 
 impl Finish {
-    pub const NOTHING: Self = Self { bias: None, residual: None, clamp: None };
+    pub const NOTHING: Self = Self { bias: None, residual: None, activation: Activation::Identity };
 }
 
 /// A rectangle of targets of neighbouring channels, and what they are gathered from.
@@ -167,9 +169,7 @@ unsafe fn finish<S: Simd>(simd: S, tile: &Tile<'_>, o: usize, r: usize, c: usize
             let p = residual.add(at);
             v = simd.add(v, if whole { simd.load(p) } else { simd.load_first(p, n) });
         }
-        if let Some((low, high)) = tile.finish.clamp {
-            v = clamp(simd, v, low, high);
-        }
+        v = limit(simd, tile.finish.activation, v);
         if whole {
             simd.store(tile.y.add(at), v);
         } else {
@@ -178,12 +178,15 @@ unsafe fn finish<S: Simd>(simd: S, tile: &Tile<'_>, o: usize, r: usize, c: usize
     }
 }
 
-/// `min(max(v, low), high)`; NaN stays NaN.
+/// Relu and clamp; other activations are left for later.
 #[inline(always)]
-pub(in crate::conv) fn clamp<S: Simd>(simd: S, v: S::F, low: f32, high: f32) -> S::F {
-    let (low, high) = (simd.splat(low), simd.splat(high));
-    let v = simd.select(simd.lt(v, low), low, v);
-    simd.select(simd.lt(high, v), high, v)
+pub(in crate::conv) fn limit<S: Simd>(simd: S, activation: Activation, v: S::F) -> S::F {
+    // Naming the variants keeps the code of the others out of the kernels.
+    match activation {
+        Activation::Relu => apply(simd, Activation::Relu, v),
+        Activation::Clamp { low, high } => apply(simd, Activation::Clamp { low, high }, v),
+        _ => v,
+    }
 }
 
 /// 3 x 3 neighbouring taps in one plane at a step of `STEP`, the weights in registers: each vector of the padded
@@ -217,15 +220,14 @@ impl<S: Simd, const STEP: usize> Block<S> for Three<S, STEP> {
             let first = tile.rows[0].offset * row_len + tile.columns[0].shift;
             let x = tile.x.add(r * STEP * row_len + first + c);
             let mut acc = [[simd.zero(); V]; R];
-            for i in 0..(R - 1) * STEP + 3 {
+            // Nine steps without a condition are unrolled for sure, and then each vector is loaded once.
+            for kh in 0..3 {
                 for kw in 0..3 {
                     let at = if STEP == 1 { kw } else { kw % 2 * tile.layout.slot_len + kw / 2 };
-                    for v in 0..V {
-                        let x = simd.load(x.add(i * row_len + at + v * S::LANES));
-                        for q in 0..R {
-                            if i >= q * STEP && i - q * STEP < 3 {
-                                acc[q][v] = simd.fma(self.weights[i - q * STEP][kw], x, acc[q][v]);
-                            }
+                    for q in 0..R {
+                        for v in 0..V {
+                            let x = simd.load(x.add((q * STEP + kh) * row_len + at + v * S::LANES));
+                            acc[q][v] = simd.fma(self.weights[kh][kw], x, acc[q][v]);
                         }
                     }
                 }

@@ -10,11 +10,13 @@
 //! phases), tiles go to scratch too and are put in their places from there.
 
 use super::axis::{Axis, Phase};
+use super::nhwc::{ChannelLanes, TargetRows};
 use super::rows::{Channel, RowLayout, SPARE, fill};
 use super::tiles::{Finish, Tile, compute, is_dense};
-use crate::activation::Activation;
+use crate::activation::{self, Activation};
 use crate::conv::spec::{Conv2dSpec, Layout};
 use crate::error::Error;
+use crate::execution::Execution;
 use crate::parallel::Parallelism;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, aligned};
@@ -47,7 +49,8 @@ pub(in crate::conv) struct Windows {
     kernel: [usize; 2],
     rows: Axis,
     columns: Axis,
-    /// `[group][row phase][column phase][block of channels][plane][tap row][tap column][channel of the block]`
+    /// `[group][row phase][column phase][block of channels][plane][tap row][tap column][channel of the block]`;
+    /// `[row phase][column phase][tap row][tap column][group]` where channels are the lanes
     weights: Vec<f32>,
     backward: bool,
 }
@@ -150,6 +153,7 @@ impl Windows {
     /// Packs `[out_channels][in_channels / groups][kernel height][kernel width]`.
     pub fn pack(&mut self, weights: &[f32]) {
         let [kernel_height, kernel_width] = self.kernel;
+        let taps = kernel_height * kernel_width;
         let mut at = 0;
         for group in 0..self.groups {
             for rows in &self.rows.phases {
@@ -165,7 +169,9 @@ impl Windows {
                                             (group * self.outs + out) * self.planes + plane
                                         };
                                         let from = (filter * kernel_height + kh.index) * kernel_width + kw.index;
-                                        self.weights[at] = weights[from];
+                                        let to =
+                                            if self.channels_in_lanes() { at % taps * self.groups + group } else { at };
+                                        self.weights[to] = weights[from];
                                         at += 1;
                                     }
                                 }
@@ -199,6 +205,9 @@ impl Windows {
 
     /// Scratch for targets of a size.
     pub fn workspace_len(&self, target_size: [usize; 2], slots: usize) -> usize {
+        if self.channels_in_lanes() {
+            return 0;
+        }
         self.frame(target_size).slot_len.saturating_mul(slots.max(1)).saturating_add(LINE)
     }
 
@@ -206,6 +215,9 @@ impl Windows {
     pub fn run(&self, call: WindowsCall<'_>, seconds: f64) {
         if call.target.is_empty() {
             return;
+        }
+        if self.channels_in_lanes() {
+            return self.run_channels(call, seconds);
         }
         let frame = self.frame(call.target_size);
         let slots = call.slots.max(1);
@@ -215,12 +227,6 @@ impl Windows {
         let parallelism = call.parallelism.for_seconds(seconds);
         let threads = parallelism.threads().min(slots);
         let tasks = if threads == 1 { 1 } else { units.min(threads * TASKS_PER_THREAD) };
-        let clamp = match call.activation {
-            Activation::Relu => Some((0.0, f32::INFINITY)),
-            Activation::Clamp { low, high } => Some((low, high)),
-            _ => None,
-        };
-        let target_len = call.target.len();
         let shared = Shared {
             windows: self,
             frame,
@@ -229,7 +235,7 @@ impl Windows {
             source: call.source.as_ptr(),
             bias: call.bias.map(<[f32]>::as_ptr),
             residual: call.residual.map(<[f32]>::as_ptr),
-            clamp,
+            activation: call.activation,
             target: call.target.as_mut_ptr(),
             scratch: scratch.as_mut_ptr(),
         };
@@ -239,21 +245,49 @@ impl Windows {
             let (begin, end) = (task * units / tasks, (task + 1) * units / tasks);
             dispatch(self.isa, Units { shared, begin, end, slot });
         });
-        // Whole functions of single elements: no order to keep.
-        let apply: fn(f32) -> f32 = match call.activation {
-            Activation::Sigmoid => |x| 1.0 / (1.0 + (-x).exp()),
-            Activation::Tanh => f32::tanh,
-            _ => return,
+        self.complete(call.activation, call.target, call.parallelism, slots);
+    }
+
+    /// Channels last, one channel in and out per group: channels are the lanes.
+    fn channels_in_lanes(&self) -> bool {
+        self.layout == Layout::Nhwc && self.planes == 1 && self.outs == 1
+    }
+
+    /// [`Windows::run`] with channels as lanes.
+    fn run_channels(&self, call: WindowsCall<'_>, seconds: f64) {
+        let slots = call.slots.max(1);
+        let units = call.batch * call.target_size[0];
+        let parallelism = call.parallelism.for_seconds(seconds);
+        let tasks = units.min(parallelism.threads().min(slots) * TASKS_PER_THREAD);
+        let lanes = ChannelLanes {
+            channels: self.groups,
+            rows: &self.rows,
+            columns: &self.columns,
+            weights: self.weights.as_ptr(),
+            source: call.source.as_ptr(),
+            source_size: call.source_size,
+            target: call.target.as_mut_ptr(),
+            target_size: call.target_size,
+            bias: call.bias.map(<[f32]>::as_ptr),
+            residual: call.residual.map(<[f32]>::as_ptr),
+            activation: call.activation,
         };
-        let pieces = (target_len / 4096).clamp(1, threads * TASKS_PER_THREAD);
-        parallelism.for_each(pieces, slots, &|piece, _| {
-            let (begin, end) = (piece * target_len / pieces, (piece + 1) * target_len / pieces);
-            // SAFETY: pieces are disjoint ranges of the target, which nothing else uses any more.
-            let part = unsafe { std::slice::from_raw_parts_mut(shared.target.add(begin), end - begin) };
-            for y in part {
-                *y = apply(*y);
-            }
+        let lanes = &lanes;
+        parallelism.for_each(tasks, slots, &|task, _| {
+            let (begin, end) = (task * units / tasks, (task + 1) * units / tasks);
+            dispatch(self.isa, TargetRows { lanes, begin, end });
         });
+        self.complete(call.activation, call.target, call.parallelism, slots);
+    }
+
+    /// Applies the activations that the kernels leave out.
+    fn complete(&self, activation: Activation, target: &mut [f32], parallelism: Parallelism<'_>, slots: usize) {
+        if let Activation::Sigmoid | Activation::Tanh = activation {
+            let parallelism = if slots < parallelism.threads() { Parallelism::Serial } else { parallelism };
+            let execution = Execution { parallelism, isa: Some(self.isa) };
+            let done = activation::forward_in_place(activation, target, execution);
+            debug_assert!(done.is_ok(), "the plan has checked the instruction set");
+        }
     }
 }
 
@@ -266,7 +300,7 @@ struct Shared<'a> {
     source: *const f32,
     bias: Option<*const f32>,
     residual: Option<*const f32>,
-    clamp: Option<(f32, f32)>,
+    activation: Activation,
     target: *mut f32,
     scratch: *mut f32,
 }
@@ -381,15 +415,16 @@ unsafe fn run_unit<S: Simd>(simd: S, shared: &Shared<'_>, scratch: *mut f32, n: 
                         tile.finish = Finish {
                             bias: shared.bias.map(|bias| bias.add(channel)),
                             residual: shared.residual.map(|residual| residual.add(at)),
-                            clamp: shared.clamp,
+                            activation: shared.activation,
                         };
-                        compute(simd, &tile, size, dense);
                     } else {
                         tile.y = scratch.add(windows.planes * frame.plane_len + SPARE);
                         tile.y_row = frame.tile_row;
                         tile.y_channel = frame.tile_row * frame.band;
                         tile.y_len = tile.y_channel;
-                        compute(simd, &tile, size, dense);
+                    }
+                    compute(simd, &tile, size, dense);
+                    if !windows.writes_in_place() {
                         place(shared, &tile, n, channel, size, [oh, column_phase.first]);
                     }
                 }
@@ -457,11 +492,13 @@ unsafe fn place(
                     if let Some(residual) = shared.residual {
                         v += *residual.add(at);
                     }
-                    if let Some((low, high)) = shared.clamp {
-                        // Written so that NaN stays.
-                        v = if v < low { low } else { v };
-                        v = if v > high { high } else { v };
-                    }
+                    // Written so that NaN stays.
+                    v = match shared.activation {
+                        Activation::Relu if v <= 0.0 => 0.0,
+                        Activation::Clamp { low, .. } if v < low => low,
+                        Activation::Clamp { high, .. } if v > high => high,
+                        _ => v,
+                    };
                     *shared.target.add(at) = v;
                 }
             }
