@@ -14,7 +14,7 @@
 //! | [`data`] | the operands of a case |
 //! | [`guard`] | memory between inaccessible pages |
 //! | [`oracle`] | references in f64, and what may differ from them |
-//! | [`subject`] | what is checked: the library, or something else that makes plans |
+//! | [`subject`], [`faults`] | the library; convolutions with a mistake each, to check the checks |
 //! | [`check`] | everything that is checked of a case |
 //! | [`crash`] | which case it was that crashed |
 //! | [`stats`] | what was checked, and what was not |
@@ -31,6 +31,7 @@ pub mod check;
 pub mod crash;
 pub mod data;
 pub mod decode;
+pub mod faults;
 pub mod guard;
 pub mod oracle;
 pub mod stats;

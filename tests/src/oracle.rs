@@ -252,9 +252,7 @@ fn judge(got: f32, value: f64, wanted: f64, magnitude: f64, expected: &Expected,
         if !value.is_finite() {
             return Err("only the activation's argument is infinite".into());
         }
-        // Sums of the positive and of the negative terms.
-        let can_overflow = |sum: f64| rule == Rule::Bound && sum * (1.0 + gamma) >= f64::from(f32::MAX);
-        let (up, down) = (can_overflow((magnitude + value) / 2.0), can_overflow((magnitude - value) / 2.0));
+        let (up, down) = if rule == Rule::Bound { can_overflow(value, magnitude, depth) } else { (false, false) };
         let accepted = if got.is_nan() {
             up && down
         } else if got > 0.0 {
@@ -273,8 +271,12 @@ fn judge(got: f32, value: f64, wanted: f64, magnitude: f64, expected: &Expected,
         _ => pre_tolerance,
     };
     // An argument that can overflow saturates the activation, or is cut off by it.
-    if rule == Rule::Bound && saturates(got, value, magnitude * (1.0 + gamma), expected.activation) {
-        return Ok(0.0);
+    if rule == Rule::Bound {
+        let (up, down) = can_overflow(value, magnitude, depth);
+        let saturates = |can: bool, infinity: f64| can && got == activate(expected.activation, infinity);
+        if saturates(up, f64::INFINITY) || saturates(down, f64::NEG_INFINITY) {
+            return Ok(0.0);
+        }
     }
     let error = (got - wanted).abs();
     if error > tolerance {
@@ -286,12 +288,12 @@ fn judge(got: f32, value: f64, wanted: f64, magnitude: f64, expected: &Expected,
     Ok(if is_plain && magnitude > f64::from(f32::MIN_POSITIVE) / UNIT { error / (UNIT * magnitude) } else { 0.0 })
 }
 
-/// Whether a finite result is what the activation makes of an argument that overflowed.
-fn saturates(got: f64, value: f64, magnitude: f64, activation: Activation) -> bool {
-    let overflows = |sum: f64| sum >= f64::from(f32::MAX);
-    let up = overflows((magnitude + value) / 2.0) && got == activate(activation, f64::INFINITY);
-    let down = overflows((magnitude - value) / 2.0) && got == activate(activation, f64::NEG_INFINITY);
-    up || down
+/// Whether a partial sum can overflow upwards, and downwards: it is at most the sum of all terms of its sign, which
+/// is half of `S` plus or minus the value. Both are known up to the rounding of `S`, in f64 here and in f32 there.
+fn can_overflow(value: f64, magnitude: f64, terms: f64) -> (bool, bool) {
+    let slack = magnitude * (terms + 2.0) * (UNIT_F64 + UNIT);
+    let overflows = |sum: f64| sum + slack >= f64::from(f32::MAX);
+    (overflows((magnitude + value) / 2.0), overflows((magnitude - value) / 2.0))
 }
 
 /// Whether two results are the same to the last bit; one NaN is as good as another.
