@@ -310,7 +310,7 @@ impl Run<'_> {
         self.stats.judged += found.judged as u64;
         self.stats.rejected += found.rejected as u64;
         if self.problem.rule == Rule::Bound {
-            self.stats.error(&self.case, pass, found.worst);
+            self.stats.error(&self.case, pass, found.worst, expected.terms);
         }
         Ok(())
     }

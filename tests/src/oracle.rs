@@ -68,11 +68,13 @@ pub struct Reference {
     pub db: Expected,
 }
 
-/// The element strides of `[n, c, h, w]`.
+/// The element strides of `[n, c, h, w]`. An empty image may have sides whose product overflows; nobody uses it.
 fn strides(layout: Layout, channels: usize, [height, width]: [usize; 2]) -> [usize; 4] {
+    let (row, pixels) = (width.wrapping_mul(channels), height.wrapping_mul(width));
+    let image = pixels.wrapping_mul(channels);
     match layout {
-        Layout::Nchw => [channels * height * width, height * width, width, 1],
-        Layout::Nhwc => [height * width * channels, 1, width * channels, channels],
+        Layout::Nchw => [image, pixels, width, 1],
+        Layout::Nhwc => [image, 1, row, channels],
     }
 }
 
@@ -94,7 +96,7 @@ impl Reference {
         let [x_n, x_c, x_h, x_w] = strides(spec.layout, spec.in_channels, sizes.input);
         let [y_n, y_c, y_h, y_w] = strides(spec.layout, spec.out_channels, sizes.output);
         let taps = kernel_height * kernel_width;
-        let pixels = case.shape.batch * out_height * out_width;
+        let pixels = case.shape.batch.saturating_mul(out_height).saturating_mul(out_width);
         let addends = usize::from(case.bias) + usize::from(case.residual);
 
         let mut y = Expected::zeros(sizes.y_len, group_in * taps + addends);

@@ -7,6 +7,7 @@ use kernels::Isa;
 use kernels::conv::Algorithm;
 
 use crate::case::{ConvCase, Pass};
+use crate::data::DataKind;
 
 /// The largest error of a pass, in units of `u S`, and the line that has it.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +16,15 @@ pub struct Worst {
     pub ratio: f64,
     /// The line.
     pub line: String,
+}
+
+impl Worst {
+    /// The larger of two; of equal ones that with the smaller line, so that the order of threads does not show.
+    fn raise_to(&mut self, other: Self) {
+        if other.ratio > self.ratio || other.ratio == self.ratio && other.line < self.line {
+            *self = other;
+        }
+    }
 }
 
 /// Counts of a run, which add up over threads.
@@ -38,6 +48,15 @@ pub struct Stats {
     pub weak: u64,
     /// The largest error by data kind and pass.
     pub worst: BTreeMap<(String, Pass), Worst>,
+    /// The largest error of positive data, as a share of [`positive_error`].
+    pub positive: Worst,
+}
+
+/// An error of positive data that only a worse order of the sums exceeds, in units of `u S`: errors of one sign add up
+/// like the steps of a random walk, about `0.7 sqrt(terms)` of them (N. Higham, T. Mary, "A new approach to
+/// probabilistic rounding error analysis", SIAM J. Sci. Comput. 41 (2019)).
+pub fn positive_error(terms: usize) -> f64 {
+    1.5 * (terms as f64).sqrt() + 2.0
 }
 
 impl Stats {
@@ -51,8 +70,12 @@ impl Stats {
         *self.declined.entry((algorithm.to_string(), direction)).or_default() += 1;
     }
 
-    /// Notes the error of a result.
-    pub fn error(&mut self, case: &ConvCase, pass: Pass, ratio: f64) {
+    /// Notes the largest error of results that are sums of so many terms.
+    pub fn error(&mut self, case: &ConvCase, pass: Pass, ratio: f64, terms: usize) {
+        let share = ratio / positive_error(terms);
+        if case.data == DataKind::Positive && share > self.positive.ratio {
+            self.positive = Worst { ratio: share, line: case.to_string() };
+        }
         let worst = self.worst.entry((case.data.to_string(), pass)).or_default();
         if ratio > worst.ratio {
             *worst = Worst { ratio, line: case.to_string() };
@@ -66,7 +89,7 @@ impl Stats {
     }
 
     /// The largest error of a kind of data over all passes.
-    pub fn worst_of(&self, data: crate::data::DataKind) -> Worst {
+    pub fn worst_of(&self, data: DataKind) -> Worst {
         let name = data.to_string();
         let of_kind = self.worst.iter().filter(|((of, _), _)| *of == name).map(|(_, worst)| worst);
         of_kind.max_by(|a, b| a.ratio.total_cmp(&b.ratio)).cloned().unwrap_or_default()
@@ -87,12 +110,9 @@ impl Stats {
             *self.declined.entry(key).or_default() += plans;
         }
         for (key, worst) in other.worst {
-            let mine = self.worst.entry(key).or_default();
-            // Equal errors: the smaller line, so that the order of threads does not show.
-            if worst.ratio > mine.ratio || worst.ratio == mine.ratio && worst.line < mine.line {
-                *mine = worst;
-            }
+            self.worst.entry(key).or_default().raise_to(worst);
         }
+        self.positive.raise_to(other.positive);
     }
 }
 

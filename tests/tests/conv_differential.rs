@@ -76,6 +76,8 @@ fn run_and_report(enough: u64) {
     }
     let worst = stats.worst_of(DataKind::Uniform);
     assert!(worst.ratio <= SIGNED_ERROR, "an error of {:.2} u S in {}", worst.ratio, worst.line);
+    let worst = stats.positive;
+    assert!(worst.ratio <= 1.0, "positive data: {:.2} times the expected error in {}", worst.ratio, worst.line);
 }
 
 #[test]
