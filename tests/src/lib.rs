@@ -1,6 +1,39 @@
-//! Cases decoded from bytes, oracles and guard pages.
+//! What must hold across the crates, and the tools to check it.
+//!
+//! ```text
+//! bytes ──► decode ──► ConvCase ──► data ──► check ──► the library, in guarded memory
+//!                       │ one line            └─► oracle: equal to the reference, or within the bound
+//!                       ▼
+//!                      repro -- "LINE"
+//! ```
+//!
+//! | module | is |
+//! | --- | --- |
+//! | [`case`] | a convolution and how to run it, as one line of text |
+//! | [`decode`] | a case from bytes |
+//! | [`data`] | the operands of a case |
+//! | [`guard`] | memory between inaccessible pages |
+//! | [`oracle`] | references in f64, and what may differ from them |
+//! | [`subject`], [`faults`] | the library; convolutions with a mistake each, to check the checks |
+//! | [`check`] | everything that is checked of a case |
+//! | [`crash`] | which case it was that crashed |
+//! | [`stats`] | what was checked, and what was not |
+//! | [`targets`] | functions of bytes, for fuzzing and replay |
+#![warn(missing_docs)]
 
 /// The examples of the README, compiled and run.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+pub mod case;
+pub mod check;
+pub mod crash;
+pub mod data;
+pub mod decode;
+pub mod faults;
+pub mod guard;
+pub mod oracle;
+pub mod stats;
+pub mod subject;
+pub mod targets;

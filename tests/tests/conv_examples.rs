@@ -1,0 +1,224 @@
+//! Convolutions by hand, and shapes that other libraries have got wrong.
+
+use kernels::conv::{Conv2d, Conv2dBackward, Conv2dSpec, Layout, Padding, Shape, flip_filter};
+use kernels::{Activation, Error, Parallelism};
+use tests::case::ConvCase;
+use tests::data::DataKind;
+
+/// Checks a case every way, for each layout and two kinds of data.
+fn holds(case: ConvCase) {
+    tests::crash::report_faults();
+    for layout in [Layout::Nchw, Layout::Nhwc] {
+        for data in [DataKind::Integers, DataKind::Uniform, DataKind::Special] {
+            let mut case = case.data(data);
+            case.spec.layout = layout;
+            if let Err(failure) = tests::targets::run(&case) {
+                panic!("{failure}");
+            }
+        }
+    }
+}
+
+/// One forward call by hand.
+fn forward(spec: Conv2dSpec, shape: Shape, x: &[f32], weights: &[f32]) -> Result<Vec<f32>, Error> {
+    let conv = Conv2d::new(spec, weights, None, shape)?;
+    let mut y = vec![f32::NAN; spec.sizes(shape)?.y_len];
+    let mut workspace = vec![f32::NAN; conv.workspace_len(shape, 1)?];
+    conv.forward(shape, x, None, &mut y, &mut workspace, Parallelism::Serial)?;
+    Ok(y)
+}
+
+const IMAGE: [f32; 9] = [12.0, 3.0, 19.0, 25.0, 10.0, 1.0, 9.0, 7.0, 17.0];
+
+#[test]
+fn the_example_of_the_lecture() {
+    let y = forward(Conv2dSpec::new(1, 1, [2, 2]), Shape::new(1, 3, 3), &IMAGE, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    assert_eq!(y, [133.0, 75.0, 100.0, 101.0]);
+}
+
+#[test]
+fn the_flipped_filter_gives_the_convolution_of_the_formula() {
+    let mut filter = [1.0, 2.0, 3.0, 4.0];
+    flip_filter(&mut filter, [2, 2]).unwrap();
+    let y = forward(Conv2dSpec::new(1, 1, [2, 2]), Shape::new(1, 3, 3), &IMAGE, &filter).unwrap();
+    // 4 * 12 + 3 * 3 + 2 * 25 + 1 * 10
+    assert_eq!(y, [117.0, 4.0 * 3.0 + 3.0 * 19.0 + 2.0 * 10.0 + 1.0, 155.0, 74.0]);
+}
+
+#[test]
+fn a_padding_of_100_around_one_column() {
+    holds(ConvCase::new(2, 3, [1, 3]).image(1, 1).padding(0, 0, 100, 100).with_bias());
+    holds(ConvCase::new(1, 17, [3, 3]).image(1, 1).padding(100, 0, 0, 100).relu());
+}
+
+#[test]
+fn a_dilation_beyond_the_image() {
+    holds(ConvCase::new(3, 5, [3, 3]).image(4, 4).padding(9, 9, 9, 9).dilation(9, 9));
+    holds(ConvCase::new(3, 5, [3, 1]).image(1, 7).padding(40, 40, 0, 0).dilation(40, 1));
+}
+
+#[test]
+fn only_the_middle_tap_meets_the_image() {
+    holds(ConvCase::new(4, 4, [3, 3]).image(1, 1).padding(1, 1, 1, 1).batch(3));
+}
+
+#[test]
+fn windows_beside_each_other_along_1603_pixels() {
+    holds(ConvCase::new(1, 3, [1, 4]).image(1, 1603).stride(1, 4).with_bias());
+    holds(ConvCase::new(2, 2, [4, 1]).image(1603, 1).stride(4, 1));
+}
+
+#[test]
+fn groups_with_a_stride() {
+    holds(ConvCase::new(6, 4, [3, 3]).image(7, 8).groups(2).stride(2, 2).padding(1, 1, 1, 1).batch(2));
+    holds(ConvCase::new(17, 34, [3, 3]).image(9, 9).groups(17).stride(2, 3).padding(1, 0, 0, 1));
+    holds(ConvCase::new(2048, 2048, [1, 1]).image(2, 2).groups(2048).stride(2, 2));
+}
+
+#[test]
+fn a_stride_longer_than_kernel_and_image() {
+    holds(ConvCase::new(3, 8, [1, 1]).image(5, 5).stride(3, 7));
+    holds(ConvCase::new(3, 8, [2, 2]).image(5, 5).stride(100, 100).padding(0, 3, 0, 3));
+}
+
+#[test]
+fn rows_that_the_stride_leaves_over() {
+    // (padded height - kernel) % stride >= 2: nobody looks at the last rows, and their gradient is zero.
+    holds(ConvCase::new(2, 5, [3, 3]).image(13, 14).stride(4, 5));
+    holds(ConvCase::new(16, 16, [5, 5]).image(12, 11).stride(4, 3).padding(2, 1, 0, 2));
+}
+
+#[test]
+fn patches_of_a_vision_transformer() {
+    holds(ConvCase::new(3, 9, [16, 16]).image(32, 48).stride(16, 16).with_bias());
+}
+
+#[test]
+fn even_kernels_and_kernels_as_large_as_the_image() {
+    holds(ConvCase::new(5, 7, [2, 4]).image(6, 9).padding(1, 0, 2, 1));
+    holds(ConvCase::new(64, 33, [7, 7]).image(7, 7));
+    holds(ConvCase::new(3, 3, [5, 5]).image(3, 3).padding(1, 1, 1, 1));
+}
+
+#[test]
+fn channels_around_the_widths_of_vectors() {
+    for channels in [1, 3, 7, 8, 9, 15, 16, 17, 31, 33] {
+        holds(
+            ConvCase::new(channels, 34 - channels, [3, 3]).image(5, 9).padding(1, 1, 1, 1).with_bias().with_residual(),
+        );
+    }
+}
+
+#[test]
+fn every_activation_after_bias_and_residual() {
+    for activation in [
+        Activation::Identity,
+        Activation::Relu,
+        Activation::Clamp { low: 0.0, high: 6.0 },
+        Activation::Clamp { low: -3.0, high: -3.0 },
+        Activation::Clamp { low: f32::NEG_INFINITY, high: 5.0 },
+        Activation::Sigmoid,
+        Activation::Tanh,
+    ] {
+        holds(ConvCase::new(3, 18, [3, 3]).image(6, 7).activation(activation).with_bias().with_residual());
+    }
+}
+
+#[test]
+fn no_images_have_gradients_of_zero() {
+    let spec = Conv2dSpec::new(3, 5, [3, 3]);
+    let shape = Shape::new(0, 8, 8);
+    let plan = Conv2dBackward::new(spec, &[1.0; 135], shape).unwrap();
+    let mut workspace = vec![f32::NAN; plan.workspace_len(shape, 1).unwrap()];
+    let (mut dw, mut db) = ([7.0; 135], [7.0; 5]);
+    plan.weights(shape, &[], &[], &mut dw, Some(&mut db), &mut workspace, Parallelism::Serial).unwrap();
+    assert_eq!((dw, db), ([0.0; 135], [0.0; 5]));
+    holds(ConvCase::new(3, 5, [3, 3]).image(8, 8).batch(0).with_bias());
+}
+
+#[test]
+fn images_without_rows_are_padding_and_bias() {
+    holds(ConvCase::new(3, 5, [3, 3]).image(0, 4).padding(2, 2, 1, 1).with_bias());
+    holds(ConvCase::new(3, 5, [1, 1]).image(4, 0).padding(0, 0, 1, 1).with_bias());
+}
+
+#[test]
+fn a_kernel_larger_than_the_padded_image_is_refused() {
+    for (height, width) in [(2, 5), (5, 2), (0, 0)] {
+        let spec = Conv2dSpec::new(1, 1, [3, 3]);
+        let error = Conv2d::new(spec, &[0.0; 9], None, Shape::new(1, height, width)).unwrap_err();
+        assert!(matches!(error, Error::Invalid { argument: "height" | "width", .. }), "{error}");
+        assert!(Conv2dBackward::new(spec, &[0.0; 9], Shape::new(1, height, width)).is_err());
+    }
+}
+
+#[test]
+fn parameters_without_meaning_are_refused_by_name() {
+    let good = Conv2dSpec::new(4, 6, [3, 3]);
+    let nan = Activation::Clamp { low: f32::NAN, high: 1.0 };
+    for (spec, name) in [
+        (Conv2dSpec::new(4, 6, [0, 3]), "kernel"),
+        (good.stride([1, 0]), "stride"),
+        (good.dilation([0, 1]), "dilation"),
+        (good.groups(0), "groups"),
+        (good.groups(4), "out_channels"),
+        (good.groups(3), "in_channels"),
+        (Conv2dSpec::new(0, 6, [3, 3]), "in_channels"),
+        (Conv2dSpec::new(4, 0, [3, 3]), "out_channels"),
+        (good.activation(nan), "activation"),
+        (good.activation(Activation::Clamp { low: 1.0, high: 0.0 }), "activation"),
+        (good.padding(Padding { top: usize::MAX, bottom: 1, left: 0, right: 0 }), "padding"),
+        (good.dilation([usize::MAX, 1]), "dilation"),
+        (Conv2dSpec::new(usize::MAX, 2, [3, 3]), "weights"),
+        (Conv2dSpec::new(1 << 32, 1 << 32, [1, 1]), "weights"),
+    ] {
+        let error = Conv2d::new(spec, &[0.0; 4 * 6 * 9], None, Shape::new(1, 9, 9)).unwrap_err();
+        assert!(error.to_string().contains(name), "{spec:?}: {error}");
+    }
+}
+
+#[test]
+fn images_larger_than_the_address_space_are_refused() {
+    let spec = Conv2dSpec::new(2, 2, [1, 1]);
+    for shape in [
+        Shape::new(usize::MAX, 1, 1),
+        Shape::new(1, usize::MAX, usize::MAX),
+        Shape::new(1 << 32, 1 << 32, 1),
+        Shape::new(1, isize::MAX as usize, 1),
+    ] {
+        assert!(Conv2d::new(spec, &[0.0; 4], None, shape).is_err(), "{shape:?}");
+        assert!(Conv2dBackward::new(spec, &[0.0; 4], shape).is_err(), "{shape:?}");
+    }
+}
+
+#[test]
+fn weights_and_biases_of_other_lengths_are_refused() {
+    let (spec, shape) = (Conv2dSpec::new(2, 3, [1, 1]), Shape::new(1, 4, 4));
+    assert!(Conv2d::new(spec, &[0.0; 5], None, shape).is_err());
+    assert!(Conv2d::new(spec, &[0.0; 7], None, shape).is_err());
+    assert!(Conv2d::new(spec, &[0.0; 6], Some(&[0.0; 2]), shape).is_err());
+    assert!(Conv2dBackward::new(spec, &[0.0; 5], shape).is_err());
+    let mut plan = Conv2d::new(spec, &[0.0; 6], Some(&[0.0; 3]), shape).unwrap();
+    assert!(plan.set_weights(&[0.0; 5], Some(&[0.0; 3])).is_err());
+    assert!(plan.set_weights(&[0.0; 6], Some(&[0.0; 4])).is_err());
+    assert!(plan.set_weights(&[1.0; 6], Some(&[0.0; 3])).is_ok());
+    let (mut y, mut workspace) = ([7.0; 48], vec![0.0; plan.workspace_len(shape, 1).unwrap()]);
+    let short = [0.0; 47];
+    let result = plan.forward(shape, &[0.0; 32], Some(&short), &mut y, &mut workspace, Parallelism::Serial);
+    assert!(result.is_err() && y == [7.0; 48]);
+}
+
+#[test]
+fn weights_that_are_not_finite_do_not_reach_the_padding() {
+    for value in [f32::INFINITY, f32::NAN] {
+        let mut weights = [1.0f32; 9];
+        weights[0] = value;
+        let spec = Conv2dSpec::new(1, 1, [3, 3]).padding(Padding::all(1));
+        let y = forward(spec, Shape::new(1, 3, 3), &[1.0; 9], &weights).unwrap();
+        // The first tap of the first row and column of windows lies in the padding.
+        assert_eq!([y[0], y[1], y[2], y[3], y[6]], [4.0, 6.0, 4.0, 6.0, 4.0]);
+        for at in [4, 5, 7, 8] {
+            assert!(!y[at].is_finite(), "{y:?}");
+        }
+    }
+}

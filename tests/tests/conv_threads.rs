@@ -1,0 +1,85 @@
+//! Convolutions that are long enough to be spread over threads: small ones stay on the calling thread.
+
+use kernels::Parallelism;
+use kernels::conv::{Conv2d, Conv2dBackward, Layout};
+use tests::case::ConvCase;
+use tests::data::{ConvData, DataKind};
+use tests::oracle::same_bits;
+
+/// Checks a long case every way; the bits must not depend on the number of threads.
+fn holds(case: ConvCase) {
+    tests::crash::report_faults();
+    if let Err(failure) = tests::targets::run(&case.data(DataKind::Uniform)) {
+        panic!("{failure}");
+    }
+}
+
+#[test]
+fn a_batch_of_small_images() {
+    holds(ConvCase::new(16, 32, [3, 3]).batch(16).image(15, 17).padding(1, 1, 1, 1).with_bias().relu());
+}
+
+#[test]
+fn one_image_with_many_channels() {
+    holds(ConvCase::new(96, 130, [3, 3]).image(12, 13).padding(1, 1, 1, 1).nhwc().with_residual());
+}
+
+#[test]
+fn a_pointwise_convolution() {
+    holds(ConvCase::new(129, 257, [1, 1]).image(21, 19).batch(2));
+}
+
+#[test]
+fn a_first_layer() {
+    holds(ConvCase::new(3, 33, [7, 7]).image(65, 67).stride(2, 2).padding(3, 3, 3, 3).batch(3).with_bias());
+}
+
+#[test]
+fn a_depthwise_convolution() {
+    holds(ConvCase::new(257, 257, [3, 3]).image(57, 55).padding(1, 1, 1, 1).groups(257));
+}
+
+#[test]
+fn a_grouped_convolution() {
+    holds(ConvCase::new(64, 64, [3, 3]).image(40, 41).padding(1, 1, 1, 1).groups(8).batch(2).nhwc());
+}
+
+#[test]
+fn a_plan_serves_eight_threads_at_once() {
+    for layout in [Layout::Nchw, Layout::Nhwc] {
+        let mut case = ConvCase::new(24, 40, [3, 3]).image(28, 30).padding(1, 1, 1, 1).batch(4).data(DataKind::Uniform);
+        case.spec.layout = layout;
+        let shape = case.shape;
+        let sizes = case.spec.sizes(shape).unwrap();
+        let data = ConvData::new(&case, &sizes);
+        let forward = Conv2d::new(case.spec, &data.weights, None, shape).unwrap();
+        let backward = Conv2dBackward::new(case.spec, &data.weights, shape).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let run = |parallelism: Parallelism, slots: usize| {
+            let mut y = vec![f32::NAN; sizes.y_len];
+            let (mut dx, mut dw) = (vec![f32::NAN; sizes.x_len], vec![f32::NAN; sizes.w_len]);
+            let mut workspace = vec![f32::NAN; forward.workspace_len(shape, slots).unwrap()];
+            forward.forward(shape, &data.x, None, &mut y, &mut workspace, parallelism).unwrap();
+            let mut workspace = vec![f32::NAN; backward.workspace_len(shape, slots).unwrap()];
+            backward.both(shape, &data.x, &data.dy, &mut dx, &mut dw, None, &mut workspace, parallelism).unwrap();
+            [y, dx, dw]
+        };
+        let alone = run(Parallelism::Serial, 1);
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let (alone, run, pool) = (&alone, &run, &pool);
+                scope.spawn(move || {
+                    // From outside of any pool, and from inside of one that all share.
+                    let mine = if thread % 2 == 0 {
+                        run(Parallelism::Current, 2)
+                    } else {
+                        pool.install(|| run(Parallelism::Current, 2))
+                    };
+                    for (name, (mine, alone)) in ["y", "dx", "dw"].into_iter().zip(mine.iter().zip(alone)) {
+                        same_bits(name, mine, alone).unwrap();
+                    }
+                });
+            }
+        });
+    }
+}

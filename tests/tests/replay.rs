@@ -1,0 +1,76 @@
+//! Runs what fuzzing has found worth keeping, and fresh random inputs, through the fuzz targets.
+
+use std::path::{Path, PathBuf};
+
+use tests::decode::{Kinds, VERSION, conv, random_bytes};
+use tests::targets;
+
+/// Random inputs of each target, beside the files.
+const RANDOM: u64 = 150;
+
+/// Prints which input it was, if its target panics.
+struct Input(String);
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("  input: {}", self.0);
+        }
+    }
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("a readable folder").path()).collect();
+    files.sort();
+    files
+}
+
+/// Replays `fuzz/corpus/TARGET` and `fuzz/regressions/TARGET`.
+fn replay(target: &str, run: fn(&[u8]), kinds: Option<Kinds>) {
+    tests::crash::report_faults();
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
+    let mut count = 0;
+    for folder in ["corpus", "regressions"] {
+        for file in files(&fuzz.join(folder).join(target)) {
+            let data = std::fs::read(&file).expect("a readable file");
+            let case = kinds.and_then(|kinds| conv(&data, kinds)).map(|case| case.to_string()).unwrap_or_default();
+            let _input = Input(format!("{} {case}", file.display()));
+            run(&data);
+            count += 1;
+        }
+    }
+    println!("{target}: {count} files");
+    assert!(count > 0, "the corpus of {target} is missing");
+    for number in 0..RANDOM {
+        let _input = Input(format!("random {number}"));
+        run(&random_bytes(number + 77_000));
+    }
+}
+
+#[test]
+fn conv_exact() {
+    replay("conv_exact", targets::conv_exact, Some(Kinds::Exact));
+}
+
+#[test]
+fn conv_bound() {
+    replay("conv_bound", targets::conv_bound, Some(Kinds::Bound));
+}
+
+#[test]
+fn conv_api() {
+    replay("conv_api", targets::conv_api, None);
+    // Cheap enough for many more.
+    for number in 0..20_000 {
+        let _input = Input(format!("random {number}"));
+        targets::conv_api(&random_bytes(number));
+    }
+}
+
+#[test]
+fn inputs_of_a_version_to_come_are_left_alone() {
+    for run in [targets::conv_exact, targets::conv_bound, targets::conv_api] {
+        run(&[VERSION + 1, 2, 3]);
+    }
+}
