@@ -1,0 +1,77 @@
+//! Blocking sizes, as data per CPU. None of them changes a bit of any result.
+//!
+//! ```text
+//!            ◄── NC ──►                     a block of rhs, KC x NC, stays in L2
+//!           ┌──────────┐ ▲                  a strip of lhs, MR x KC, stays in L1 while it meets each panel
+//!           │  rhs     │ KC                 of that block
+//!           └──────────┘ ▼                  the packed rows of lhs, MC x k, stay in L3: packed once,
+//!    ┌───┐  ┌──────────┐ ▲                  read by every block of columns and by every thread
+//!    │lhs│  │  out     │ MC
+//!    └───┘  └──────────┘ ▼
+//!    ◄KC►
+//! ```
+
+use crate::simd::{Cpu, cpu};
+
+/// Where the loops are cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blocking {
+    /// Depth of a block: a strip of lhs (6 x KC or 14 x KC) takes less than half of L1.
+    pub kc: usize,
+    /// Columns of a block of rhs: KC x NC floats take about half of L2.
+    pub nc: usize,
+    /// Floats of an operand that are packed at once for all threads: a part of L3. Sets MC.
+    pub shared: usize,
+    /// Depth of a block where rhs is read in place, row after row, for a few rows of lhs: as many streams of
+    /// memory at once as the hardware prefetches.
+    pub thin_kc: usize,
+    /// Columns of a block there: the outputs of one row stay in L1.
+    pub thin_nc: usize,
+    /// Up to so many rows of lhs, rhs is not worth packing when its rows are contiguous.
+    pub thin_rows: usize,
+    /// Up to so many columns of rhs, lhs is not worth packing when its rows or columns are contiguous.
+    pub thin_columns: usize,
+    /// Up to so many floats, an operand is read in place: it stays in L1 whatever its strides.
+    pub in_place: usize,
+    /// The speed that estimates of the running time assume.
+    pub gflops: f64,
+}
+
+/// 32 KiB L1d, 512 KiB L2.
+const ZEN3: Blocking = Blocking {
+    kc: 384,
+    nc: 192,
+    shared: 1 << 21,
+    thin_kc: 8,
+    thin_nc: 1024,
+    thin_rows: 12,
+    thin_columns: 128,
+    in_place: 4096,
+    gflops: 100.0,
+};
+
+/// 1 MiB L2: twice the columns.
+const ZEN4: Blocking = Blocking { nc: 384, ..ZEN3 };
+
+/// 2 MiB L2, and an L3 of 28 GiB/s a core: blocks as wide as L2 allows.
+const SAPPHIRE_RAPIDS: Blocking = Blocking { nc: 768, ..ZEN3 };
+
+/// What fits 256 KiB of L2.
+const OTHER: Blocking = Blocking { kc: 256, nc: 128, shared: 1 << 20, ..ZEN3 };
+
+impl Blocking {
+    /// The largest `kc * nc` of all CPUs: what a task packs for itself.
+    pub const LARGEST_BLOCK: usize = SAPPHIRE_RAPIDS.kc * SAPPHIRE_RAPIDS.nc;
+    /// The largest `shared` of all CPUs.
+    pub const LARGEST_SHARED: usize = ZEN3.shared;
+
+    /// The sizes for this CPU.
+    pub fn for_this_cpu() -> &'static Self {
+        match cpu() {
+            Cpu::Zen3 => &ZEN3,
+            Cpu::Zen4 => &ZEN4,
+            Cpu::SapphireRapids => &SAPPHIRE_RAPIDS,
+            Cpu::Other => &OTHER,
+        }
+    }
+}
