@@ -7,9 +7,10 @@
 //!     for each rectangle of the output:               tasks
 //!         for each block of columns (NC):             loop 5
 //!             for each block of depth (KC):           loop 4     pack the block of rhs (L2)
-//!                 for each strip of rows (MR):        loop 3, 2  the strip stays in L1
-//!                     for each panel (NR):            loop 1
-//!                         micro-kernel over k         loop 0     the tile stays in registers
+//!                 for each block of rows (MC):        loop 3     the block of lhs stays in L2
+//!                     for each panel (NR):            loop 2     the panel stays in L1
+//!                         for each strip (MR):        loop 1
+//!                             micro-kernel over k     loop 0     the tile stays in registers
 //! ```
 //!
 //! Blocks of depth come in order, and each continues the chains that the one before has stored.
@@ -178,87 +179,92 @@ unsafe fn strips<S: Simd, const IN_PLACE: bool>(
         // SAFETY: the buffer's own size.
         unsafe { buffer.write_bytes(0, MAX_HEIGHT * MAX_WIDTH) };
     }
-    for strip in rectangle.strips.clone() {
-        let (row, height) = (plan.strips.start(strip), plan.strips.height(strip));
+    let mut group = rectangle.strips.start;
+    while group < rectangle.strips.end {
+        let group_end = rectangle.strips.end.min(group + plan.block_strips);
         for panel in panels.clone() {
-            let column = panel * nr;
-            let nv = panel_vectors::<S>(column, product.n);
-            let columns = (product.n - column).min(nr);
-            let rhs = match (packed, product.rhs) {
-                (Some(p), _) => {
-                    let width = nv * S::LANES;
-                    let at = (panel - p.first_panel) * nr * p.depth + (ks.start - p.first_k) * width;
-                    StridedRhs { start: p.start.wrapping_add(at), row_stride: width as isize }
-                }
-                (None, Operand::Matrix(rhs)) => {
-                    StridedRhs { start: rhs.at(ks.start, column), row_stride: rhs.row_stride }
-                }
-                (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
-            };
-            let out = product
-                .out
-                .wrapping_offset(row as isize * product.row_stride + column as isize * product.column_stride);
-            let mut ends = Ends {
-                from: if continues { out } else { std::ptr::null() },
-                from_stride: product.row_stride,
-                to: out,
-                to_stride: product.row_stride,
-                columns,
-            };
-            // SAFETY: strip, panel and depth are inside of the operands, and so is the tile inside of the output;
-            // the buffer holds the largest tile.
-            unsafe {
-                if buffered {
-                    (ends.to, ends.to_stride) = (buffer, MAX_WIDTH as isize);
-                    if continues && product.column_stride != 1 {
-                        for i in 0..height {
-                            for j in 0..columns {
-                                *buffer.add(i * MAX_WIDTH + j) = *element(product, out, i, j);
+            for strip in group..group_end {
+                let (row, height) = (plan.strips.start(strip), plan.strips.height(strip));
+                let column = panel * nr;
+                let nv = panel_vectors::<S>(column, product.n);
+                let columns = (product.n - column).min(nr);
+                let rhs = match (packed, product.rhs) {
+                    (Some(p), _) => {
+                        let width = nv * S::LANES;
+                        let at = (panel - p.first_panel) * nr * p.depth + (ks.start - p.first_k) * width;
+                        StridedRhs { start: p.start.wrapping_add(at), row_stride: width as isize }
+                    }
+                    (None, Operand::Matrix(rhs)) => {
+                        StridedRhs { start: rhs.at(ks.start, column), row_stride: rhs.row_stride }
+                    }
+                    (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
+                };
+                let out = product
+                    .out
+                    .wrapping_offset(row as isize * product.row_stride + column as isize * product.column_stride);
+                let mut ends = Ends {
+                    from: if continues { out } else { std::ptr::null() },
+                    from_stride: product.row_stride,
+                    to: out,
+                    to_stride: product.row_stride,
+                    columns,
+                };
+                // SAFETY: strip, panel and depth are inside of the operands, and so is the tile inside of the output;
+                // the buffer holds the largest tile.
+                unsafe {
+                    if buffered {
+                        (ends.to, ends.to_stride) = (buffer, MAX_WIDTH as isize);
+                        if continues && product.column_stride != 1 {
+                            for i in 0..height {
+                                for j in 0..columns {
+                                    *buffer.add(i * MAX_WIDTH + j) = *element(product, out, i, j);
+                                }
                             }
+                            (ends.from, ends.from_stride) = (buffer, MAX_WIDTH as isize);
                         }
-                        (ends.from, ends.from_stride) = (buffer, MAX_WIDTH as isize);
                     }
-                }
-                match (rectangle.lhs, product.lhs) {
-                    (None, Operand::Matrix(lhs)) if lhs.column_stride == 1 => {
-                        let lhs = ContiguousRows { start: lhs.at(row, ks.start), row_stride: lhs.row_stride };
-                        tile_of::<S, _, IN_PLACE>(simd, [height, nv], lhs, rhs, depth, ends);
+                    match (rectangle.lhs, product.lhs) {
+                        (None, Operand::Matrix(lhs)) if lhs.column_stride == 1 => {
+                            let lhs = ContiguousRows { start: lhs.at(row, ks.start), row_stride: lhs.row_stride };
+                            tile_of::<S, _, IN_PLACE>(simd, [height, nv], lhs, rhs, depth, ends);
+                        }
+                        (packed, operand) => {
+                            let lhs = match (packed, operand) {
+                                (Some(p), _) => ContiguousColumns {
+                                    start: p
+                                        .start
+                                        .wrapping_add((row - p.first_row) * p.depth + (ks.start - p.first_k) * height),
+                                    column_stride: height as isize,
+                                },
+                                (None, Operand::Matrix(lhs)) => {
+                                    ContiguousColumns { start: lhs.at(row, ks.start), column_stride: lhs.column_stride }
+                                }
+                                (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
+                            };
+                            tile_of::<S, _, IN_PLACE>(simd, [height, nv], lhs, rhs, depth, ends);
+                        }
                     }
-                    (packed, operand) => {
-                        let lhs = match (packed, operand) {
-                            (Some(p), _) => ContiguousColumns {
-                                start: p
-                                    .start
-                                    .wrapping_add((row - p.first_row) * p.depth + (ks.start - p.first_k) * height),
-                                column_stride: height as isize,
-                            },
-                            (None, Operand::Matrix(lhs)) => {
-                                ContiguousColumns { start: lhs.at(row, ks.start), column_stride: lhs.column_stride }
-                            }
-                            (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
-                        };
-                        tile_of::<S, _, IN_PLACE>(simd, [height, nv], lhs, rhs, depth, ends);
-                    }
-                }
-                if buffered {
-                    if finishes {
-                        product.epilogue.apply(simd, buffer, MAX_WIDTH, [row, column], [height, columns]);
-                    }
-                    for i in 0..height {
-                        if product.column_stride == 1 {
-                            for j in (0..columns).step_by(S::LANES) {
-                                let x = simd.load(buffer.add(i * MAX_WIDTH + j));
-                                simd.store_first(element(product, out, i, j), columns - j, x);
-                            }
-                        } else {
-                            for j in 0..columns {
-                                *element(product, out, i, j) = *buffer.add(i * MAX_WIDTH + j);
+                    if buffered {
+                        if finishes {
+                            product.epilogue.apply(simd, buffer, MAX_WIDTH, [row, column], [height, columns]);
+                        }
+                        for i in 0..height {
+                            if product.column_stride == 1 {
+                                for j in (0..columns).step_by(S::LANES) {
+                                    let x = simd.load(buffer.add(i * MAX_WIDTH + j));
+                                    simd.store_first(element(product, out, i, j), columns - j, x);
+                                }
+                            } else {
+                                for j in 0..columns {
+                                    *element(product, out, i, j) = *buffer.add(i * MAX_WIDTH + j);
+                                }
                             }
                         }
                     }
                 }
             }
         }
+        group = group_end;
     }
 }
 

@@ -60,6 +60,8 @@ pub(super) struct Plan {
     pub kc: usize,
     /// Panels of a block.
     pub block_panels: usize,
+    /// Strips of a block.
+    pub block_strips: usize,
     /// Depth, and strips, of lhs that are packed at once.
     pub chunk_depth: usize,
     pub chunk_strips: usize,
@@ -161,6 +163,11 @@ impl Plan {
             panels,
             kc,
             block_panels,
+            block_strips: if lhs_packing == LhsPacking::InPlace {
+                blocking.in_place_strips
+            } else {
+                (blocking.mc * blocking.kc / depth / height).max(1)
+            },
             chunk_depth,
             chunk_strips,
             grid,
@@ -179,7 +186,7 @@ impl Plan {
 /// Floats of workspace for a product of `m x k` by `k x n` on at most `slots` threads at once, enough for every
 /// instruction set, any strides and any CPU.
 ///
-/// It is bounded: at most 16 MiB, and 1.2 MiB for each slot.
+/// It is bounded: at most 16 MiB, and 768 KiB for each slot.
 ///
 /// # Errors
 /// [`Error::Overflow`] when so many slots cannot be addressed.

@@ -144,6 +144,10 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const MASKED: bool> Job fo
         let mut acc = [[simd.zero(); NV]; MR];
         // SAFETY: the caller's contract; vectors before the last are whole, the last is masked unless it is whole too.
         unsafe {
+            // The lines of the output arrive while the loop runs.
+            for i in 0..MR {
+                simd.prefetch(ends.to.offset(i as isize * ends.to_stride));
+            }
             if !ends.from.is_null() {
                 for i in 0..MR {
                     let row = ends.from.offset(i as isize * ends.from_stride);
