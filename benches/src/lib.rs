@@ -13,6 +13,7 @@
 
 pub mod conv;
 pub mod failure;
+pub mod gemm;
 pub mod machine;
 pub mod options;
 pub mod overview;

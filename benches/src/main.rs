@@ -5,9 +5,14 @@ use std::process::ExitCode;
 
 use benches::failure::Failure;
 use benches::options::{Command, HELP, Options};
-use benches::{conv, machine, overview, parallel};
+use benches::{conv, gemm, machine, overview, parallel};
 
 fn run() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|name| name == "gemm") {
+        print!("{}", gemm::command(&arguments[1..]).map_err(Failure::Usage)?);
+        return Ok(());
+    }
     let options = Options::parse(lexopt::Parser::from_env())?;
     let mut out = io::stdout();
     match options.command {

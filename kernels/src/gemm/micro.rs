@@ -66,6 +66,36 @@ impl LhsAddress for StridedLhs {
     }
 }
 
+/// A matrix whose rows are contiguous: the elements of a row are neighbours.
+#[derive(Clone, Copy)]
+pub(crate) struct ContiguousRows {
+    pub start: *const f32,
+    pub row_stride: isize,
+}
+
+impl LhsAddress for ContiguousRows {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.start.offset(i as isize * self.row_stride).add(k) }
+    }
+}
+
+/// A matrix whose columns are contiguous: a packed panel of any height, or a transposed matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct ContiguousColumns {
+    pub start: *const f32,
+    pub column_stride: isize,
+}
+
+impl LhsAddress for ContiguousColumns {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.start.offset(k as isize * self.column_stride).add(i) }
+    }
+}
+
 /// Rows at any address, each a run of elements `step` apart.
 #[derive(Clone, Copy)]
 pub(crate) struct RowsLhs<const ROWS: usize> {
@@ -147,6 +177,39 @@ pub(crate) unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(
             for v in 0..NV {
                 b[v] = simd.load(row.add(v * S::LANES));
             }
+            for i in 0..MR {
+                let a = simd.splat(*lhs.at(i, k));
+                for v in 0..NV {
+                    acc[i][v] = simd.fma(a, b[v], acc[i][v]);
+                }
+            }
+        }
+    }
+}
+
+/// [`multiply`] where the last vector of each right-hand row is cut off: lanes outside of `mask` are not read.
+///
+/// # Safety
+/// - `lhs.at(i, k)` is readable for `i < MR`, `k < depth`.
+/// - `(NV - 1) * LANES` floats, and then the lanes of `mask`, are readable at `rhs.row(k)` for `k < depth`.
+#[inline(always)]
+pub(crate) unsafe fn multiply_masked<S: Simd, const MR: usize, const NV: usize>(
+    simd: S,
+    acc: &mut [[S::F; NV]; MR],
+    lhs: impl LhsAddress,
+    rhs: impl RhsAddress,
+    depth: usize,
+    mask: S::M,
+) {
+    for k in 0..depth {
+        // SAFETY: the caller's contract, for this `k`.
+        unsafe {
+            let row = rhs.row(k);
+            let mut b = [simd.zero(); NV];
+            for v in 0..NV - 1 {
+                b[v] = simd.load(row.add(v * S::LANES));
+            }
+            b[NV - 1] = simd.load_masked(row.add((NV - 1) * S::LANES), mask);
             for i in 0..MR {
                 let a = simd.splat(*lhs.at(i, k));
                 for v in 0..NV {

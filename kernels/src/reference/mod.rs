@@ -5,11 +5,15 @@
 
 mod activation;
 mod conv;
+mod gemm;
+mod linear;
 mod pool;
 mod softmax;
 
 pub use activation::{activation_backward, activation_forward};
 pub use conv::{conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weights, conv2d_forward};
+pub use gemm::gemm;
+pub use linear::{linear_backward, linear_forward};
 pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backward, max_pool2d_forward};
 pub use softmax::{
     log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,

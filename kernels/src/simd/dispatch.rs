@@ -90,6 +90,14 @@ impl Isa {
             Self::Avx512 => 16,
         }
     }
+
+    /// Vector registers.
+    pub(crate) const fn registers(self) -> usize {
+        match self {
+            Self::Portable | Self::Avx2 => 16,
+            Self::Avx512 => 32,
+        }
+    }
 }
 
 impl fmt::Display for Isa {

@@ -19,11 +19,13 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod cpu;
 mod dispatch;
 pub(crate) mod math;
 mod portable;
 pub(crate) mod reduce;
 
+pub(crate) use cpu::{Cpu, cpu};
 pub use dispatch::Isa;
 pub(crate) use dispatch::{Job, dispatch};
 

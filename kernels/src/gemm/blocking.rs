@@ -1,0 +1,83 @@
+//! Blocking sizes, as data per CPU. None of them changes a bit of any result.
+//!
+//! ```text
+//!            ◄── NC ──►                     a panel of rhs, KC x NR, stays in L1 while each strip of a block of lhs
+//!           ┌──────────┐ ▲                  meets it
+//!           │  rhs     │ KC                 a block of lhs, MC x KC, stays in L2 while each panel of a block of rhs
+//!           └──────────┘ ▼                  meets it
+//!    ┌───┐  ┌──────────┐ ▲                  all of lhs that is packed stays in L3: packed once, read by every block
+//!    │lhs│  │  out     │ MC                 of columns and by every thread
+//!    └───┘  └──────────┘ ▼
+//!    ◄KC►
+//! ```
+
+use crate::simd::{Cpu, cpu};
+
+/// Where the loops are cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blocking {
+    /// Depth of a block: a panel of rhs (KC x 16 or KC x 32) takes half of L1 or all of it.
+    pub kc: usize,
+    /// Rows of a block of lhs: MC x KC floats take less than half of L2.
+    pub mc: usize,
+    /// Strips of a block of lhs that is read in place.
+    pub in_place_strips: usize,
+    /// Columns of a block of rhs, KC x NC floats: what a task packs for itself, and reads once per block of lhs.
+    pub nc: usize,
+    /// Floats of an operand that are packed at once for all threads: a part of L3.
+    pub shared: usize,
+    /// Depth of a block where rhs is read in place, row after row, for a few rows of lhs: as many streams of
+    /// memory at once as the hardware prefetches.
+    pub thin_kc: usize,
+    /// Columns of a block there: the outputs of one row stay in L1.
+    pub thin_nc: usize,
+    /// Up to so many rows of lhs, rhs is not worth packing when its rows are contiguous.
+    pub thin_rows: usize,
+    /// Up to so many columns of rhs, lhs is not worth packing when its rows or columns are contiguous.
+    pub thin_columns: usize,
+    /// Up to so many floats, an operand is read in place: it stays in L1 whatever its strides.
+    pub in_place: usize,
+    /// The speed that estimates of the running time assume.
+    pub gflops: f64,
+}
+
+/// 32 KiB L1d, 512 KiB L2.
+const ZEN3: Blocking = Blocking {
+    kc: 256,
+    mc: 144,
+    in_place_strips: 1,
+    nc: 256,
+    shared: 1 << 21,
+    thin_kc: 8,
+    thin_nc: 1024,
+    thin_rows: 12,
+    thin_columns: 128,
+    in_place: 4096,
+    gflops: 100.0,
+};
+
+/// 1 MiB L2: twice the rows.
+const ZEN4: Blocking = Blocking { mc: 280, ..ZEN3 };
+
+/// 2 MiB L2, and an L3 of 28 GiB/s a core: both blocks have to fit L2.
+const SAPPHIRE_RAPIDS: Blocking = Blocking { kc: 384, mc: 560, nc: 512, ..ZEN3 };
+
+/// What fits 256 KiB of L2.
+const OTHER: Blocking = Blocking { mc: 72, nc: 128, shared: 1 << 20, ..ZEN3 };
+
+impl Blocking {
+    /// The largest `kc * nc` of all CPUs: what a task packs for itself.
+    pub const LARGEST_BLOCK: usize = SAPPHIRE_RAPIDS.kc * SAPPHIRE_RAPIDS.nc;
+    /// The largest `shared` of all CPUs.
+    pub const LARGEST_SHARED: usize = ZEN3.shared;
+
+    /// The sizes for this CPU.
+    pub fn for_this_cpu() -> &'static Self {
+        match cpu() {
+            Cpu::Zen3 => &ZEN3,
+            Cpu::Zen4 => &ZEN4,
+            Cpu::SapphireRapids => &SAPPHIRE_RAPIDS,
+            Cpu::Other => &OTHER,
+        }
+    }
+}

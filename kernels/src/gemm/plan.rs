@@ -1,0 +1,204 @@
+//! How a product is done: what is packed, by whom, and how the output is cut into tasks.
+//!
+//! | operand | in place | packed by each task for itself | packed once for all tasks |
+//! | --- | --- | --- | --- |
+//! | lhs | few columns of rhs, or small | - | else |
+//! | rhs | few rows of lhs, or small | else | when threads share it and rows of tasks balance better than columns |
+//!
+//! Nothing here changes a bit of the result.
+
+use super::blocking::Blocking;
+use super::pack::Strips;
+use super::tile::{Matrix, NV, max_height};
+use crate::error::Error;
+use crate::simd::Isa;
+use crate::workspace::LINE;
+
+/// What the caller hands over.
+#[derive(Clone, Copy)]
+pub(super) enum Operand {
+    Matrix(Matrix),
+    /// Packed ahead of time, for the instruction set of the call.
+    Packed(*const f32),
+}
+
+impl Operand {
+    /// The matrix that starts `elements` further on.
+    pub fn offset(mut self, elements: isize) -> Self {
+        if let Self::Matrix(matrix) = &mut self {
+            matrix.start = matrix.start.wrapping_offset(elements);
+        }
+        self
+    }
+}
+
+/// Where rhs is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RhsPacking {
+    InPlace,
+    Prepacked,
+    Private,
+    Shared,
+}
+
+/// Where lhs is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LhsPacking {
+    InPlace,
+    Prepacked,
+    Shared,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub lhs: LhsPacking,
+    pub rhs: RhsPacking,
+    pub strips: Strips,
+    /// Panels of `NR` columns.
+    pub panels: usize,
+    /// Depth of a block.
+    pub kc: usize,
+    /// Panels of a block.
+    pub block_panels: usize,
+    /// Strips of a block.
+    pub block_strips: usize,
+    /// Depth, and strips, of lhs that are packed at once.
+    pub chunk_depth: usize,
+    pub chunk_strips: usize,
+    /// Tasks along rows and along columns.
+    pub grid: [usize; 2],
+    /// Floats that all tasks share: packed lhs, packed rhs.
+    pub shared_lhs: usize,
+    pub shared_rhs: usize,
+    /// Floats that each task needs for itself.
+    pub private: usize,
+}
+
+/// The part of `parts` tasks out of `of` items that do their share when the fullest of `threads` sets the time.
+fn balance(items: usize, tasks: usize, threads: usize) -> f64 {
+    let per_task = items.div_ceil(tasks.max(1)).max(1);
+    let tasks = items.div_ceil(per_task).max(1);
+    items as f64 / (per_task * tasks.div_ceil(threads) * threads) as f64
+}
+
+/// The number of tasks, at least `least`, a multiple of `threads` if there are as many items.
+fn tasks_for(items: usize, least: usize, threads: usize) -> usize {
+    least.max(1).next_multiple_of(threads).min(items.max(1))
+}
+
+impl Plan {
+    pub fn new(
+        [m, n, k]: [usize; 3],
+        lhs: &Operand,
+        rhs: &Operand,
+        isa: Isa,
+        blocking: &Blocking,
+        threads: usize,
+    ) -> Self {
+        let nr = NV * isa.lanes();
+        let panels = n.div_ceil(nr);
+        let (lhs_packing, height) = match lhs {
+            Operand::Packed(_) => (LhsPacking::Prepacked, max_height(isa.registers(), NV)),
+            Operand::Matrix(lhs) => {
+                let runs = lhs.column_stride == 1 || lhs.row_stride == 1 || m == 1;
+                let little = n <= blocking.thin_columns || m.saturating_mul(k) <= blocking.in_place;
+                let packing = if runs && little { LhsPacking::InPlace } else { LhsPacking::Shared };
+                let nv = if n <= isa.lanes() { 1 } else { NV };
+                (packing, max_height(isa.registers(), nv))
+            }
+        };
+        let strips = Strips::new(m, height);
+        let (mut kc, mut nc) = (blocking.kc, blocking.nc);
+        let mut rhs_packing = match rhs {
+            Operand::Packed(_) => RhsPacking::Prepacked,
+            Operand::Matrix(rhs) => {
+                let runs = rhs.column_stride == 1 || n == 1;
+                let small = k.saturating_mul(n) <= blocking.in_place;
+                if runs && !small && m <= blocking.thin_rows {
+                    (kc, nc) = (blocking.thin_kc, blocking.thin_nc);
+                }
+                if runs && (small || m <= blocking.thin_rows) { RhsPacking::InPlace } else { RhsPacking::Private }
+            }
+        };
+        // A block of less depth may be wider.
+        let depth = kc.min(k).max(1);
+        let block_panels = (kc * nc / depth / nr).clamp(1, panels.max(1));
+
+        let columns = tasks_for(panels, panels.div_ceil(block_panels), threads);
+        let mut grid = [1, columns];
+        if threads > 1 {
+            let rows = tasks_for(strips.count, threads, threads);
+            let whole = n.next_multiple_of(isa.lanes()).saturating_mul(k);
+            let by_rows = balance(strips.count, rows, threads);
+            let by_columns = balance(panels, columns, threads);
+            let wins = by_columns < 0.97 && by_rows > by_columns;
+            if wins && (rhs_packing != RhsPacking::Private || whole <= blocking.shared) {
+                if rhs_packing == RhsPacking::Private {
+                    rhs_packing = RhsPacking::Shared;
+                }
+                grid = [rows, 1];
+                if rows < threads {
+                    grid[1] = tasks_for(panels, threads.div_ceil(rows), 1);
+                }
+            }
+        }
+
+        let (mut chunk_depth, mut chunk_strips) = (k, strips.count);
+        let mut shared_lhs = 0;
+        if lhs_packing == LhsPacking::Shared {
+            if m.saturating_mul(k) > blocking.shared {
+                chunk_depth = (blocking.shared / m / kc * kc).max(kc);
+                chunk_strips = (blocking.shared / chunk_depth / height).clamp(1, strips.count);
+            }
+            shared_lhs = (strips.start(chunk_strips) * chunk_depth.min(k)).next_multiple_of(LINE);
+        }
+        let whole =
+            |depth: usize, columns: usize| (depth * columns.next_multiple_of(isa.lanes())).next_multiple_of(LINE);
+        let shared_rhs = if rhs_packing == RhsPacking::Shared { whole(k, n) } else { 0 };
+        let private = if rhs_packing == RhsPacking::Private { whole(depth, n.min(block_panels * nr)) } else { 0 };
+        Self {
+            lhs: lhs_packing,
+            rhs: rhs_packing,
+            strips,
+            panels,
+            kc,
+            block_panels,
+            block_strips: if lhs_packing == LhsPacking::InPlace {
+                blocking.in_place_strips
+            } else {
+                (blocking.mc * blocking.kc / depth / height).max(1)
+            },
+            chunk_depth,
+            chunk_strips,
+            grid,
+            shared_lhs,
+            shared_rhs,
+            private,
+        }
+    }
+
+    /// Floats that are needed to run on one thread at a time, from a cache line on.
+    pub fn least_workspace(&self) -> usize {
+        self.shared_lhs + self.shared_rhs + self.private
+    }
+}
+
+/// Floats of workspace for a product of `m x k` by `k x n` on at most `slots` threads at once, enough for every
+/// instruction set, any strides and any CPU.
+///
+/// It is bounded: at most 16 MiB, and 768 KiB for each slot.
+///
+/// # Errors
+/// [`Error::Overflow`] when so many slots cannot be addressed.
+pub fn workspace_len(m: usize, n: usize, k: usize, slots: usize) -> Result<usize, Error> {
+    // The last vector, and the last cache line, of each part.
+    const SLACK: usize = 2 * LINE;
+    let overflow = Error::Overflow { argument: "workspace" };
+    let lhs = m.saturating_mul(k).min(Blocking::LARGEST_SHARED) + SLACK;
+    let width = n.saturating_add(LINE);
+    let shared = width.saturating_mul(k).min(Blocking::LARGEST_SHARED) + SLACK;
+    let private = width.saturating_mul(k).min(Blocking::LARGEST_BLOCK) + SLACK;
+    let private = private.checked_mul(slots.max(1)).ok_or(overflow.clone())?;
+    let total = private.checked_add(lhs + shared + LINE).ok_or(overflow)?;
+    crate::error::checked_len("workspace", &[total])
+}
