@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use kernels::conv::{Conv2dSpec, Padding};
+use kernels::pool::Pool2dSpec;
 use nn::data::{Images, Warp, read_csv, read_idx, shuffled_batches};
 use nn::{
     Conv2d, Flatten, Linear, MaxPool2d, Network, OneCycle, Parallelism, Random, ReLU, Result, SCELoss, Sequential, Sgd,
@@ -156,10 +157,10 @@ fn lenet5(random: &mut Random) -> Result<Network> {
     let layers = Sequential::new()
         .with(Conv2d::new(Conv2dSpec::new(1, 6, [5, 5]).padding(Padding::all(2)), random)?)?
         .with(ReLU::default())?
-        .with(MaxPool2d::new([2, 2]))?
+        .with(MaxPool2d::new(Pool2dSpec::new([2, 2]))?)?
         .with(Conv2d::new(Conv2dSpec::new(6, 16, [5, 5]), random)?)?
         .with(ReLU::default())?
-        .with(MaxPool2d::new([2, 2]))?
+        .with(MaxPool2d::new(Pool2dSpec::new([2, 2]))?)?
         .with(Flatten::default())?
         .with(Linear::new(400, 120, random)?)?
         .with(ReLU::default())?

@@ -7,11 +7,10 @@
 //! tanh        tanh x             dy (1 - y^2)
 //! ```
 
-use kernels::{Activation, Parallelism};
+use kernels::{Activation, Parallelism, activation};
 
 use crate::error::{Error, Result};
 use crate::layer::{Layer, single};
-use crate::shim;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
 /// `max(x, 0)`. A NaN stays one.
@@ -31,11 +30,10 @@ pub struct Tanh(Cache);
 struct Cache(Option<Tensor>);
 
 impl Cache {
-    fn forward(&mut self, activation: Activation, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
-        let _ = parallelism;
+    fn forward(&mut self, function: Activation, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
         let mut y = vec![0.0; x.len()];
-        shim::activation_forward(activation, elements(&x), &mut y);
+        activation::forward(function, elements(&x), &mut y, parallelism)?;
         let y = tensor(x.shape(), y)?;
         self.0 = Some(y.clone());
         Ok(y)
@@ -43,15 +41,14 @@ impl Cache {
 
     fn backward(
         &mut self,
-        activation: Activation,
+        function: Activation,
         d_output: &Tensor,
         parallelism: Parallelism<'_>,
     ) -> Result<Vec<Tensor>> {
-        let _ = parallelism;
         let y = self.0.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, y.shape())?;
         let mut dx = vec![0.0; y.len()];
-        shim::activation_backward(activation, elements(y), elements(&row_major(d_output)), &mut dx);
+        activation::backward(function, elements(y), elements(&row_major(d_output)), &mut dx, parallelism)?;
         let dx = tensor(y.shape(), dx)?;
         self.0 = None;
         Ok(vec![dx])

@@ -93,7 +93,13 @@ impl Parameter {
         (value, self.gradient.as_slice().expect("row-major by construction"))
     }
 
-    /// Adds to the gradient.
+    /// Elements of value and gradient, for a layer that adds to the gradient.
+    pub fn elements_and_gradient(&mut self) -> (&[f32], &mut [f32]) {
+        let value = self.value.as_slice().expect("row-major by construction");
+        (value, self.gradient.as_slice_mut().expect("row-major by construction"))
+    }
+
+    /// Adds to the gradient, element by element.
     ///
     /// # Errors
     /// [`Error::Shape`] unless there are as many elements as the parameter has.
@@ -101,8 +107,7 @@ impl Parameter {
         if gradient.len() != self.gradient.len() {
             return Err(Error::shape("gradient", format!("{:?}", self.value.shape()), &[gradient.len()]));
         }
-        let sum = self.gradient.as_slice_mut().expect("row-major by construction");
-        for (sum, &term) in sum.iter_mut().zip(gradient) {
+        for (sum, &term) in self.elements_and_gradient().1.iter_mut().zip(gradient) {
             *sum += term;
         }
         Ok(())

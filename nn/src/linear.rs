@@ -4,14 +4,14 @@
 //! y[n, o] = bias[o] + sum over i of  x[n, i] * weight[o, i]
 //! ```
 
-use kernels::Parallelism;
+use kernels::{Parallelism, Workspace};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
 use crate::init::kaiming_uniform;
 use crate::layer::{Layer, Parameter, single};
 use crate::random::Random;
-use crate::shim;
+use crate::shim as linear;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
 /// `y = x weightᵀ + bias` over rows `[batch, inputs]`, with `weight [outputs, inputs]` and `bias [outputs]`.
@@ -28,8 +28,7 @@ use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 pub struct Linear {
     weight: Parameter,
     bias: Option<Parameter>,
-    d_weight: Vec<f32>,
-    d_bias: Vec<f32>,
+    workspace: Workspace,
     /// The last input, [batch, inputs].
     cache: Option<Tensor>,
 }
@@ -60,8 +59,7 @@ impl Linear {
             return Err(Error::shape("bias", format!("[{outputs}]"), bias.shape()));
         }
         Ok(Self {
-            d_weight: vec![0.0; weight.len()],
-            d_bias: vec![0.0; bias.as_ref().map_or(0, ArrayD::len)],
+            workspace: Workspace::new(),
             weight: Parameter::new(weight),
             bias: bias.map(Parameter::new),
             cache: None,
@@ -74,25 +72,29 @@ impl Linear {
         [shape[0], shape[1]]
     }
 
-    /// The cached input, and `d_output` if it has the shape of the output.
-    fn check_backward(&self, d_output: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Adds to the parameters' gradients; the gradient of the input only if there is room given for it.
+    fn run_backward(
+        &mut self,
+        d_output: &Tensor,
+        dx: Option<&mut Vec<f32>>,
+        parallelism: Parallelism<'_>,
+    ) -> Result<Vec<usize>> {
         let x = self.cache.clone().ok_or(Error::NoForward)?;
-        check_gradient(d_output, &[x.shape()[0], self.size()[0]])?;
-        Ok((x, row_major(d_output)))
-    }
-
-    fn accumulate(&mut self, x: &Tensor, dy: &Tensor, parallelism: Parallelism<'_>) -> Result<()> {
-        let _ = parallelism;
-        let [outputs, inputs] = self.size();
-        let db = self.bias.is_some().then_some(self.d_bias.as_mut_slice());
-        let sizes = [x.shape()[0], inputs, outputs];
-        shim::linear_backward_weights(elements(x), elements(dy), &mut self.d_weight, db, sizes);
-        self.weight.accumulate(&self.d_weight)?;
-        if let Some(bias) = &mut self.bias {
-            bias.accumulate(&self.d_bias)?;
-        }
+        let ([outputs, inputs], batch) = (self.size(), x.shape()[0]);
+        check_gradient(d_output, &[batch, outputs])?;
+        let dy = row_major(d_output);
+        let kernel = linear::Linear::new(inputs, outputs);
+        let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
+        let dx = dx.map(|dx| {
+            dx.resize(x.len(), 0.0);
+            dx.as_mut_slice()
+        });
+        let (weight, dw) = self.weight.elements_and_gradient();
+        let db = self.bias.as_mut().map(|bias| bias.elements_and_gradient().1);
+        let gradients = linear::Gradients { dx, dw: Some(dw), db, accumulate_dx: false, accumulate_parameters: true };
+        kernel.backward(batch, elements(&x), weight, elements(&dy), gradients, workspace, parallelism)?;
         self.cache = None;
-        Ok(())
+        Ok(x.shape().to_vec())
     }
 }
 
@@ -103,33 +105,30 @@ impl Layer for Linear {
 
     /// x [batch, inputs] -> y [batch, outputs]
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
-        let _ = parallelism;
         let x = row_major(single(inputs)?);
         let [outputs, inputs] = self.size();
         if x.ndim() != 2 || x.shape()[1] != inputs {
             return Err(Error::shape("x", format!("[batch, {inputs}]"), x.shape()));
         }
         let batch = x.shape()[0];
+        let kernel = linear::Linear::new(inputs, outputs);
+        let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
+        let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
         let mut y = vec![0.0; batch * outputs];
-        let bias = self.bias.as_ref().map(Parameter::elements);
-        shim::linear_forward(elements(&x), self.weight.elements(), bias, &mut y, [batch, inputs, outputs]);
+        kernel.forward(batch, elements(&x), weight, bias, &mut y, workspace, parallelism)?;
         self.cache = Some(x);
         tensor(&[batch, outputs], y)
     }
 
     /// dx = dy weight;  dweight += dyᵀ x;  dbias += sum of dy over the batch
     fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
-        let (x, dy) = self.check_backward(d_output)?;
-        let [outputs, inputs] = self.size();
-        let mut dx = vec![0.0; x.len()];
-        shim::linear_backward_data(elements(&dy), self.weight.elements(), &mut dx, [x.shape()[0], inputs, outputs]);
-        self.accumulate(&x, &dy, parallelism)?;
-        Ok(vec![tensor(x.shape(), dx)?])
+        let mut dx = Vec::new();
+        let x_shape = self.run_backward(d_output, Some(&mut dx), parallelism)?;
+        Ok(vec![tensor(&x_shape, dx)?])
     }
 
     fn backward_parameters(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<()> {
-        let (x, dy) = self.check_backward(d_output)?;
-        self.accumulate(&x, &dy, parallelism)
+        self.run_backward(d_output, None, parallelism).map(drop)
     }
 
     fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {

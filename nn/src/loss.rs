@@ -6,10 +6,9 @@
 //! dL/dz = (p - y) / batch          y: 1 at the label, else 0
 //! ```
 
-use kernels::Parallelism;
+use kernels::{Parallelism, loss};
 
 use crate::error::{Error, Result};
-use crate::shim;
 use crate::tensor::{Tensor, elements, row_major, tensor};
 
 /// Softmax cross-entropy, the mean over the batch.
@@ -26,28 +25,28 @@ use crate::tensor::{Tensor, elements, row_major, tensor};
 pub struct SCELoss {
     /// The gradient of the last logits: it falls off on the way to the loss.
     cache: Option<Tensor>,
+    /// The loss of each row of the last call.
+    losses: Vec<f32>,
 }
 
 impl SCELoss {
     /// The loss of logits `[batch, classes]` against the classes that were right.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless there is a row of logits for each label and at least one row,
-    /// [`Error::Invalid`] for a label that is no class.
+    /// [`Error::Shape`] unless there is a row of logits for each label, [`Error::Kernel`] for no rows at all and for a
+    /// label that is no class.
     pub fn forward(&mut self, z: &Tensor, labels: &[usize], parallelism: Parallelism<'_>) -> Result<f32> {
-        let _ = parallelism;
         let z = row_major(z);
-        let classes = match *z.shape() {
-            [batch, classes] if batch == labels.len() && batch > 0 && classes > 0 => classes,
-            _ => return Err(Error::shape("z", format!("[{}, classes], not empty", labels.len()), z.shape())),
+        let shape = match *z.shape() {
+            [batch, classes] if batch == labels.len() => [batch, classes],
+            _ => return Err(Error::shape("z", format!("[{}, classes]", labels.len()), z.shape())),
         };
-        if let Some(label) = labels.iter().find(|&&label| label >= classes) {
-            return Err(Error::invalid("labels", format!("below {classes}, the number of classes"), label));
-        }
+        self.losses.resize(labels.len(), 0.0);
         let mut dz = vec![0.0; z.len()];
-        let loss = shim::softmax_cross_entropy(elements(&z), labels, classes, &mut dz);
+        let mean =
+            loss::softmax_cross_entropy(shape, elements(&z), labels, &mut self.losses, Some(&mut dz), parallelism)?;
         self.cache = Some(tensor(z.shape(), dz)?);
-        Ok(loss)
+        Ok(mean)
     }
 
     /// The gradient of the last call's logits: `(softmax(z) - y) / batch`.
