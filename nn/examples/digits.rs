@@ -186,7 +186,8 @@ fn train(course: &Course, images: &Images, arguments: &Arguments) -> std::result
     let mut sgd = Sgd::new(MOMENTUM).decay(DECAY);
     let epochs = arguments.epochs.unwrap_or(course.epochs);
     let batches = lessons.len().div_ceil(course.batch);
-    let cycle = OneCycle::new(PEAK_RATE, epochs.saturating_mul(batches));
+    let steps = epochs.saturating_mul(batches);
+    let cycle = OneCycle::new(PEAK_RATE, steps);
     println!(
         "{}: {} images to learn from, {} held out, {} parameters, {} threads",
         course.name,
@@ -197,7 +198,7 @@ fn train(course: &Course, images: &Images, arguments: &Arguments) -> std::result
     );
 
     let style = ProgressStyle::with_template("{prefix} {bar:40} {pos}/{len} batches, {eta} left, loss {msg}")?;
-    let bar = ProgressBar::new((epochs * batches) as u64).with_style(style).with_prefix(course.name);
+    let bar = ProgressBar::new(steps as u64).with_style(style).with_prefix(course.name);
     let mut accuracy = 0.0;
     for epoch in 0..epochs {
         let start = Instant::now();

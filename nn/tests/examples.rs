@@ -64,7 +64,7 @@ fn the_photo_example_filters_pictures() {
     // (20 - 0) / 2 above the middle of 0 and 255, rounded.
     assert!(picture.iter().all(|&byte| byte == 138), "{picture:?}");
 
-    for (filter, expected) in [("sharpen", 10), ("sobel", 80), ("blur", 0), ("emboss", 208)] {
+    for (filter, expected) in [("sharpen", 10), ("sobel", 80), ("blur", 0), ("emboss", 188)] {
         let size = if filter == "blur" { 9 } else { 3 };
         let grow = if filter == "blur" { 0 } else { 10 };
         image::RgbImage::from_fn(size, size, |_, row| image::Rgb([grow * row as u8; 3])).save(&input).unwrap();
