@@ -1,1 +1,67 @@
-//! Graphs, layers and backprop over the kernels.
+//! A thin neural-network library: layers, graphs, losses, optimisers. The arithmetic is that of the `kernels` crate.
+//!
+//! ```text
+//!             Layer: forward keeps a cache, backward turns gradients around
+//!     ┌──────────┬─────────┴───┬──────────────────────┬───────────────┐
+//!   Linear    Conv2d    MaxPool2d, Flatten    ReLU, Sigmoid, Tanh    Sum, Product, Minimum, Maximum
+//!     └──────────┴─────────┬───┴──────────────────────┴───────────────┘
+//!                 Graph, Sequential (layers too)
+//!                          │
+//!     Network ──► SCELoss ──► Network::backward ──► Sgd
+//! ```
+//!
+//! A network that learns to tell two points apart:
+//!
+//! ```
+//! use nn::{Linear, Network, Parallelism, Random, ReLU, SCELoss, Sequential, Sgd, tensor};
+//! let random = &mut Random::new(1);
+//! let layers = Sequential::new().with(Linear::new(2, 8, random)?)?.with(ReLU::default())?.with(Linear::new(8, 2, random)?)?;
+//! let (mut network, mut loss, mut sgd) = (Network::new(layers), SCELoss::default(), Sgd::new(0.9));
+//! let (x, labels) = (tensor(&[2, 2], vec![0.0, 1.0, 1.0, 0.0])?, [0, 1]);
+//! let mut last = f32::INFINITY;
+//! for _ in 0..100 {
+//!     let z = network.forward(&x)?;
+//!     last = loss.forward(&z, &labels, Parallelism::Current)?;
+//!     network.backward(&loss.backward()?)?;
+//!     sgd.step(&mut network, 0.1)?;
+//! }
+//! assert!(last < 0.01);
+//! # Ok::<(), nn::Error>(())
+//! ```
+#![warn(missing_docs)]
+
+mod activation;
+mod arithmetic;
+mod conv2d;
+pub mod data;
+mod error;
+mod flatten;
+mod graph;
+pub mod init;
+mod layer;
+mod linear;
+mod loss;
+mod max_pool2d;
+mod network;
+mod random;
+mod sequential;
+mod sgd;
+mod shim;
+mod tensor;
+
+pub use activation::{ReLU, Sigmoid, Tanh};
+pub use arithmetic::{Maximum, Minimum, Product, Sum};
+pub use conv2d::Conv2d;
+pub use error::{Error, Result};
+pub use flatten::Flatten;
+pub use graph::{Graph, NodeId};
+pub use kernels::Parallelism;
+pub use layer::{Layer, Parameter};
+pub use linear::Linear;
+pub use loss::{SCELoss, classify};
+pub use max_pool2d::MaxPool2d;
+pub use network::Network;
+pub use random::Random;
+pub use sequential::Sequential;
+pub use sgd::{OneCycle, Sgd};
+pub use tensor::{Tensor, tensor};

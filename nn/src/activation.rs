@@ -1,0 +1,98 @@
+//! The functions between the linear layers, element by element.
+//!
+//! ```text
+//!             y                  dx, from y alone
+//! ReLU        max(x, 0)          dy where y > 0, else 0
+//! sigmoid     1 / (1 + e^-x)     dy y (1 - y)
+//! tanh        tanh x             dy (1 - y^2)
+//! ```
+
+use kernels::{Activation, Parallelism, activation};
+
+use crate::error::{Error, Result};
+use crate::layer::{Layer, single};
+use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
+
+/// `max(x, 0)`. A NaN stays one.
+#[derive(Default)]
+pub struct ReLU(Cache);
+
+/// `1 / (1 + exp(-x))`
+#[derive(Default)]
+pub struct Sigmoid(Cache);
+
+/// The hyperbolic tangent.
+#[derive(Default)]
+pub struct Tanh(Cache);
+
+/// The last output: all that these derivatives need.
+#[derive(Default)]
+struct Cache(Option<Tensor>);
+
+impl Cache {
+    fn forward(&mut self, function: Activation, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        let x = row_major(single(inputs)?);
+        let mut y = vec![0.0; x.len()];
+        activation::forward(function, elements(&x), &mut y, parallelism)?;
+        let y = tensor(x.shape(), y)?;
+        self.0 = Some(y.clone());
+        Ok(y)
+    }
+
+    fn backward(
+        &mut self,
+        function: Activation,
+        d_output: &Tensor,
+        parallelism: Parallelism<'_>,
+    ) -> Result<Vec<Tensor>> {
+        let y = self.0.as_ref().ok_or(Error::NoForward)?;
+        check_gradient(d_output, y.shape())?;
+        let mut dx = vec![0.0; y.len()];
+        activation::backward(function, elements(y), elements(&row_major(d_output)), &mut dx, parallelism)?;
+        let dx = tensor(y.shape(), dx)?;
+        self.0 = None;
+        Ok(vec![dx])
+    }
+}
+
+impl Layer for ReLU {
+    fn kind(&self) -> &'static str {
+        "ReLU"
+    }
+
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        self.0.forward(Activation::Relu, inputs, parallelism)
+    }
+
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.0.backward(Activation::Relu, d_output, parallelism)
+    }
+}
+
+impl Layer for Sigmoid {
+    fn kind(&self) -> &'static str {
+        "Sigmoid"
+    }
+
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        self.0.forward(Activation::Sigmoid, inputs, parallelism)
+    }
+
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.0.backward(Activation::Sigmoid, d_output, parallelism)
+    }
+}
+
+impl Layer for Tanh {
+    fn kind(&self) -> &'static str {
+        "Tanh"
+    }
+
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        self.0.forward(Activation::Tanh, inputs, parallelism)
+    }
+
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.0.backward(Activation::Tanh, d_output, parallelism)
+    }
+}

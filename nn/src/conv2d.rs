@@ -1,0 +1,216 @@
+//! The convolutional layer.
+//!
+//! ```text
+//! y[n, oc, oh, ow] = bias[oc] + sum over ic, kh, kw of  weight[oc, ic, kh, kw] * x[n, ic, oh * stride + kh, ...]
+//! ```
+
+use kernels::conv::{self, Conv2dBackward, Conv2dSpec, Layout, Shape};
+use kernels::{Activation, Parallelism, Workspace};
+use ndarray::{Array1, ArrayD};
+
+use crate::error::{Error, Result};
+use crate::init::kaiming_uniform;
+use crate::layer::{Layer, Parameter, single};
+use crate::random::Random;
+use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
+
+/// A convolution over images `[batch, in_channels, height, width]` with weights that learn:
+/// `weight [out_channels, in_channels / groups, kernel height, kernel width]` and `bias [out_channels]`.
+///
+/// ```
+/// use kernels::{Parallelism, conv::Conv2dSpec};
+/// use nn::{Conv2d, Layer, Random};
+/// let mut conv = Conv2d::new(Conv2dSpec::new(1, 6, [5, 5]), &mut Random::new(0))?;
+/// let images = nn::tensor(&[2, 1, 28, 28], vec![0.0; 2 * 28 * 28])?;
+/// assert_eq!(conv.forward(&[&images], Parallelism::Current)?.shape(), [2, 6, 24, 24]);
+/// # Ok::<(), nn::Error>(())
+/// ```
+pub struct Conv2d {
+    spec: Conv2dSpec,
+    weight: Parameter,
+    bias: Option<Parameter>,
+    forward: Option<Plan<conv::Conv2d>>,
+    backward: Option<Plan<Conv2dBackward>>,
+    workspace: Workspace,
+    d_weight: Vec<f32>,
+    d_bias: Vec<f32>,
+    /// The last input, [batch, in_channels, height, width], and the shape of its output.
+    cache: Option<(Tensor, [usize; 4])>,
+}
+
+/// Packed weights, and the versions of weight and bias that they come from.
+struct Plan<P> {
+    kernel: P,
+    version: [u64; 2],
+}
+
+impl Conv2d {
+    /// A layer with Kaiming-uniform weights and a bias of zeros.
+    ///
+    /// # Errors
+    /// Those of [`Conv2dSpec::check`], and [`Error::Invalid`] for a spec in another layout than NCHW or with an
+    /// activation, which is a layer of its own.
+    pub fn new(spec: Conv2dSpec, random: &mut Random) -> Result<Self> {
+        spec.check()?;
+        let [kh, kw] = spec.kernel;
+        let group_in = spec.in_channels / spec.groups;
+        let weight = kaiming_uniform(&[spec.out_channels, group_in, kh, kw], group_in * kh * kw, random);
+        Self::with_weights(spec, weight, Some(Array1::zeros(spec.out_channels).into_dyn()))
+    }
+
+    /// A layer with given weights, and with a bias or without.
+    ///
+    /// # Errors
+    /// Those of [`Conv2d::new`], and [`Error::Shape`] for weights or a bias that do not fit the spec.
+    pub fn with_weights(spec: Conv2dSpec, weight: ArrayD<f32>, bias: Option<ArrayD<f32>>) -> Result<Self> {
+        spec.check()?;
+        if spec.layout != Layout::Nchw {
+            return Err(Error::invalid("layout", "Nchw", format!("{:?}", spec.layout)));
+        }
+        if spec.activation != Activation::Identity {
+            return Err(Error::invalid("activation", "Identity", format!("{:?}", spec.activation)));
+        }
+        let [kh, kw] = spec.kernel;
+        let expected = [spec.out_channels, spec.in_channels / spec.groups, kh, kw];
+        if weight.shape() != expected {
+            return Err(Error::shape("weight", format!("{expected:?}"), weight.shape()));
+        }
+        if let Some(bias) = bias.as_ref().filter(|bias| bias.shape() != [spec.out_channels]) {
+            return Err(Error::shape("bias", format!("[{}]", spec.out_channels), bias.shape()));
+        }
+        Ok(Self {
+            spec,
+            d_weight: vec![0.0; weight.len()],
+            d_bias: vec![0.0; bias.as_ref().map_or(0, ArrayD::len)],
+            weight: Parameter::new(weight),
+            bias: bias.map(Parameter::new),
+            forward: None,
+            backward: None,
+            workspace: Workspace::new(),
+            cache: None,
+        })
+    }
+
+    /// The spec.
+    pub fn spec(&self) -> &Conv2dSpec {
+        &self.spec
+    }
+
+    fn version(&self) -> [u64; 2] {
+        [self.weight.version(), self.bias.as_ref().map_or(0, Parameter::version)]
+    }
+
+    /// Brings the packed weights of the forward plan up to date; makes the plan for the first shape that comes.
+    fn prepare_forward(&mut self, shape: Shape) -> Result<()> {
+        let version = self.version();
+        let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
+        match &mut self.forward {
+            Some(plan) if plan.version == version => {}
+            Some(plan) => {
+                plan.kernel.set_weights(weight, bias)?;
+                plan.version = version;
+            }
+            None => {
+                let kernel = conv::Conv2d::new(self.spec, weight, bias, shape)?;
+                self.forward = Some(Plan { kernel, version });
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for the backward plan.
+    fn prepare_backward(&mut self, shape: Shape) -> Result<()> {
+        let version = self.version();
+        match &mut self.backward {
+            Some(plan) if plan.version == version => {}
+            Some(plan) => {
+                plan.kernel.set_weights(self.weight.elements())?;
+                plan.version = version;
+            }
+            None => {
+                let kernel = Conv2dBackward::new(self.spec, self.weight.elements(), shape)?;
+                self.backward = Some(Plan { kernel, version });
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds to the parameters' gradients; the gradient of the input only if there is room given for it.
+    fn run_backward(
+        &mut self,
+        d_output: &Tensor,
+        dx: Option<&mut Vec<f32>>,
+        parallelism: Parallelism<'_>,
+    ) -> Result<Vec<usize>> {
+        let (x, y_shape) = self.cache.as_ref().ok_or(Error::NoForward)?;
+        check_gradient(d_output, y_shape)?;
+        let x = x.clone();
+        let (dy, shape) = (row_major(d_output), image_shape(&x));
+        self.prepare_backward(shape)?;
+        let Some(Plan { kernel, .. }) = &self.backward else { return Err(Error::NoForward) };
+        let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
+        let (x_elements, dy) = (elements(&x), elements(&dy));
+        let (dw, db) = (&mut self.d_weight, self.bias.is_some().then_some(self.d_bias.as_mut_slice()));
+        match dx {
+            Some(dx) => {
+                dx.resize(x_elements.len(), 0.0);
+                kernel.both(shape, x_elements, dy, dx, dw, db, workspace, parallelism)?;
+            }
+            None => kernel.weights(shape, x_elements, dy, dw, db, workspace, parallelism)?,
+        }
+        self.weight.accumulate(&self.d_weight)?;
+        if let Some(bias) = &mut self.bias {
+            bias.accumulate(&self.d_bias)?;
+        }
+        self.cache = None;
+        Ok(x.shape().to_vec())
+    }
+}
+
+impl Layer for Conv2d {
+    fn kind(&self) -> &'static str {
+        "Conv2d"
+    }
+
+    /// x [batch, in_channels, height, width] -> y [batch, out_channels, output height, output width]
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        let x = row_major(single(inputs)?);
+        if x.ndim() != 4 || x.shape()[1] != self.spec.in_channels {
+            let expected = format!("[batch, {}, height, width]", self.spec.in_channels);
+            return Err(Error::shape("x", expected, x.shape()));
+        }
+        let shape = image_shape(&x);
+        let sizes = self.spec.sizes(shape)?;
+        self.prepare_forward(shape)?;
+        let Some(Plan { kernel, .. }) = &self.forward else { return Err(Error::NoForward) };
+        let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
+        let mut y = vec![0.0; sizes.y_len];
+        kernel.forward(shape, elements(&x), None, &mut y, workspace, parallelism)?;
+        let y_shape = [shape.batch, self.spec.out_channels, sizes.output[0], sizes.output[1]];
+        self.cache = Some((x, y_shape));
+        tensor(&y_shape, y)
+    }
+
+    /// dx = dy * weight turned around;  dweight += dy * x;  dbias += sum of dy over batch and pixels
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        let mut dx = Vec::new();
+        let x_shape = self.run_backward(d_output, Some(&mut dx), parallelism)?;
+        Ok(vec![tensor(&x_shape, dx)?])
+    }
+
+    fn backward_parameters(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<()> {
+        self.run_backward(d_output, None, parallelism).map(drop)
+    }
+
+    fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
+        visitor(&format!("{prefix}weight"), &mut self.weight);
+        if let Some(bias) = &mut self.bias {
+            visitor(&format!("{prefix}bias"), bias);
+        }
+    }
+}
+
+/// The shape of images [batch, channels, height, width].
+fn image_shape(x: &Tensor) -> Shape {
+    Shape::new(x.shape()[0], x.shape()[2], x.shape()[3])
+}

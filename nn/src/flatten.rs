@@ -1,0 +1,44 @@
+//! Images become rows.
+
+use kernels::Parallelism;
+use ndarray::IxDyn;
+
+use crate::error::{Error, Result};
+use crate::layer::{Layer, single};
+use crate::tensor::{Tensor, check_gradient, row_major};
+
+/// `[batch, a, b, ...]` becomes `[batch, a * b * ...]`, in row-major order. No element is moved.
+#[derive(Default)]
+pub struct Flatten {
+    /// The shapes of the last input and output.
+    cache: Option<(Vec<usize>, [usize; 2])>,
+}
+
+impl Layer for Flatten {
+    fn kind(&self) -> &'static str {
+        "Flatten"
+    }
+
+    fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
+        let x = row_major(single(inputs)?);
+        let Some((&batch, rest)) = x.shape().split_first() else {
+            return Err(Error::shape("x", "[batch, ...]", x.shape()));
+        };
+        let shape = [batch, rest.iter().product()];
+        self.cache = Some((x.shape().to_vec(), shape));
+        reshape(x, &shape)
+    }
+
+    fn backward(&mut self, d_output: &Tensor, _: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        let (x_shape, y_shape) = self.cache.as_ref().ok_or(Error::NoForward)?;
+        check_gradient(d_output, y_shape)?;
+        let dx = reshape(row_major(d_output), x_shape)?;
+        self.cache = None;
+        Ok(vec![dx])
+    }
+}
+
+fn reshape(x: Tensor, shape: &[usize]) -> Result<Tensor> {
+    let given = x.shape().to_vec();
+    x.into_shape_with_order(IxDyn(shape)).map_err(|_| Error::shape("x", format!("{shape:?}"), &given))
+}

@@ -1,0 +1,221 @@
+//! A directed acyclic graph of layers, and backprop through it.
+//!
+//! ```text
+//!     x ──┐
+//!         ├─► sum ──┐                 forward:  from the inputs to the output, in order
+//!     y ──┘         ├─► product       backward: from the output to the inputs, in reverse;
+//!     z ────────────┘                           gradients meet in a sum where a value is used twice
+//! ```
+//!
+//! A node may only use nodes that are there already, so no cycle can arise and the order of adding is an order of
+//! computing. The chain rule is in [`Graph::backward_from`].
+
+use kernels::Parallelism;
+
+use crate::error::{Error, Result};
+use crate::layer::{Layer, Parameter};
+use crate::tensor::Tensor;
+
+/// A node of a [`Graph`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeId(usize);
+
+struct Node {
+    name: String,
+    /// None for an input of the graph.
+    layer: Option<Box<dyn Layer>>,
+    has_parameters: bool,
+    from: Vec<NodeId>,
+    value: Option<Tensor>,
+    gradient: Option<Tensor>,
+}
+
+/// A network of any shape. Its output is the node that was added last.
+///
+/// ```
+/// use kernels::Parallelism;
+/// use nn::{Graph, Layer, Product, Sum, tensor};
+/// // L = (x + y) z
+/// let mut graph = Graph::new();
+/// let (x, y, z) = (graph.input("x")?, graph.input("y")?, graph.input("z")?);
+/// let sum = graph.add("sum", Sum::default(), &[x, y])?;
+/// graph.add("L", Product::default(), &[sum, z])?;
+///
+/// let scalar = |value| tensor(&[], vec![value]);
+/// let l = graph.forward(&[&scalar(-2.0)?, &scalar(5.0)?, &scalar(-4.0)?], Parallelism::Serial)?;
+/// assert_eq!(l, scalar(-12.0)?);
+/// let gradients = graph.backward(&scalar(1.0)?, Parallelism::Serial)?;
+/// assert_eq!(gradients, [scalar(-4.0)?, scalar(-4.0)?, scalar(3.0)?]);
+/// assert_eq!(graph.gradient(sum), Some(&scalar(-4.0)?));
+/// # Ok::<(), nn::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Graph {
+    nodes: Vec<Node>,
+}
+
+impl Graph {
+    /// A graph without nodes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an input. `forward` takes the inputs in the order in which they were added.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a name that is taken.
+    pub fn input(&mut self, name: &str) -> Result<NodeId> {
+        self.push(name, None, &[])
+    }
+
+    /// Adds a layer that takes the values of other nodes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a name that is taken, or a node that this graph does not have.
+    pub fn add(&mut self, name: &str, layer: impl Layer + 'static, from: &[NodeId]) -> Result<NodeId> {
+        self.push(name, Some(Box::new(layer)), from)
+    }
+
+    fn push(&mut self, name: &str, mut layer: Option<Box<dyn Layer>>, from: &[NodeId]) -> Result<NodeId> {
+        if self.nodes.iter().any(|node| node.name == name) {
+            return Err(Error::invalid("name", "one that no other node has", name));
+        }
+        if let Some(NodeId(missing)) = from.iter().find(|id| id.0 >= self.nodes.len()) {
+            return Err(Error::invalid("from", "nodes of this graph", missing));
+        }
+        let mut has_parameters = false;
+        if let Some(layer) = &mut layer {
+            layer.visit("", &mut |_, _| has_parameters = true);
+        }
+        let (name, from) = (name.to_string(), from.to_vec());
+        self.nodes.push(Node { name, layer, has_parameters, from, value: None, gradient: None });
+        Ok(NodeId(self.nodes.len() - 1))
+    }
+
+    /// What a node computed in the last `forward`.
+    pub fn value(&self, node: NodeId) -> Option<&Tensor> {
+        self.nodes.get(node.0)?.value.as_ref()
+    }
+
+    /// The gradient of a node's value, from the last `backward`.
+    pub fn gradient(&self, node: NodeId) -> Option<&Tensor> {
+        self.nodes.get(node.0)?.gradient.as_ref()
+    }
+
+    /// Backprop: from the gradients of some nodes to those of all that they depend on. The gradients of the graph's
+    /// inputs are computed if `to_inputs`; those of parameters are added to.
+    ///
+    /// # Errors
+    /// [`Error::NoForward`] without a `forward` before, [`Error::Shape`] for a gradient that does not fit its node.
+    pub fn backward_from(
+        &mut self,
+        gradients: &[(NodeId, &Tensor)],
+        to_inputs: bool,
+        parallelism: Parallelism<'_>,
+    ) -> Result<()> {
+        for node in &mut self.nodes {
+            node.gradient = None;
+        }
+        for &(NodeId(at), gradient) in gradients {
+            let node = self.nodes.get_mut(at).ok_or_else(|| Error::invalid("node", "one of this graph", at))?;
+            let value = node.value.as_ref().ok_or(Error::NoForward)?;
+            if value.shape() != gradient.shape() {
+                return Err(Error::shape("gradient", format!("{:?}", value.shape()), gradient.shape()));
+            }
+            accumulate(&mut node.gradient, gradient.clone());
+        }
+        let learns = self.learning_nodes(to_inputs);
+        for at in (0..self.nodes.len()).rev() {
+            let (before, [node, ..]) = self.nodes.split_at_mut(at) else { continue };
+            let (Some(layer), Some(gradient)) = (&mut node.layer, &node.gradient) else { continue };
+            let kind = layer.kind();
+            let within = |error: Error| error.within(&node.name, kind);
+            if node.from.iter().any(|from| learns[from.0]) {
+                let inputs = layer.backward(gradient, parallelism).map_err(within)?;
+                for (from, gradient) in node.from.iter().zip(inputs) {
+                    accumulate(&mut before[from.0].gradient, gradient);
+                }
+            } else if node.has_parameters {
+                layer.backward_parameters(gradient, parallelism).map_err(within)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which nodes need a gradient: inputs, if asked for, nodes with parameters, and all that depend on them.
+    fn learning_nodes(&self, to_inputs: bool) -> Vec<bool> {
+        let mut learns = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            let own = if node.layer.is_some() { node.has_parameters } else { to_inputs };
+            learns.push(own || node.from.iter().any(|from| learns[from.0]));
+        }
+        learns
+    }
+
+    fn output(&self) -> Result<NodeId> {
+        let last = self.nodes.len().checked_sub(1);
+        last.map(NodeId).ok_or_else(|| Error::invalid("graph", "at least one node", 0))
+    }
+}
+
+/// Adds a term to a sum that may not have begun.
+fn accumulate(sum: &mut Option<Tensor>, term: Tensor) {
+    match sum {
+        Some(sum) => *sum += &term,
+        None => *sum = Some(term),
+    }
+}
+
+impl Layer for Graph {
+    fn kind(&self) -> &'static str {
+        "Graph"
+    }
+
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        let output = self.output()?;
+        let expected = self.nodes.iter().filter(|node| node.layer.is_none()).count();
+        if inputs.len() != expected {
+            return Err(Error::invalid("inputs", format!("{expected} tensors"), inputs.len()));
+        }
+        for node in &mut self.nodes {
+            node.value = None;
+        }
+        let mut inputs = inputs.iter();
+        for at in 0..self.nodes.len() {
+            let (before, [node, ..]) = self.nodes.split_at_mut(at) else { continue };
+            node.value = match &mut node.layer {
+                None => inputs.next().map(|&x| x.clone()),
+                Some(layer) => {
+                    let from: Vec<&Tensor> =
+                        node.from.iter().filter_map(|from| before[from.0].value.as_ref()).collect();
+                    let value = layer.forward(&from, parallelism);
+                    Some(value.map_err(|error| error.within(&node.name, layer.kind()))?)
+                }
+            };
+        }
+        self.value(output).cloned().ok_or(Error::NoForward)
+    }
+
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.backward_from(&[(self.output()?, d_output)], true, parallelism)?;
+        let mut gradients = Vec::new();
+        for node in self.nodes.iter().filter(|node| node.layer.is_none()) {
+            // An input that the output does not depend on.
+            let zeros = || node.value.as_ref().map(|value| Tensor::zeros(value.raw_dim()));
+            gradients.push(node.gradient.clone().or_else(zeros).ok_or(Error::NoForward)?);
+        }
+        Ok(gradients)
+    }
+
+    fn backward_parameters(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<()> {
+        self.backward_from(&[(self.output()?, d_output)], false, parallelism)
+    }
+
+    fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
+        for node in &mut self.nodes {
+            if let Some(layer) = &mut node.layer {
+                layer.visit(&format!("{prefix}{}.", node.name), visitor);
+            }
+        }
+    }
+}

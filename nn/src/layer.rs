@@ -1,0 +1,133 @@
+//! What every node of a network offers: `forward`, `backward`, and its parameters by name.
+//!
+//! ```text
+//!               inputs ──► forward ──► output
+//!                             │
+//!                           cache                          kept by the layer
+//!                             ▼
+//!    gradients of inputs ◄── backward ◄── gradient of the output
+//!                             │
+//!                             ▼  added to
+//!               gradients of the parameters
+//! ```
+
+use kernels::Parallelism;
+use ndarray::ArrayD;
+
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// A function with parameters, and its derivative.
+pub trait Layer: Send {
+    /// What kind of layer this is, as users know it.
+    fn kind(&self) -> &'static str;
+
+    /// The output for some inputs. Keeps what `backward` needs.
+    ///
+    /// # Errors
+    /// When the number or the shapes of the inputs do not fit the layer.
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor>;
+
+    /// The gradients of the inputs of the last `forward`, given the gradient of its output; what the parameters
+    /// contributed is added to their gradients. Uses the cache up: one `backward` for a `forward`.
+    ///
+    /// # Errors
+    /// [`Error::NoForward`] without a cache, [`Error::Shape`] when `d_output` has not the output's shape.
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>>;
+
+    /// As [`Layer::backward`], where nobody needs the gradients of the inputs: the first layer of a network.
+    ///
+    /// # Errors
+    /// Those of [`Layer::backward`].
+    fn backward_parameters(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<()> {
+        self.backward(d_output, parallelism).map(drop)
+    }
+
+    /// Shows each parameter under its name, as PyTorch has it (`weight`, `bias`), behind `prefix`.
+    fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
+        let _ = (prefix, visitor);
+    }
+}
+
+/// A tensor that learns, and the gradient of the loss with respect to it.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    value: ArrayD<f32>,
+    gradient: ArrayD<f32>,
+    version: u64,
+}
+
+impl Parameter {
+    /// A parameter with a gradient of zeros. Elements are brought into row-major order.
+    pub fn new(value: ArrayD<f32>) -> Self {
+        let value = if value.is_standard_layout() { value } else { value.as_standard_layout().into_owned() };
+        let gradient = ArrayD::zeros(value.raw_dim());
+        Self { value, gradient, version: 0 }
+    }
+
+    /// The value.
+    pub fn value(&self) -> &ArrayD<f32> {
+        &self.value
+    }
+
+    /// The value's elements in row-major order.
+    pub fn elements(&self) -> &[f32] {
+        self.value.as_slice().expect("row-major by construction")
+    }
+
+    /// The gradient of the loss, summed over every `backward` since [`Parameter::zero_gradient`].
+    pub fn gradient(&self) -> &ArrayD<f32> {
+        &self.gradient
+    }
+
+    /// The gradient's elements in row-major order.
+    pub fn gradient_elements(&self) -> &[f32] {
+        self.gradient.as_slice().expect("row-major by construction")
+    }
+
+    /// Elements of value and gradient, for an optimiser's step. The layer packs its weights again before it
+    /// computes with them.
+    pub fn update(&mut self) -> (&mut [f32], &[f32]) {
+        self.version += 1;
+        let value = self.value.as_slice_mut().expect("row-major by construction");
+        (value, self.gradient.as_slice().expect("row-major by construction"))
+    }
+
+    /// Elements of value and gradient, for a layer that adds to the gradient.
+    pub fn elements_and_gradient(&mut self) -> (&[f32], &mut [f32]) {
+        let value = self.value.as_slice().expect("row-major by construction");
+        (value, self.gradient.as_slice_mut().expect("row-major by construction"))
+    }
+
+    /// Adds to the gradient, element by element.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless there are as many elements as the parameter has.
+    pub fn accumulate(&mut self, gradient: &[f32]) -> Result<()> {
+        if gradient.len() != self.gradient.len() {
+            return Err(Error::shape("gradient", format!("{:?}", self.value.shape()), &[gradient.len()]));
+        }
+        for (sum, &term) in self.elements_and_gradient().1.iter_mut().zip(gradient) {
+            *sum += term;
+        }
+        Ok(())
+    }
+
+    /// Sets the gradient to zero.
+    pub fn zero_gradient(&mut self) {
+        self.gradient.fill(0.0);
+    }
+
+    /// Counts the updates of the value: packed weights of an older version are stale.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+/// The input of a layer that takes one.
+pub(crate) fn single<'a>(inputs: &[&'a Tensor]) -> Result<&'a Tensor> {
+    match inputs {
+        [x] => Ok(x),
+        _ => Err(Error::invalid("inputs", "1 tensor", inputs.len())),
+    }
+}

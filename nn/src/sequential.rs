@@ -1,0 +1,72 @@
+//! The graph that is a line.
+
+use kernels::Parallelism;
+
+use crate::error::Result;
+use crate::graph::{Graph, NodeId};
+use crate::layer::{Layer, Parameter};
+use crate::tensor::Tensor;
+
+/// Layers one behind the other, named `0`, `1`, `2`, ...: `x ──► 0 ──► 1 ──► 2 ──► y`.
+///
+/// ```
+/// use nn::{Layer, Linear, Random, ReLU, Sequential};
+/// let random = &mut Random::new(0);
+/// let mut network = Sequential::new()
+///     .with(Linear::new(784, 100, random)?)?
+///     .with(ReLU::default())?
+///     .with(Linear::new(100, 10, random)?)?;
+/// let mut names = Vec::new();
+/// network.visit("", &mut |name, _| names.push(name.to_string()));
+/// assert_eq!(names, ["0.weight", "0.bias", "2.weight", "2.bias"]);
+/// # Ok::<(), nn::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Sequential {
+    graph: Graph,
+    last: Option<NodeId>,
+    layers: usize,
+}
+
+impl Sequential {
+    /// A line without layers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a layer.
+    ///
+    /// # Errors
+    /// None today: the names and nodes that a graph could refuse are made here.
+    pub fn with(mut self, layer: impl Layer + 'static) -> Result<Self> {
+        let from = match self.last {
+            Some(last) => last,
+            None => self.graph.input("x")?,
+        };
+        self.last = Some(self.graph.add(&self.layers.to_string(), layer, &[from])?);
+        self.layers += 1;
+        Ok(self)
+    }
+}
+
+impl Layer for Sequential {
+    fn kind(&self) -> &'static str {
+        "Sequential"
+    }
+
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        self.graph.forward(inputs, parallelism)
+    }
+
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.graph.backward(d_output, parallelism)
+    }
+
+    fn backward_parameters(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<()> {
+        self.graph.backward_parameters(d_output, parallelism)
+    }
+
+    fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
+        self.graph.visit(prefix, visitor);
+    }
+}

@@ -1,0 +1,51 @@
+//! Tensors are `ndarray` arrays whose elements may be shared.
+
+use ndarray::{ArcArray, IxDyn};
+
+use crate::error::{Error, Result};
+
+/// What flows through a network: an `ndarray` array of any shape.
+///
+/// Its elements are reference-counted, so a layer keeps its input for `backward` without a copy. Any owned
+/// array becomes a tensor by `.into_dyn().into_shared()`, and `ndarray`'s methods work on it:
+///
+/// ```
+/// let x: nn::Tensor = ndarray::array![[1.0, 2.0], [3.0, 4.0]].into_dyn().into_shared();
+/// assert_eq!(x.shape(), [2, 2]);
+/// assert_eq!(x.sum(), 10.0);
+/// ```
+pub type Tensor = ArcArray<f32, IxDyn>;
+
+/// A tensor of a shape over elements in row-major order.
+///
+/// ```
+/// let x = nn::tensor(&[2, 2], vec![1.0, 2.0, 3.0, 4.0])?;
+/// assert_eq!(x[[1, 0]], 3.0);
+/// # Ok::<(), nn::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Shape`] unless there are as many elements as the shape says.
+pub fn tensor(shape: &[usize], elements: Vec<f32>) -> Result<Tensor> {
+    let given = elements.len();
+    Tensor::from_shape_vec(IxDyn(shape), elements).map_err(|_| Error::shape("elements", format!("{shape:?}"), &[given]))
+}
+
+/// The same tensor in row-major order without gaps; shares its elements where it is so already.
+pub(crate) fn row_major(x: &Tensor) -> Tensor {
+    if x.is_standard_layout() { x.clone() } else { x.as_standard_layout().into_owned().into_shared() }
+}
+
+/// The elements of a tensor that [`row_major`] or [`tensor`] made.
+pub(crate) fn elements(x: &Tensor) -> &[f32] {
+    x.as_slice().expect("row-major by construction")
+}
+
+/// Fails unless a gradient has the shape of the value that it belongs to.
+pub(crate) fn check_gradient(d_output: &Tensor, shape: &[usize]) -> Result<()> {
+    if d_output.shape() == shape {
+        Ok(())
+    } else {
+        Err(Error::shape("d_output", format!("{shape:?}"), d_output.shape()))
+    }
+}

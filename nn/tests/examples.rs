@@ -1,0 +1,165 @@
+//! The examples as their users run them: results, error messages, exit codes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The folder with the data of the examples.
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data");
+
+/// An example that `cargo test` has built beside this test, or builds now where only this test was asked for.
+fn example(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().unwrap().parent().unwrap();
+    let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    if !path.exists() {
+        let status = Command::new(env!("CARGO")).args(["build", "-p", "nn", "--example", name]).status().unwrap();
+        assert!(status.success());
+    }
+    Command::new(path)
+}
+
+/// An empty folder for one test.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Exit code 1, and a message that holds each of `parts`.
+fn assert_refused(output: &Output, parts: &[&str]) {
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(parts.iter().all(|part| message.contains(part)), "{message:?} lacks one of {parts:?}");
+}
+
+fn photo(input: &Path, output: &Path, options: &[&str]) -> Output {
+    example("photo").arg(input).arg(output).args(options).output().unwrap()
+}
+
+#[test]
+fn the_photo_example_filters_pictures() {
+    let folder = folder("photo");
+    let input = folder.join("in.png");
+    // Brightness grows by 10 from row to row.
+    image::RgbImage::from_fn(6, 5, |_, row| image::Rgb([10 * row as u8; 3])).save(&input).unwrap();
+    let output = folder.join("out.png");
+    let run = photo(&input, &output, &[]);
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    assert!(text(&run.stdout).contains("megapixels a second"));
+    let picture = image::open(&output).unwrap().into_rgb8();
+    assert_eq!(picture.dimensions(), (4, 3));
+    // (20 - 0) / 2 above the middle of 0 and 255, rounded.
+    assert!(picture.iter().all(|&byte| byte == 138), "{picture:?}");
+
+    for (filter, expected) in [("sharpen", 10), ("sobel", 80), ("blur", 0), ("emboss", 188)] {
+        let size = if filter == "blur" { 9 } else { 3 };
+        let grow = if filter == "blur" { 0 } else { 10 };
+        image::RgbImage::from_fn(size, size, |_, row| image::Rgb([grow * row as u8; 3])).save(&input).unwrap();
+        let run = photo(&input, &output, &["--filter", filter]);
+        assert!(run.status.success(), "{}", text(&run.stderr));
+        let picture = image::open(&output).unwrap().into_rgb8();
+        assert!(picture.iter().all(|&byte| byte == expected), "{filter}: {picture:?}");
+    }
+    assert_eq!(names(&folder), ["in.png", "out.png"]);
+}
+
+#[test]
+fn the_photo_example_reads_the_photographs() {
+    let folder = folder("photographs");
+    for name in ["flower.jpg", "china.jpg"] {
+        let output = folder.join(name);
+        let run = photo(&Path::new(DATA).join(name), &output, &["--filter", "sobel"]);
+        assert!(run.status.success(), "{}", text(&run.stderr));
+        assert_eq!(image::image_dimensions(&output).unwrap(), (638, 425));
+    }
+}
+
+#[test]
+fn the_photo_example_says_what_is_wrong_and_leaves_nothing_behind() {
+    let folder = folder("photo-errors");
+    let (input, output) = (folder.join("in.png"), folder.join("out.png"));
+    image::RgbImage::new(5, 5).save(&input).unwrap();
+
+    assert_refused(&photo(&folder.join("missing.jpg"), &output, &[]), &["missing.jpg"]);
+    let no_picture = folder.join("text.jpg");
+    fs::write(&no_picture, "not a picture").unwrap();
+    assert_refused(&photo(&no_picture, &output, &[]), &["text.jpg", "neither a JPEG nor a PNG"]);
+    let cut = folder.join("cut.jpg");
+    fs::write(&cut, &fs::read(Path::new(DATA).join("china.jpg")).unwrap()[..200]).unwrap();
+    assert_refused(&photo(&cut, &output, &[]), &["cut.jpg"]);
+    assert_refused(&photo(&input, &output, &["--filter", "magic"]), &["--filter", "sobel", "magic"]);
+    let small = folder.join("small.png");
+    image::RgbImage::new(9, 2).save(&small).unwrap();
+    assert_refused(&photo(&small, &output, &[]), &["small.png", "height", "at least 3", "2"]);
+    assert_refused(&photo(&input, &folder.join("out.gif"), &[]), &["out.gif", ".png"]);
+    assert_refused(&photo(&input, &folder.join("no/such/out.png"), &[]), &["out.png", "cannot write"]);
+    fs::create_dir(folder.join("folder.png")).unwrap();
+    assert_refused(&photo(&input, &folder.join("folder.png"), &[]), &["folder.png", "is a directory"]);
+    assert_refused(&example("photo").arg(&input).output().unwrap(), &["IN and OUT"]);
+    assert_refused(&example("photo").arg("--no-such-option").output().unwrap(), &["--no-such-option"]);
+    assert_eq!(names(&folder), ["cut.jpg", "folder.png", "in.png", "small.png", "text.jpg"]);
+
+    // A picture that is there stays as it is.
+    fs::write(&output, "precious").unwrap();
+    assert_refused(&photo(&small, &output, &[]), &["small.png"]);
+    assert_eq!(fs::read_to_string(&output).unwrap(), "precious");
+}
+
+#[test]
+fn the_photo_example_lists_its_filters() {
+    let run = example("photo").arg("--help").output().unwrap();
+    assert!(run.status.success());
+    let help = text(&run.stdout);
+    assert!(["derivative", "sobel", "sharpen", "blur", "emboss"].iter().all(|filter| help.contains(filter)), "{help}");
+}
+
+fn digits(dir: &str, options: &[&str]) -> Output {
+    example("digits").args(["--dir", dir]).args(options).output().unwrap()
+}
+
+#[test]
+fn the_digits_example_learns_the_same_on_any_number_of_threads() {
+    let learnt: Vec<Vec<String>> = ["1", "3"]
+        .iter()
+        .map(|threads| {
+            let run = digits(DATA, &["--epochs", "2", "--images", "50", "--threads", threads]);
+            assert!(run.status.success(), "{}", text(&run.stderr));
+            let lines: Vec<String> = text(&run.stdout).lines().map(str::to_string).collect();
+            lines.into_iter().filter(|line| line.contains("weights") || line.contains("held-out")).collect()
+        })
+        .collect();
+    assert_eq!(learnt[0], learnt[1]);
+    // Two fingerprints, and the last line.
+    assert_eq!(learnt[0].len(), 3);
+    assert!(learnt[0][2].starts_with("accuracy on held-out images: digits ") && learnt[0][2].ends_with(" %"));
+}
+
+#[test]
+fn the_digits_example_says_what_is_wrong() {
+    assert_refused(&digits("no/such/folder", &[]), &["digits.csv.gz"]);
+    assert_refused(&digits(DATA, &["--data", "letters"]), &["--data", "mnist", "letters"]);
+    assert_refused(&digits(DATA, &["--epochs", "0"]), &["--epochs", "at least 1"]);
+    assert_refused(&digits(DATA, &["--threads", "many"]), &["--threads", "many"]);
+    assert_refused(&digits(DATA, &["--seed", "x"]), &["--seed"]);
+    assert_refused(&digits(DATA, &["--images", "1"]), &["at least two images"]);
+    assert_refused(&digits(DATA, &["--surprise"]), &["--surprise"]);
+
+    let folder = folder("digits-errors");
+    let dir = folder.to_str().unwrap();
+    fs::write(folder.join("digits.csv.gz"), "no gzip").unwrap();
+    assert_refused(&digits(dir, &["--data", "digits"]), &["digits.csv.gz"]);
+    assert_refused(&digits(dir, &["--data", "mnist"]), &["mnist-10k-images"]);
+}

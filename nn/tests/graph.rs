@@ -1,0 +1,216 @@
+//! Backprop through graphs, against gradients found by hand.
+
+use nn::{
+    Error, Flatten, Graph, Layer, Linear, Maximum, Minimum, NodeId, Parallelism, Product, Result, Sequential, Sigmoid,
+    Sum, Tensor, tensor,
+};
+
+const SERIAL: Parallelism<'static> = Parallelism::Serial;
+
+fn row(elements: &[f32]) -> Tensor {
+    tensor(&[elements.len()], elements.to_vec()).unwrap()
+}
+
+/// A graph of one node over inputs a, b, ...
+fn node(layer: impl Layer + 'static, inputs: usize) -> Graph {
+    let mut graph = Graph::new();
+    let from: Vec<NodeId> = (0..inputs).map(|i| graph.input(&format!("x{i}")).unwrap()).collect();
+    graph.add("y", layer, &from).unwrap();
+    graph
+}
+
+#[test]
+fn the_gradients_of_a_sum_times_a_number() -> Result<()> {
+    // L = (x + y) z:  dL/dx = dL/dy = z,  dL/dz = x + y
+    let mut graph = Graph::new();
+    let (x, y, z) = (graph.input("x")?, graph.input("y")?, graph.input("z")?);
+    let sum = graph.add("sum", Sum::default(), &[x, y])?;
+    graph.add("L", Product::default(), &[sum, z])?;
+    let l = graph.forward(&[&row(&[-2.0, 1.0]), &row(&[5.0, 2.0]), &row(&[-4.0, 3.0])], SERIAL)?;
+    assert_eq!(l, row(&[-12.0, 9.0]));
+    let gradients = graph.backward(&row(&[1.0, 1.0]), SERIAL)?;
+    assert_eq!(gradients, [row(&[-4.0, 3.0]), row(&[-4.0, 3.0]), row(&[3.0, 3.0])]);
+    assert_eq!(graph.value(sum), Some(&row(&[3.0, 3.0])));
+    assert_eq!(graph.gradient(sum), Some(&row(&[-4.0, 3.0])));
+    Ok(())
+}
+
+#[test]
+fn a_value_used_twice_gathers_both_gradients() -> Result<()> {
+    // L = x (x + x) = 2 x^2:  dL/dx = 4 x
+    let mut graph = Graph::new();
+    let x = graph.input("x")?;
+    let double = graph.add("double", Sum::default(), &[x, x])?;
+    graph.add("L", Product::default(), &[x, double])?;
+    assert_eq!(graph.forward(&[&row(&[3.0, -1.0])], SERIAL)?, row(&[18.0, 2.0]));
+    assert_eq!(graph.backward(&row(&[1.0, 1.0]), SERIAL)?, [row(&[12.0, -4.0])]);
+    Ok(())
+}
+
+#[test]
+fn minimum_and_maximum_give_the_gradient_to_every_input_that_equals_the_result() -> Result<()> {
+    let inputs = [row(&[1.0, 2.0, 5.0]), row(&[1.0, 7.0, 4.0]), row(&[3.0, 2.0, 4.0])];
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+    let dy = row(&[10.0, 20.0, 30.0]);
+
+    let mut minimum = node(Minimum::default(), 3);
+    assert_eq!(minimum.forward(&inputs, SERIAL)?, row(&[1.0, 2.0, 4.0]));
+    let expected = [row(&[10.0, 20.0, 0.0]), row(&[10.0, 0.0, 30.0]), row(&[0.0, 20.0, 30.0])];
+    assert_eq!(minimum.backward(&dy, SERIAL)?, expected);
+
+    let mut maximum = node(Maximum::default(), 3);
+    assert_eq!(maximum.forward(&inputs, SERIAL)?, row(&[3.0, 7.0, 5.0]));
+    let expected = [row(&[0.0, 0.0, 30.0]), row(&[0.0, 20.0, 0.0]), row(&[10.0, 0.0, 0.0])];
+    assert_eq!(maximum.backward(&dy, SERIAL)?, expected);
+    Ok(())
+}
+
+#[test]
+fn minimum_and_maximum_pass_nan_on() -> Result<()> {
+    let inputs = [row(&[f32::NAN, 1.0]), row(&[1.0, f32::NAN])];
+    for mut graph in [node(Minimum::default(), 2), node(Maximum::default(), 2)] {
+        let y = graph.forward(&[&inputs[0], &inputs[1]], SERIAL)?;
+        assert!(y.iter().all(|element| element.is_nan()), "{y}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_product_with_a_zero_has_a_gradient() -> Result<()> {
+    let mut graph = node(Product::default(), 3);
+    graph.forward(&[&row(&[0.0]), &row(&[2.0]), &row(&[3.0])], SERIAL)?;
+    assert_eq!(graph.backward(&row(&[1.0]), SERIAL)?, [row(&[6.0]), row(&[0.0]), row(&[0.0])]);
+    Ok(())
+}
+
+#[test]
+fn a_perceptron_of_two_layers_obeys_the_chain_rule() -> Result<()> {
+    // h = sigmoid(W1 x + b1),  y = sigmoid(w2 h + b2),  L = y
+    let (w1, b1) = ([[0.5, -1.0], [2.0, 0.25]], [0.1, -0.2]);
+    let (w2, b2) = ([1.5, -0.5], 0.3);
+    let x = [0.7f64, -0.4];
+    let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
+    let h = [0, 1].map(|o| sigmoid(w1[o][0] * x[0] + w1[o][1] * x[1] + b1[o]));
+    let y = sigmoid(w2[0] * h[0] + w2[1] * h[1] + b2);
+    let dz2 = y * (1.0 - y);
+    let dw2 = h.map(|h| dz2 * h);
+    let dz1 = [0, 1].map(|o| dz2 * w2[o] * h[o] * (1.0 - h[o]));
+    let dx = [0, 1].map(|i| dz1[0] * w1[0][i] + dz1[1] * w1[1][i]);
+
+    let array = |rows: &[&[f64]]| {
+        let elements = rows.concat().iter().map(|&element| element as f32).collect();
+        ndarray::ArrayD::from_shape_vec(vec![rows.len(), rows[0].len()], elements).unwrap()
+    };
+    let bias = |b: &[f64]| Some(array(&[b]).remove_axis(ndarray::Axis(0)));
+    let mut network = Sequential::new()
+        .with(Linear::with_weights(array(&[&w1[0], &w1[1]]), bias(&b1))?)?
+        .with(Sigmoid::default())?
+        .with(Linear::with_weights(array(&[&w2]), bias(&[b2]))?)?
+        .with(Sigmoid::default())?;
+    let output = network.forward(&[&tensor(&[1, 2], vec![x[0] as f32, x[1] as f32])?], SERIAL)?;
+    let d_input = network.backward(&tensor(&[1, 1], vec![1.0])?, SERIAL)?;
+
+    // Every number here is below 1 and comes from less than 16 roundings, data included.
+    let close = |given: f32, expected: f64| {
+        assert!((given as f64 - expected).abs() <= 16.0 * f32::EPSILON as f64 / 2.0, "{given} for {expected}");
+    };
+    close(output[[0, 0]], y);
+    for i in 0..2 {
+        close(d_input[0][[0, i]], dx[i]);
+    }
+    let expected = [
+        ("0.weight", vec![dz1[0] * x[0], dz1[0] * x[1], dz1[1] * x[0], dz1[1] * x[1]]),
+        ("0.bias", dz1.to_vec()),
+        ("2.weight", dw2.to_vec()),
+        ("2.bias", vec![dz2]),
+    ];
+    let mut at = 0;
+    network.visit("", &mut |name, parameter| {
+        assert_eq!(name, expected[at].0);
+        let gradient = parameter.gradient_elements();
+        assert_eq!(gradient.len(), expected[at].1.len());
+        for (&given, &expected) in gradient.iter().zip(&expected[at].1) {
+            close(given, expected);
+        }
+        at += 1;
+    });
+    assert_eq!(at, 4);
+    Ok(())
+}
+
+#[test]
+fn a_graph_with_two_outputs_takes_a_gradient_for_each() -> Result<()> {
+    let mut graph = Graph::new();
+    let (x, y) = (graph.input("x")?, graph.input("y")?);
+    let sum = graph.add("sum", Sum::default(), &[x, y])?;
+    let product = graph.add("product", Product::default(), &[x, y])?;
+    graph.forward(&[&row(&[2.0]), &row(&[3.0])], SERIAL)?;
+    graph.backward_from(&[(sum, &row(&[10.0])), (product, &row(&[1.0]))], true, SERIAL)?;
+    assert_eq!(graph.gradient(x), Some(&row(&[13.0])));
+    assert_eq!(graph.gradient(y), Some(&row(&[12.0])));
+    Ok(())
+}
+
+#[test]
+fn an_input_that_does_not_matter_has_a_gradient_of_zeros() -> Result<()> {
+    let mut graph = Graph::new();
+    let (x, _) = (graph.input("x")?, graph.input("unused")?);
+    graph.add("y", Sum::default(), &[x])?;
+    graph.forward(&[&row(&[1.0]), &row(&[1.0, 2.0])], SERIAL)?;
+    assert_eq!(graph.backward(&row(&[5.0]), SERIAL)?, [row(&[5.0]), row(&[0.0, 0.0])]);
+    Ok(())
+}
+
+#[test]
+fn gradients_of_inputs_that_nobody_needs_are_not_computed() -> Result<()> {
+    let mut graph = Graph::new();
+    let x = graph.input("x")?;
+    let flat = graph.add("flat", Flatten::default(), &[x])?;
+    let linear = Linear::with_weights(ndarray::array![[2.0, 3.0]].into_dyn(), None)?;
+    graph.add("linear", linear, &[flat])?;
+    graph.forward(&[&tensor(&[1, 1, 2], vec![5.0, 7.0])?], SERIAL)?;
+    graph.backward_parameters(&tensor(&[1, 1], vec![1.0])?, SERIAL)?;
+    assert_eq!((graph.gradient(flat), graph.gradient(x)), (None, None));
+    graph.visit("tower.", &mut |name, parameter| {
+        assert_eq!(name, "tower.linear.weight");
+        assert_eq!(parameter.gradient_elements(), [5.0, 7.0]);
+    });
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_that_names_it() -> Result<()> {
+    let mut graph = Graph::new();
+    let x = graph.input("x")?;
+    let mut larger = Graph::new();
+    let foreign = (0..3).map(|i| larger.input(&i.to_string())).last().unwrap()?;
+    assert!(matches!(graph.input("x"), Err(Error::Invalid { argument: "name", .. })));
+    assert!(matches!(graph.add("y", Sum::default(), &[foreign]), Err(Error::Invalid { argument: "from", .. })));
+    assert!(graph.forward(&[], SERIAL).is_err());
+    assert!(Graph::new().forward(&[], SERIAL).is_err());
+    assert_eq!(graph.backward(&row(&[1.0]), SERIAL), Err(Error::NoForward));
+
+    let empty: &[NodeId] = &[];
+    graph.add("nothing", Sum::default(), empty)?;
+    assert!(graph.forward(&[&row(&[1.0])], SERIAL).is_err());
+
+    let mut unequal = node(Sum::default(), 2);
+    let error = unequal.forward(&[&row(&[1.0]), &row(&[1.0, 2.0])], SERIAL).unwrap_err();
+    assert_eq!(error.to_string(), "layer y (Sum): inputs: expected shape [1], that of the first, given [2]");
+
+    let mut sum = node(Sum::default(), 1);
+    sum.forward(&[&row(&[1.0])], SERIAL)?;
+    assert!(matches!(sum.backward(&row(&[1.0, 2.0]), SERIAL), Err(Error::Shape { .. })));
+    let _ = x;
+    Ok(())
+}
+
+#[test]
+fn a_second_backward_needs_a_second_forward() -> Result<()> {
+    let mut sigmoid = Sigmoid::default();
+    let x = row(&[0.0]);
+    sigmoid.forward(&[&x], SERIAL)?;
+    assert_eq!(sigmoid.backward(&row(&[1.0]), SERIAL)?, [row(&[0.25])]);
+    assert_eq!(sigmoid.backward(&row(&[1.0]), SERIAL), Err(Error::NoForward));
+    Ok(())
+}
