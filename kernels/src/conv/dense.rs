@@ -189,6 +189,8 @@ impl Dense {
 #[derive(Clone)]
 pub(super) struct DenseBackwardData {
     engines: Vec<Engine>,
+    /// Whether some pixels are reached by no tap.
+    gaps: bool,
     group_in: usize,
     group_out: usize,
     taps: usize,
@@ -216,6 +218,7 @@ impl DenseBackwardData {
             engines.push(Engine::new(slide, spec, form, lanes, isa, blocking)?);
         }
         Ok(Self {
+            gaps: engines.len() < spec.stride[0].saturating_mul(spec.stride[1]),
             engines,
             group_in: spec.in_channels / spec.groups,
             group_out: spec.out_channels / spec.groups,
@@ -238,6 +241,9 @@ impl DenseBackwardData {
 
     /// `call.input` is `dy`, `call.output` is `dx`.
     pub fn run(&self, mut call: Call<'_>) {
+        if self.gaps {
+            call.output.fill(0.0);
+        }
         for engine in &self.engines {
             engine.run(call.reborrow());
         }

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! - Forward: one slide over `x`; taps start at `-padding`, results land on every pixel of `y`.
-//! - Backward-data: `stride` x `stride` slides over `dy`, one for each phase of `x`'s rows and columns. Each has
+//! - Backward-data: `stride` x `stride` slides over `dy` at most, one for each phase of `x`'s rows and columns. Each has
 //!   the taps that reach its phase, a stride of 1, and results that land `stride` apart.
 //!
 //! With a stride, neighbouring results read pixels that are not neighbours. So the image is split into phases,
@@ -101,19 +101,27 @@ impl Slide {
         Self::new(channels, spec.stride, &offsets, [0, 0], [1, 1])
     }
 
-    /// The gradient of the input, a slide for each phase. A phase that no tap reaches has no taps: its gradient is 0.
+    /// The gradient of the input, a slide for each phase that some tap reaches. The gradient of the others is 0.
     pub fn backward_data(spec: &Conv2dSpec) -> Vec<Self> {
         let channels = [spec.out_channels / spec.groups, spec.in_channels / spec.groups];
-        // Tap k of axis a connects input position i with output position (i + padding - k * dilation) / stride.
-        let reach = |axis: usize, phase: usize, k: usize| {
-            let before = [spec.padding.top, spec.padding.left][axis];
-            let distance = (phase + before) as isize - (k * spec.dilation[axis]) as isize;
+        let before = [spec.padding.top, spec.padding.left];
+        // Tap k of an axis connects input position i with output position (i + padding - k * dilation) / stride.
+        let distance = |axis: usize, k: usize| (k * spec.dilation[axis]) as isize - before[axis] as isize;
+        let phases = |axis: usize| {
             let stride = spec.stride[axis] as isize;
+            let mut phases: Vec<isize> = (0..spec.kernel[axis]).map(|k| distance(axis, k).rem_euclid(stride)).collect();
+            phases.sort_unstable();
+            phases.dedup();
+            phases
+        };
+        let reach = |axis: usize, phase: isize, k: usize| {
+            let (distance, stride) = (phase - distance(axis, k), spec.stride[axis] as isize);
             (distance.rem_euclid(stride) == 0).then(|| distance.div_euclid(stride))
         };
         let mut slides = Vec::new();
-        for row_phase in 0..spec.stride[0] {
-            for column_phase in 0..spec.stride[1] {
+        let columns = phases(1);
+        for row_phase in phases(0) {
+            for &column_phase in &columns {
                 let mut offsets = Vec::new();
                 for kh in 0..spec.kernel[0] {
                     for kw in 0..spec.kernel[1] {
@@ -122,7 +130,8 @@ impl Slide {
                         }
                     }
                 }
-                slides.push(Self::new(channels, [1, 1], &offsets, [row_phase, column_phase], spec.stride));
+                let start = [row_phase as usize, column_phase as usize];
+                slides.push(Self::new(channels, [1, 1], &offsets, start, spec.stride));
             }
         }
         slides

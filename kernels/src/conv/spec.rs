@@ -183,6 +183,10 @@ impl Conv2dSpec {
         for axis in 0..2 {
             self.window(axis)?;
             self.padded(axis, 0)?;
+            // So that positions of windows beside the image can be computed.
+            if self.stride[axis] > isize::MAX as usize / 4 {
+                return Err(Error::Overflow { argument: "stride" });
+            }
         }
         Ok(())
     }

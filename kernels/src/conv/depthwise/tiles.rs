@@ -15,7 +15,7 @@
 use super::axis::{Axis, Phase, Tap};
 use super::rows::RowLayout;
 use crate::activation::{Activation, apply};
-use crate::simd::Simd;
+use crate::simd::{Job, Simd};
 
 /// What happens to a sum before it is written.
 #[derive(Clone, Copy)]
@@ -66,18 +66,39 @@ pub(in crate::conv) struct Tile<'a> {
 #[inline(always)]
 pub(in crate::conv) unsafe fn compute<S: Simd>(simd: S, tile: &Tile<'_>, channels: usize, dense: Option<usize>) {
     let wide = tile.size[1] > S::LANES;
-    // SAFETY: passed on.
-    unsafe {
-        match (channels, dense) {
-            (1, Some(1)) => sweep::<S, _, 4, 1>(simd, tile, &Three::<S, 1>::new(simd, tile)),
-            (1, Some(_)) => sweep::<S, _, 4, 1>(simd, tile, &Three::<S, 2>::new(simd, tile)),
-            (1, None) if wide => sweep::<S, _, 4, 2>(simd, tile, &Any::<1>),
-            (1, None) => sweep::<S, _, 4, 1>(simd, tile, &Any::<1>),
-            (2, _) if wide => sweep::<S, _, 2, 2>(simd, tile, &Any::<2>),
-            (2, _) => sweep::<S, _, 4, 1>(simd, tile, &Any::<2>),
-            _ if wide => sweep::<S, _, 1, 2>(simd, tile, &Any::<4>),
-            _ => sweep::<S, _, 2, 1>(simd, tile, &Any::<4>),
-        }
+    match (channels, dense) {
+        (1, Some(1)) => simd.call(SweepThree::<1>(tile)),
+        (1, Some(_)) => simd.call(SweepThree::<2>(tile)),
+        (1, None) if wide => simd.call(SweepAny::<1, 4, 2>(tile)),
+        (1, None) => simd.call(SweepAny::<1, 4, 1>(tile)),
+        (2, _) if wide => simd.call(SweepAny::<2, 2, 2>(tile)),
+        (2, _) => simd.call(SweepAny::<2, 4, 1>(tile)),
+        _ if wide => simd.call(SweepAny::<4, 1, 2>(tile)),
+        _ => simd.call(SweepAny::<4, 2, 1>(tile)),
+    }
+}
+
+/// A tile of one channel by [`Three`]. Made by [`compute`] alone, whose contract it carries.
+struct SweepThree<'a, const STEP: usize>(&'a Tile<'a>);
+
+impl<const STEP: usize> Job for SweepThree<'_, STEP> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // SAFETY: the contract of `compute`.
+        unsafe { sweep::<S, _, 4, 1>(simd, self.0, &Three::<S, STEP>::new(simd, self.0)) }
+    }
+}
+
+/// A tile of `O` channels by [`Any`] in blocks of `R` x `V`. Made by [`compute`] alone, whose contract it carries.
+struct SweepAny<'a, const O: usize, const R: usize, const V: usize>(&'a Tile<'a>);
+
+impl<const O: usize, const R: usize, const V: usize> Job for SweepAny<'_, O, R, V> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // SAFETY: the contract of `compute`.
+        unsafe { sweep::<S, _, R, V>(simd, self.0, &Any::<O>) }
     }
 }
 
