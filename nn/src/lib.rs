@@ -46,7 +46,6 @@ mod network;
 mod random;
 mod sequential;
 mod sgd;
-mod shim;
 mod tensor;
 
 pub use activation::{ReLU, Sigmoid, Tanh};

@@ -4,14 +4,13 @@
 //! y[n, o] = bias[o] + sum over i of  x[n, i] * weight[o, i]
 //! ```
 
-use kernels::{Parallelism, Workspace};
+use kernels::{Parallelism, Workspace, linear};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
 use crate::init::kaiming_uniform;
 use crate::layer::{Layer, Parameter, single};
 use crate::random::Random;
-use crate::shim as linear;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
 /// `y = x weightᵀ + bias` over rows `[batch, inputs]`, with `weight [outputs, inputs]` and `bias [outputs]`.
