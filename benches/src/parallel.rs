@@ -49,7 +49,7 @@ pub fn run(out: &mut (dyn Write + Send)) -> Result<(), Failure> {
             }
             for work in WORKS.map(Duration::from_micros) {
                 let half = work / 2;
-                show(out, cost(gap, work, || drop(rayon::join(|| spin(half), || spin(half)))))?;
+                show(out, cost(gap, work, || _ = rayon::join(|| spin(half), || spin(half))))?;
             }
             writeln!(out)?;
         }

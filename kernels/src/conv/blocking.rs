@@ -21,7 +21,7 @@ pub struct Blocking {
     pub pixels: usize,
     /// Pixels that the gradient of the weights runs through before the next block is copied.
     pub gradient_pixels: usize,
-    /// Tasks that a thread should find.
+    /// Fewer tasks than this for each thread are cut so that every thread gets as many.
     pub tasks_per_thread: usize,
     /// The speed by which work is judged too small for several threads.
     pub flops_per_second: f64,
@@ -60,7 +60,7 @@ impl Blocking {
             band_limit: 512 * 1024,
             pixels: 4096,
             gradient_pixels: 384,
-            tasks_per_thread: 2,
+            tasks_per_thread: 8,
             flops_per_second: 80e9,
         }
     }

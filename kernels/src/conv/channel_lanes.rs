@@ -149,7 +149,6 @@ impl ChannelLanes {
         let packs = self.im2col || source == Source::Gather;
 
         let images = batch * self.groups;
-        let wanted = if threads > 1 { threads * blocking.tasks_per_thread } else { 1 };
         let mut panel_blocks = slide.out_channels.div_ceil(blocking.out_channels).max(1);
         let block_lanes = |blocks: usize| self.panels().div_ceil(blocks) * self.panel_len;
         let columns = grid[1].max(1);
@@ -163,13 +162,16 @@ impl ChannelLanes {
         let by_tiles = if packs { blocking.sums / (depth * columns).max(1) } else { grid[0] };
         let most_rows = by_sums.min(by_band).min(by_tiles).min(blocking.pixels / columns).clamp(1, grid[0].max(1));
         let mut bands = grid[0].div_ceil(most_rows).max(1);
-        let most_bands = (grid[0] * columns / 64).clamp(1, grid[0].max(1));
-        if images * panel_blocks * bands < wanted && bands < most_bands {
-            bands = wanted.div_ceil((images * panel_blocks).max(1)).clamp(bands, most_bands);
-        }
-        if images * panel_blocks * bands < wanted {
-            let blocks = threads.div_ceil((images * bands).max(1)).max(panel_blocks).next_multiple_of(threads);
-            panel_blocks = blocks.min(self.panels().max(1));
+        // Few tasks must come out even between the threads: blocks of panels, whose weights are read by one thread only,
+        // where there are enough, else bands.
+        let tasks = images * panel_blocks * bands;
+        if threads > 1 && tasks < threads * blocking.tasks_per_thread && !tasks.is_multiple_of(threads) {
+            let blocks = panel_blocks.max(threads).next_multiple_of(threads);
+            if blocks <= self.panels() {
+                panel_blocks = blocks;
+            } else {
+                bands = bands.max(threads).next_multiple_of(threads).min(grid[0].max(1));
+            }
         }
         let band_rows = grid[0].div_ceil(bands).max(1);
         let bands = grid[0].div_ceil(band_rows).max(1);

@@ -94,12 +94,13 @@ pub(super) fn cost(
             let tiles = flat.div_ceil(tile_pixels) as f64;
             let panels = slide.out_channels.div_ceil(rows) as f64;
             // A panel of few rows waits for the latency of its chains; a packed row costs two loads and two stores
-            // per run of pixels; rows that are not aligned cost a twentieth.
+            // per run of pixels.
             let per_panel = (2 * slide.out_channels.div_ceil(panels as usize)).max(8) as f64;
             let runs = (tile_pixels as f64 / grid[1].max(1) as f64).ceil() + 1.0;
+            let per_tile = panels * (per_panel + TILE_OPERATIONS / depth);
             match form {
-                Form::Direct => tiles * panels * per_panel * 1.05,
-                Form::Im2col => tiles * (panels * per_panel + 2.0 * runs),
+                Form::Direct => tiles * per_tile,
+                Form::Im2col => tiles * (per_tile + 4.0 * runs),
             }
         }
         Lanes::Channels => {
@@ -110,12 +111,16 @@ pub(super) fn cost(
             // Each element is loaded with its offset; NCHW results are transposed.
             let store = if layout == Layout::Nchw { pixels as f64 * vectors * 8.0 / depth } else { 0.0 };
             let packing = if form == Form::Im2col { pixels as f64 * 1.5 } else { 0.0 };
-            tiles * per_tile * vectors * 1.06 + store + packing
+            let start = tiles * (vectors / panel_vectors as f64).ceil() * TILE_OPERATIONS / depth;
+            tiles * per_tile * vectors * 1.06 + start + store + packing
         }
     };
     let flops_per_operation = 2.0 * vector as f64;
     images as f64 * depth * products * flops_per_operation / PEAK_FLOPS
 }
+
+/// What a tile costs beside its products: the call, the sums on their way out, bias and activation.
+const TILE_OPERATIONS: f64 = 120.0;
 
 /// The speed of one thread that costs are expressed in. Only ratios of costs matter.
 pub(super) const PEAK_FLOPS: f64 = 100e9;

@@ -38,6 +38,9 @@ const MAX_PIXELS: usize = NV * 16;
 /// Rows of the highest tile.
 const MAX_ROWS: usize = 14;
 
+/// Tiles of a band that make bands of rows even enough: beyond, a tile more or less hardly counts.
+const EVEN_TILES: usize = 12;
+
 /// Rows of a tile: as many accumulators as the registers hold beside a row of the right-hand side.
 pub(super) const fn tile_rows(isa: Isa) -> usize {
     match isa {
@@ -180,18 +183,18 @@ impl PixelLanes {
             };
             by_sums.min(by_band).min((blocking.pixels / unit).max(1)).clamp(1, units)
         };
-        // Enough tasks to keep every thread busy, of rows where there are many pixels, else of output channels.
+        // Few tasks must come out even between the threads: bands where there are many pixels, else blocks of panels.
         let images = batch * self.groups;
         let mut bands = units.div_ceil(most_units);
-        let wanted = if threads > 1 { threads * blocking.tasks_per_thread } else { 1 };
-        let most_bands = (pixels / (4 * tile_pixels)).clamp(1, units);
-        if images * panel_blocks * bands < wanted && bands < most_bands {
-            bands = wanted.div_ceil((images * panel_blocks).max(1)).clamp(bands, most_bands);
-        }
-        if images * panel_blocks * bands < wanted {
-            let most_blocks = self.panels.count().max(1);
-            panel_blocks = threads.div_ceil((images * bands).max(1)).max(panel_blocks).next_multiple_of(threads);
-            panel_blocks = panel_blocks.min(most_blocks);
+        let few = |tasks: usize| threads > 1 && tasks > 0 && tasks < threads * blocking.tasks_per_thread;
+        if few(images * panel_blocks * bands) && !(images * panel_blocks * bands).is_multiple_of(threads) {
+            let even = (bands.max(threads)).next_multiple_of(threads);
+            if units >= even && pixels / even >= EVEN_TILES * tile_pixels {
+                bands = even;
+            } else {
+                let blocks = panel_blocks.max(threads).next_multiple_of(threads);
+                panel_blocks = blocks.min(self.panels.count().max(1));
+            }
         }
         let band_units = self.band_units(units, units.div_ceil(bands), unit, tile_pixels, pixels);
         let band_pixels = (band_units * unit).min(pixels);
@@ -374,7 +377,6 @@ impl Job for Task<'_> {
         };
 
         let plane = context.in_size[0] * context.in_size[1];
-        let out_plane = context.out_size[0] * context.out_size[1];
         // SAFETY: `slot < slots`, and the workspace holds `slots` times `scratch_len` elements.
         let sums = unsafe { context.scratch.add(slot * cut.scratch_len()) };
         let band_copy = sums.wrapping_add(cut.sums_len);
@@ -382,6 +384,13 @@ impl Job for Task<'_> {
         let weights = plan.packed.as_ptr().wrapping_add(group * slide.out_channels * slide.depth());
         let input = context.input[image * slide.in_channels * plane..][..slide.in_channels * plane].as_ptr();
 
+        let first_channel_of_image = image / plan.groups * plan.groups * slide.out_channels;
+        let finish = Finish {
+            post: &context.post,
+            output: context.output,
+            plane: context.out_size[0] * context.out_size[1],
+            column_step: slide.out_step[1],
+        };
         for block in 0..cut.channel_blocks {
             let first_in = block * cut.channel_block;
             let in_block = cut.channel_block.min(slide.in_channels - first_in.min(slide.in_channels));
@@ -413,6 +422,8 @@ impl Job for Task<'_> {
                     None => runs(first_pixel + flat, len, columns, columns, 0),
                 };
                 let runs = &runs[..run_count];
+                let (places, place_count) = places(slide, cut.grid, context.out_size[1], runs);
+                let places = &places[..place_count];
                 if direct_pitch.is_none() {
                     // SAFETY: `tile_len` holds `depth` rows of a tile, and a tile more.
                     unsafe {
@@ -463,18 +474,9 @@ impl Job for Task<'_> {
                     }
                     if last {
                         let channel = group * slide.out_channels + start;
-                        let images_before = image / plan.groups * plan.groups * slide.out_channels;
+                        let offset = (first_channel_of_image + channel) * finish.plane;
                         // SAFETY: the channels are those of the image, the runs lie in the grid.
-                        unsafe {
-                            let finish = Finish {
-                                slide,
-                                post: &context.post,
-                                grid: cut.grid,
-                                out_size: context.out_size,
-                                output: context.output,
-                            };
-                            finish.tile(simd, tile_sums, rows, channel, (images_before + channel) * out_plane, runs);
-                        }
+                        unsafe { finish.tile(simd, tile_sums, rows, channel, offset, places) };
                     }
                 }
             }
@@ -649,18 +651,49 @@ impl<R: RhsAddress, const ROWS: usize, const V: usize> Job for FixedTile<R, ROWS
 
 /// The last step of a tile: bias, residual, activation, store.
 struct Finish<'a> {
-    slide: &'a Slide,
     post: &'a Post<'a>,
-    grid: [usize; 2],
-    out_size: [usize; 2],
     output: *mut f32,
+    /// Elements of a plane, and from one result to the next.
+    plane: usize,
+    column_step: usize,
+}
+
+/// A run of results, from a lane of the tile to an element of the output's plane.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    lane: usize,
+    len: usize,
+    at: usize,
+}
+
+/// Where the runs of a tile go. Results that cover the output without gaps are one run, whatever the rows.
+#[inline(always)]
+fn places(slide: &Slide, grid: [usize; 2], width: usize, runs: &[Run]) -> ([Place; MAX_PIXELS], usize) {
+    let [start_row, start_column] = slide.out_start;
+    let [row_step, column_step] = slide.out_step;
+    let dense = column_step == 1 && row_step == 1 && grid[1] == width;
+    let mut places = [Place::default(); MAX_PIXELS];
+    let mut count = 0;
+    for run in runs {
+        if dense && count > 0 {
+            let last: &mut Place = &mut places[count - 1];
+            if last.lane + last.len == run.lane {
+                last.len += run.len;
+                continue;
+            }
+        }
+        let at = (start_row + run.row * row_step) * width + start_column + run.column * column_step;
+        places[count] = Place { lane: run.lane, len: run.len, at };
+        count += 1;
+    }
+    (places, count)
 }
 
 impl Finish<'_> {
-    /// Writes `rows` channels, the first of which starts at `offset` of the output.
+    /// Writes `rows` channels from `channel` on, the first of which starts at `offset` of the output.
     ///
     /// # Safety
-    /// - `sums` holds `rows` rows of `NV * LANES`; `rows` planes are writable at `offset`; runs lie in the grid.
+    /// - `sums` holds `rows` rows of `NV * LANES`; the places of `rows` planes are writable from `offset` on.
     #[inline(always)]
     unsafe fn tile<S: Simd>(
         &self,
@@ -669,74 +702,104 @@ impl Finish<'_> {
         rows: usize,
         channel: usize,
         offset: usize,
-        runs: &[Run],
+        places: &[Place],
     ) {
-        let [start_row, start_column] = self.slide.out_start;
-        let [row_step, column_step] = self.slide.out_step;
-        let [height, width] = self.out_size;
-        // Results that cover the output without gaps are one run, whatever the rows.
-        let dense = column_step == 1 && row_step == 1 && self.grid[1] == width;
-        for i in 0..rows {
-            let bias = self.post.bias.map_or(0.0, |bias| bias[channel + i]);
-            let mut r = 0;
-            while r < runs.len() {
-                let run = runs[r];
-                let mut len = run.len;
-                r += 1;
-                while dense && r < runs.len() && runs[r].lane == run.lane + len {
-                    len += runs[r].len;
-                    r += 1;
-                }
-                let at = (start_row + run.row * row_step) * width + start_column + run.column * column_step;
-                let at = offset + i * height * width + at;
-                // SAFETY: the run lies in the tile, and its results in the plane of channel `i`.
-                unsafe {
-                    let from = sums.add(i * NV * S::LANES + run.lane);
-                    if column_step == 1 {
-                        self.run(simd, from, len, bias, at);
-                    } else {
-                        let mut line = [0.0f32; MAX_PIXELS];
-                        for l in 0..len {
-                            line[l] = *from.add(l);
-                        }
-                        for l in 0..len {
-                            let at = at + l * column_step;
-                            let residual = self.post.residual.map_or(0.0, |residual| residual[at]);
-                            let value = simd.splat(line[l] + bias + residual);
-                            simd.store_first(self.output.add(at), 1, apply(simd, self.post.activation, value));
-                        }
-                    }
-                }
+        // Naming the common activations moves the choice out of the loops.
+        // SAFETY: passed on.
+        unsafe {
+            match self.post.activation {
+                Activation::Identity => self.rows(simd, Activation::Identity, sums, rows, channel, offset, places),
+                Activation::Relu => self.rows(simd, Activation::Relu, sums, rows, channel, offset, places),
+                other => simd.call(FinishRows { finish: self, other, sums, rows, channel, offset, places }),
             }
         }
     }
 
     /// # Safety
-    /// - `from` is readable and `output + at` writable for `len` elements.
+    /// - As for [`Finish::tile`].
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, simd: S, from: *const f32, len: usize, bias: f32, at: usize) {
-        let residual = self.post.residual.map(|residual| residual[at..at + len].as_ptr());
-        let bias = simd.splat(bias);
-        let mut done = 0;
-        while done < len {
-            let lanes = len - done;
-            // SAFETY: `lanes` elements are left on all sides.
-            unsafe {
-                if lanes >= S::LANES {
-                    let mut value = simd.add(simd.load(from.add(done)), bias);
-                    if let Some(residual) = residual {
-                        value = simd.add(value, simd.load(residual.add(done)));
+    unsafe fn rows<S: Simd>(
+        &self,
+        simd: S,
+        activation: Activation,
+        sums: *const f32,
+        rows: usize,
+        channel: usize,
+        offset: usize,
+        places: &[Place],
+    ) {
+        for i in 0..rows {
+            let bias = simd.splat(self.post.bias.map_or(0.0, |bias| bias[channel + i]));
+            for place in places {
+                let at = offset + i * self.plane + place.at;
+                let from = sums.wrapping_add(i * NV * S::LANES + place.lane);
+                let mut done = 0;
+                while done < place.len {
+                    let lanes = (place.len - done).min(S::LANES);
+                    let whole = lanes == S::LANES;
+                    // SAFETY: `lanes` elements are left on all sides.
+                    unsafe {
+                        let from = from.add(done);
+                        let mut value = if whole { simd.load(from) } else { simd.load_first(from, lanes) };
+                        value = simd.add(value, bias);
+                        let at = at + done * self.column_step;
+                        if let Some(residual) = self.post.residual {
+                            value = simd.add(value, self.residual(simd, residual, at, lanes));
+                        }
+                        let value = apply(simd, activation, value);
+                        if self.column_step != 1 {
+                            let mut line = [0.0f32; 16];
+                            simd.store(line.as_mut_ptr(), value);
+                            for l in 0..lanes {
+                                *self.output.add(at + l * self.column_step) = line[l];
+                            }
+                        } else if whole {
+                            simd.store(self.output.add(at), value);
+                        } else {
+                            simd.store_first(self.output.add(at), lanes, value);
+                        }
                     }
-                    simd.store(self.output.add(at + done), apply(simd, self.post.activation, value));
-                } else {
-                    let mut value = simd.add(simd.load_first(from.add(done), lanes), bias);
-                    if let Some(residual) = residual {
-                        value = simd.add(value, simd.load_first(residual.add(done), lanes));
-                    }
-                    simd.store_first(self.output.add(at + done), lanes, apply(simd, self.post.activation, value));
+                    done += S::LANES;
                 }
             }
-            done += S::LANES;
         }
+    }
+
+    /// The residuals of `lanes` results from `at` on.
+    #[inline(always)]
+    fn residual<S: Simd>(&self, simd: S, residual: &[f32], at: usize, lanes: usize) -> S::F {
+        let mut line = [0.0f32; 16];
+        if self.column_step == 1 {
+            let from = residual[at..at + lanes].as_ptr();
+            // SAFETY: the range was just checked.
+            return unsafe { if lanes == S::LANES { simd.load(from) } else { simd.load_first(from, lanes) } };
+        }
+        for l in 0..lanes {
+            line[l] = residual[at + l * self.column_step];
+        }
+        // SAFETY: sixteen elements are there.
+        unsafe { simd.load(line.as_ptr()) }
+    }
+}
+
+/// [`Finish::rows`] for activations that take long, in a function of its own.
+struct FinishRows<'a> {
+    finish: &'a Finish<'a>,
+    other: Activation,
+    sums: *const f32,
+    rows: usize,
+    channel: usize,
+    offset: usize,
+    places: &'a [Place],
+}
+
+impl Job for FinishRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { finish, other, sums, rows, channel, offset, places } = self;
+        // SAFETY: the contract of `Finish::tile`, which alone makes one.
+        unsafe { finish.rows(simd, other, sums, rows, channel, offset, places) }
     }
 }

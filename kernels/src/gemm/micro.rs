@@ -169,19 +169,53 @@ pub(crate) unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(
     rhs: impl RhsAddress,
     depth: usize,
 ) {
-    for k in 0..depth {
-        // SAFETY: the caller's contract, for this `k`.
-        unsafe {
-            let row = rhs.row(k);
-            let mut b = [simd.zero(); NV];
+    // Where another thread shares the core's front end, half of its slots are left: a tile of 6 x 2 vectors needs 20 of 36
+    // for a step, and counting and branching 3 more. Four steps at a time raise such a tile from 77 to 88 % of the peak
+    // (measured on Zen 3; alone on a core both reach 97 %). Small tiles wait for their chains anyway.
+    let unrolled = if MR * NV >= UNROLL_FROM { depth / 4 * 4 } else { 0 };
+    let mut k = 0;
+    // SAFETY: the caller's contract, for each `k`.
+    unsafe {
+        while k < unrolled {
+            step(simd, acc, lhs, rhs, k);
+            step(simd, acc, lhs, rhs, k + 1);
+            step(simd, acc, lhs, rhs, k + 2);
+            step(simd, acc, lhs, rhs, k + 3);
+            k += 4;
+        }
+        while k < depth {
+            step(simd, acc, lhs, rhs, k);
+            k += 1;
+        }
+    }
+}
+
+/// Tiles of fewer accumulators are not unrolled.
+const UNROLL_FROM: usize = 8;
+
+/// One step of [`multiply`].
+///
+/// # Safety
+/// - As for [`multiply`], for this `k`.
+#[inline(always)]
+unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
+    simd: S,
+    acc: &mut [[S::F; NV]; MR],
+    lhs: impl LhsAddress,
+    rhs: impl RhsAddress,
+    k: usize,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let row = rhs.row(k);
+        let mut b = [simd.zero(); NV];
+        for v in 0..NV {
+            b[v] = simd.load(row.add(v * S::LANES));
+        }
+        for i in 0..MR {
+            let a = simd.splat(*lhs.at(i, k));
             for v in 0..NV {
-                b[v] = simd.load(row.add(v * S::LANES));
-            }
-            for i in 0..MR {
-                let a = simd.splat(*lhs.at(i, k));
-                for v in 0..NV {
-                    acc[i][v] = simd.fma(a, b[v], acc[i][v]);
-                }
+                acc[i][v] = simd.fma(a, b[v], acc[i][v]);
             }
         }
     }
