@@ -130,7 +130,7 @@ fn best_lanes(slide: &Slide, spec: &Conv2dSpec, batch: usize, grid: [usize; 2], 
     let counts = [batch * spec.groups, grid[0] * grid[1]];
     let cost = |lanes| cost(slide, spec.layout, counts, grid, form, lanes, isa);
     let channels = (Lanes::Channels, cost(Lanes::Channels));
-    if spec.layout == Layout::Nhwc || form == Form::Im2col && spec.layout == Layout::Nhwc {
+    if spec.layout == Layout::Nhwc {
         return channels;
     }
     let pixels = (Lanes::Pixels, cost(Lanes::Pixels));

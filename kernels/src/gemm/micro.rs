@@ -50,22 +50,6 @@ impl<const ROWS: usize> LhsAddress for PackedPanel<ROWS> {
     }
 }
 
-/// A matrix with any strides.
-#[derive(Clone, Copy)]
-pub(crate) struct StridedLhs {
-    pub start: *const f32,
-    pub row_stride: isize,
-    pub column_stride: isize,
-}
-
-impl LhsAddress for StridedLhs {
-    #[inline(always)]
-    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
-        // SAFETY: the caller's contract.
-        unsafe { self.start.offset(i as isize * self.row_stride + k as isize * self.column_stride) }
-    }
-}
-
 /// A matrix whose rows are contiguous: the elements of a row are neighbours.
 #[derive(Clone, Copy)]
 pub(crate) struct ContiguousRows {

@@ -76,16 +76,8 @@ impl Simd for Avx2 {
         unsafe { _mm256_div_ps(a, b) }
     }
     #[inline(always)]
-    fn sqrt(self, a: __m256) -> __m256 {
-        unsafe { _mm256_sqrt_ps(a) }
-    }
-    #[inline(always)]
     fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    fn min(self, a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_min_ps(a, b) }
     }
     #[inline(always)]
     fn max(self, a: __m256, b: __m256) -> __m256 {
@@ -126,10 +118,6 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn splat_int(self, x: i32) -> __m256i {
         unsafe { _mm256_set1_epi32(x) }
-    }
-    #[inline(always)]
-    fn round_int(self, a: __m256) -> __m256i {
-        unsafe { _mm256_cvtps_epi32(a) }
     }
     #[inline(always)]
     fn int_to_float(self, a: __m256i) -> __m256 {

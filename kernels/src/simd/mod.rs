@@ -88,12 +88,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a / b`, correctly rounded.
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
-    /// The square root, correctly rounded.
-    fn sqrt(self, a: Self::F) -> Self::F;
     /// `a * b + c` in one rounding (portable: in two, unless compiled with FMA).
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The smaller; when either is NaN, or both are zero, which of the two comes out is up to the instruction set.
-    fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// The larger; when either is NaN, or both are zero, which of the two comes out is up to the instruction set.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
 
@@ -116,8 +112,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// All lanes `x`.
     fn splat_int(self, x: i32) -> Self::I;
-    /// The nearest integer, ties to even. `|a| < 2^31`.
-    fn round_int(self, a: Self::F) -> Self::I;
     /// As a float, rounded to nearest.
     fn int_to_float(self, a: Self::I) -> Self::F;
     /// The same bits.

@@ -75,16 +75,8 @@ impl Simd for Portable {
         a / b
     }
     #[inline(always)]
-    fn sqrt(self, a: f32x4) -> f32x4 {
-        a.sqrt()
-    }
-    #[inline(always)]
     fn fma(self, a: f32x4, b: f32x4, c: f32x4) -> f32x4 {
         a.mul_add(b, c)
-    }
-    #[inline(always)]
-    fn min(self, a: f32x4, b: f32x4) -> f32x4 {
-        a.fast_min(b)
     }
     #[inline(always)]
     fn max(self, a: f32x4, b: f32x4) -> f32x4 {
@@ -125,10 +117,6 @@ impl Simd for Portable {
     #[inline(always)]
     fn splat_int(self, x: i32) -> i32x4 {
         i32x4::splat(x)
-    }
-    #[inline(always)]
-    fn round_int(self, a: f32x4) -> i32x4 {
-        a.round_int()
     }
     #[inline(always)]
     fn int_to_float(self, a: i32x4) -> f32x4 {
