@@ -65,7 +65,7 @@ const NO_EPOCH: usize = 1;
 
 /// Looks at the state between two looks at the clock: 2 microseconds on a Zen 3. After them the thread yields, for the
 /// sake of whoever needs the core more; where nobody does, that takes 0.8 microseconds, a loop published meanwhile is
-/// seen 0.4 late on average, and the median cost of a loop stays below one microsecond (`kernelbench parallel`).
+/// seen 0.4 late on average, and the median cost of a loop stays below 1.5 microseconds (`kernelbench parallel`).
 const SPINS: usize = 64;
 
 type Task<'t> = dyn Fn(usize, usize) + Sync + 't;
