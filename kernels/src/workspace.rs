@@ -71,6 +71,11 @@ impl DerefMut for Workspace {
     }
 }
 
+/// Whole cache lines; a length that no memory holds stays as it is.
+pub(crate) fn round_up(len: usize) -> usize {
+    len.checked_next_multiple_of(LINE).unwrap_or(len)
+}
+
 /// Skips to the first cache line in `scratch`. Costs up to `LINE - 1` elements, which `workspace_len`s include.
 pub(crate) fn aligned(scratch: &mut [f32]) -> &mut [f32] {
     let skip = scratch.as_ptr().align_offset(64).min(scratch.len());

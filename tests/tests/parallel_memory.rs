@@ -36,9 +36,13 @@ fn allocations_of_loops(parallelism: Parallelism) -> usize {
         }
     };
     run(100); // rayon's queues get their size
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
-    run(1000);
-    ALLOCATIONS.load(Ordering::Relaxed) - before
+    // What a loop allocates, every window of loops would show; what rayon's queues take now and then, hardly one.
+    let window = |_| {
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        run(1000);
+        ALLOCATIONS.load(Ordering::Relaxed) - before
+    };
+    (0..5).map(window).min().unwrap_or(0)
 }
 
 #[test]

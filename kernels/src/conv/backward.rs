@@ -179,6 +179,9 @@ impl Conv2dBackward {
     }
 
     fn data_scratch(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        if sizes.x_len == 0 {
+            return 0;
+        }
         match &self.data {
             Data::Dense(_, kernel) => kernel.workspace_len(shape, sizes, slots),
             Data::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),
@@ -189,6 +192,9 @@ impl Conv2dBackward {
     }
 
     fn weights_scratch(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        if sizes.y_len == 0 {
+            return 0;
+        }
         match &self.gradient {
             Weights::Dense(kernel) => kernel.workspace_len(shape, sizes, slots),
             Weights::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),

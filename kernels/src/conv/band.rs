@@ -29,18 +29,19 @@ pub(super) struct BandLayout {
 impl BandLayout {
     /// For `rows` x `columns` results.
     pub fn new(slide: &Slide, rows: usize, columns: usize) -> Self {
-        let pitch = columns + slide.extra[1];
-        let phase_len = pitch * (rows + slide.extra[0]);
-        Self { pitch, phase_len, channel_len: phase_len * slide.phases.len() }
+        // Sizes that saturate are beyond every limit, and no band is made of them.
+        let pitch = columns.saturating_add(slide.extra[1]);
+        let phase_len = pitch.saturating_mul(rows.saturating_add(slide.extra[0]));
+        Self { pitch, phase_len, channel_len: phase_len.saturating_mul(slide.phases.len()) }
     }
 
     /// The image itself as a band that holds all of its rows, if no tap leaves the image and its stride is 1.
     pub fn in_place(slide: &Slide, in_size: [usize; 2], grid: [usize; 2]) -> Option<Self> {
         let inside = (0..2).all(|axis| {
-            let last = slide.first_shift[axis] + (grid[axis] + slide.extra[axis]) as isize;
-            slide.stride[axis] == 1 && slide.first_shift[axis] >= 0 && last <= in_size[axis] as isize
+            let last = slide.first_shift[axis] as i128 + grid[axis] as i128 + slide.extra[axis] as i128;
+            slide.stride[axis] == 1 && slide.first_shift[axis] >= 0 && last <= in_size[axis] as i128
         });
-        let len = in_size[0] * in_size[1];
+        let len = in_size[0].saturating_mul(in_size[1]);
         inside.then_some(Self { pitch: in_size[1], phase_len: len, channel_len: len })
     }
 

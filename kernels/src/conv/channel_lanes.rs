@@ -26,7 +26,7 @@ use crate::activation::apply;
 use crate::error::Error;
 use crate::gemm::micro::{OffsetLhs, PackedPanel, StridedRhs, multiply};
 use crate::simd::{Isa, Job, Simd, dispatch};
-use crate::workspace::{LINE, Workspace, aligned, split_indices};
+use crate::workspace::{LINE, Workspace, aligned, round_up, split_indices};
 
 /// Pixels of a tile: as many row addresses as the general registers hold.
 const MAX_ROWS: usize = 6;
@@ -80,7 +80,7 @@ enum Source {
 
 impl Cut {
     fn scratch_len(&self) -> usize {
-        self.sums_len + self.band_len + self.tiles_len
+        self.sums_len.saturating_add(self.band_len).saturating_add(self.tiles_len)
     }
 }
 
@@ -148,18 +148,18 @@ impl ChannelLanes {
         };
         let packs = self.im2col || source == Source::Gather;
 
-        let images = batch * self.groups;
+        let images = batch.saturating_mul(self.groups);
         let mut panel_blocks = slide.out_channels.div_ceil(blocking.out_channels).max(1);
         let block_lanes = |blocks: usize| self.panels().div_ceil(blocks) * self.panel_len;
         let columns = grid[1].max(1);
-        let by_sums = blocking.sums / (block_lanes(panel_blocks) * columns);
+        let by_sums = blocking.sums / block_lanes(panel_blocks).saturating_mul(columns);
         let by_band = match source {
-            Source::Band(band) => {
-                (blocking.band / (band.columns * channel_block * slide.stride[0]).max(1)).saturating_sub(slide.extra[0])
-            }
+            Source::Band(band) => (blocking.band
+                / band.columns.saturating_mul(channel_block).saturating_mul(slide.stride[0]).max(1))
+            .saturating_sub(slide.extra[0]),
             _ => grid[0],
         };
-        let by_tiles = if packs { blocking.sums / (depth * columns).max(1) } else { grid[0] };
+        let by_tiles = if packs { blocking.sums / depth.saturating_mul(columns).max(1) } else { grid[0] };
         let most_rows = by_sums.min(by_band).min(by_tiles).min(blocking.pixels / columns).clamp(1, grid[0].max(1));
         let mut bands = grid[0].div_ceil(most_rows).max(1);
         // Few tasks must come out even between the threads: blocks of panels, whose weights are read by one thread only,
@@ -180,7 +180,7 @@ impl ChannelLanes {
                 .map_or(Source::Gather, Source::Band),
             other => other,
         };
-        let pixels = band_rows * columns;
+        let pixels = band_rows.saturating_mul(columns);
         Cut {
             grid,
             source,
@@ -191,16 +191,17 @@ impl ChannelLanes {
             bands,
             tasks: images * panel_blocks * bands,
             table_len: if source == Source::Gather { 0 } else { depth },
-            sums_len: (pixels * block_lanes(panel_blocks)).next_multiple_of(LINE),
+            sums_len: round_up(pixels.saturating_mul(block_lanes(panel_blocks))),
             band_len: if let Source::Band(band) = source { band.len.next_multiple_of(LINE) } else { 0 },
-            tiles_len: if packs { (pixels * depth).next_multiple_of(LINE) } else { 0 },
+            tiles_len: if packs { round_up(pixels.saturating_mul(depth)) } else { 0 },
         }
     }
 
     /// Scratch of a call, in elements.
     pub fn workspace_len(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], slots: usize) -> usize {
         let cut = self.cut(batch, in_size, out_size, slots);
-        LINE + split_indices::len(cut.table_len) + slots.min(cut.tasks.max(1)) * cut.scratch_len()
+        let table = LINE + split_indices::len(cut.table_len);
+        slots.min(cut.tasks.max(1)).saturating_mul(cut.scratch_len()).saturating_add(table)
     }
 
     /// Computes every result of the slide.

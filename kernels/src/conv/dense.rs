@@ -88,7 +88,7 @@ pub(super) fn cost(
     let products = match lanes {
         Lanes::Pixels => {
             let flat = match form {
-                Form::Direct => grid[0] * (grid[1] + slide.extra[1]),
+                Form::Direct => grid[0].saturating_mul(grid[1].saturating_add(slide.extra[1])),
                 Form::Im2col => pixels,
             };
             let tiles = flat.div_ceil(tile_pixels) as f64;
@@ -127,7 +127,7 @@ pub(super) const PEAK_FLOPS: f64 = 100e9;
 
 /// The lanes that suit an image, and the seconds that they take.
 fn best_lanes(slide: &Slide, spec: &Conv2dSpec, batch: usize, grid: [usize; 2], form: Form, isa: Isa) -> (Lanes, f64) {
-    let counts = [batch * spec.groups, grid[0] * grid[1]];
+    let counts = [batch.saturating_mul(spec.groups), grid[0].saturating_mul(grid[1])];
     let cost = |lanes| cost(slide, spec.layout, counts, grid, form, lanes, isa);
     let channels = (Lanes::Channels, cost(Lanes::Channels));
     if spec.layout == Layout::Nhwc {

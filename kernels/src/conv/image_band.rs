@@ -27,8 +27,8 @@ pub(super) struct ImageBand {
 impl ImageBand {
     /// A copy of `channels` channels for `rows` x `columns` windows, or `None` if its size overflows.
     pub fn copy(slide: &Slide, layout: Layout, channels: usize, rows: usize, columns: usize) -> Option<Self> {
-        let rows = (rows + slide.extra[0]).checked_mul(slide.stride[0])?;
-        let columns = (columns + slide.extra[1]).checked_mul(slide.stride[1])?;
+        let rows = rows.checked_add(slide.extra[0])?.checked_mul(slide.stride[0])?;
+        let columns = columns.checked_add(slide.extra[1])?.checked_mul(slide.stride[1])?;
         let len = rows.checked_mul(columns)?.checked_mul(channels)?;
         let (channel_step, row_step, column_step) = match layout {
             Layout::Nchw => (rows * columns, columns, 1),
@@ -53,8 +53,8 @@ impl ImageBand {
         });
         let [rows, columns] = in_size;
         let (channel_step, row_step, column_step) = match layout {
-            Layout::Nchw => (rows * columns, columns, 1),
-            Layout::Nhwc => (1, columns * channels, channels),
+            Layout::Nchw => (rows.saturating_mul(columns), columns, 1),
+            Layout::Nhwc => (1, columns.saturating_mul(channels), channels),
         };
         inside.then_some(Self { rows, columns, channel_step, row_step, column_step, len: 0 })
     }

@@ -125,7 +125,7 @@ enum Source {
 
 impl Cut {
     fn scratch_len(&self) -> usize {
-        self.sums_len + self.band_len + self.tile_len
+        self.sums_len.saturating_add(self.band_len).saturating_add(self.tile_len)
     }
 }
 
@@ -152,7 +152,7 @@ impl PixelLanes {
         let (slide, blocking) = (&self.slide, &self.blocking);
         let tile_pixels = NV * self.isa.lanes();
         let grid = [slide.grid(0, out_size[0]), slide.grid(1, out_size[1])];
-        let pixels = grid[0] * grid[1];
+        let pixels = grid[0].saturating_mul(grid[1]);
         let taps = slide.taps.len();
 
         let channel_block = (blocking.depth / taps.max(1)).clamp(1, slide.in_channels.max(1));
@@ -173,10 +173,14 @@ impl PixelLanes {
         let mut panel_blocks = slide.out_channels.div_ceil(blocking.out_channels).max(1);
         let widest_block = |blocks: usize| slide.out_channels.div_ceil(blocks) + tile_rows(self.isa);
         let most_units = {
-            let by_sums = if channel_blocks > 1 { blocking.sums / (widest_block(panel_blocks) * unit) } else { units };
+            let by_sums = if channel_blocks > 1 {
+                blocking.sums / widest_block(panel_blocks).saturating_mul(unit)
+            } else {
+                units
+            };
             let by_band = match source {
                 Source::Band(layout) => {
-                    let row = layout.pitch * slide.phases.len() * channel_block;
+                    let row = layout.pitch.saturating_mul(slide.phases.len()).saturating_mul(channel_block);
                     (blocking.band / row.max(1)).saturating_sub(slide.extra[0])
                 }
                 _ => units,
@@ -184,7 +188,7 @@ impl PixelLanes {
             by_sums.min(by_band).min((blocking.pixels / unit).max(1)).clamp(1, units)
         };
         // Few tasks must come out even between the threads: bands where there are many pixels, else blocks of panels.
-        let images = batch * self.groups;
+        let images = batch.saturating_mul(self.groups);
         let mut bands = units.div_ceil(most_units);
         let few = |tasks: usize| threads > 1 && tasks > 0 && tasks < threads * blocking.tasks_per_thread;
         if few(images * panel_blocks * bands) && !(images * panel_blocks * bands).is_multiple_of(threads) {
@@ -250,7 +254,8 @@ impl PixelLanes {
     /// Scratch of a call, in elements.
     pub fn workspace_len(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], slots: usize) -> usize {
         let cut = self.cut(batch, in_size, out_size, slots);
-        LINE + split_indices::len(cut.table_len) + slots.min(cut.tasks.max(1)) * cut.scratch_len()
+        let table = LINE + split_indices::len(cut.table_len);
+        slots.min(cut.tasks.max(1)).saturating_mul(cut.scratch_len()).saturating_add(table)
     }
 
     /// Computes every result of the slide.

@@ -204,6 +204,9 @@ impl Conv2d {
     }
 
     fn scratch_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
+        if sizes.y_len == 0 {
+            return 0;
+        }
         match &self.kernel {
             Kernel::Dense(_, kernel) => kernel.workspace_len(shape, sizes, slots),
             Kernel::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),

@@ -27,7 +27,7 @@ use super::slide::Slide;
 use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::gemm::micro::{RowsLhs, StridedRhs, multiply};
 use crate::simd::{Isa, Job, Simd, dispatch};
-use crate::workspace::{LINE, aligned, split_indices};
+use crate::workspace::{LINE, aligned, round_up, split_indices};
 
 /// Rows of a tile: as many addresses as the general registers hold.
 const MAX_ROWS: usize = 6;
@@ -69,7 +69,7 @@ struct Cut {
 
 impl Cut {
     fn scratch_len(&self) -> usize {
-        self.sums_len + self.dy_len + self.band_len
+        self.sums_len.saturating_add(self.dy_len).saturating_add(self.band_len)
     }
 }
 
@@ -85,7 +85,7 @@ impl WeightGradient {
         let rows = (spec.groups * group_in * spec.kernel[0] * spec.kernel[1]) as f64;
         // A row of a tile takes its lanes whether they are used or not, and each row of pixels some ten steps to start.
         let lanes = group_out.next_multiple_of(isa.lanes()) as f64;
-        let pixels = (hint.batch * sizes.output[0]) as f64 * (sizes.output[1] as f64 + 1.0);
+        let pixels = hint.batch as f64 * sizes.output[0] as f64 * (sizes.output[1] as f64 + 1.0);
         2.0 * rows * lanes * pixels / PEAK_FLOPS
     }
 
@@ -126,18 +126,18 @@ impl WeightGradient {
         let (panels, channels) = (self.panels().div_ceil(panel_blocks), slide.in_channels.div_ceil(channel_blocks));
 
         let wanted = blocking.gradient_pixels;
-        let whole = grid[0] * columns;
+        let whole = grid[0].saturating_mul(columns);
         let (mut rows, images) = match wanted.checked_div(whole) {
             Some(images) if images > 0 => (grid[0].max(1), images.min(shape.batch.max(1))),
             _ => ((wanted / columns).clamp(1, grid[0].max(1)), 1),
         };
         let mut band = ImageBand::copy(slide, self.layout, channels, rows, columns)?;
-        while rows > 1 && images * band.len > blocking.band {
+        while rows > 1 && images.saturating_mul(band.len) > blocking.band {
             rows = rows.div_ceil(2);
             band = ImageBand::copy(slide, self.layout, channels, rows, columns)?;
         }
         let images = if rows < grid[0] { 1 } else { images };
-        let pixels = images * rows * columns;
+        let pixels = images.saturating_mul(rows).saturating_mul(columns);
         Some(Cut {
             grid,
             panel_blocks,
@@ -148,15 +148,17 @@ impl WeightGradient {
             tasks: self.groups * panel_blocks * channel_blocks,
             table_len: channels * taps,
             sums_len: (channels * taps * panels * self.panel_len).next_multiple_of(LINE),
-            dy_len: (pixels * panels * self.panel_len).next_multiple_of(LINE),
-            band_len: (images * band.len).next_multiple_of(LINE),
+            dy_len: round_up(pixels.saturating_mul(panels * self.panel_len)),
+            band_len: round_up(images.saturating_mul(band.len)),
         })
     }
 
     /// Scratch of a call, in elements.
     pub fn workspace_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
-        self.cut(shape, sizes, slots)
-            .map_or(0, |cut| LINE + split_indices::len(cut.table_len) + slots.min(cut.tasks) * cut.scratch_len())
+        self.cut(shape, sizes, slots).map_or(0, |cut| {
+            let table = LINE + split_indices::len(cut.table_len);
+            slots.min(cut.tasks).saturating_mul(cut.scratch_len()).saturating_add(table)
+        })
     }
 
     /// Computes `dw`.
