@@ -17,6 +17,8 @@ pub struct Blocking {
     pub band: usize,
     /// The padded copy of one row, in elements: beyond this, patches are gathered one by one.
     pub band_limit: usize,
+    /// Patches that are read by one panel after the other, in elements: a part of L1.
+    pub strip: usize,
     /// Pixels of a task.
     pub pixels: usize,
     /// Pixels that the gradient of the weights runs through before the next block is copied.
@@ -36,6 +38,7 @@ impl Blocking {
             ("blocking.sums", self.sums),
             ("blocking.band", self.band),
             ("blocking.band_limit", self.band_limit),
+            ("blocking.strip", self.strip),
             ("blocking.pixels", self.pixels),
             ("blocking.gradient_pixels", self.gradient_pixels),
             ("blocking.tasks_per_thread", self.tasks_per_thread),
@@ -58,6 +61,7 @@ impl Blocking {
             sums: 48 * 1024,
             band: 32 * 1024,
             band_limit: 512 * 1024,
+            strip: 5 * 1024,
             pixels: 4096,
             gradient_pixels: 384,
             tasks_per_thread: 8,

@@ -97,10 +97,13 @@ pub(super) fn cost(
             // per run of pixels.
             let per_panel = (2 * slide.out_channels.div_ceil(panels as usize)).max(8) as f64;
             let runs = (tile_pixels as f64 / grid[1].max(1) as f64).ceil() + 1.0;
+            let taps = slide.taps.len().max(1) as f64;
             let per_tile = panels * (per_panel + TILE_OPERATIONS / depth);
+            // The band is copied once for all taps. Read where it is, its lines are met for the first time, and from
+            // another page each, by every panel's first tap: measured, an eighth of the products of a single tap.
             match form {
-                Form::Direct => tiles * per_tile,
-                Form::Im2col => tiles * (per_tile + 4.0 * runs),
+                Form::Direct => tiles * (per_tile * (1.0 + 0.125 / taps) + 4.0 / taps),
+                Form::Im2col => tiles * (per_tile + 4.0 * runs + 4.0 / taps),
             }
         }
         Lanes::Channels => {

@@ -13,6 +13,7 @@ const TOY: Blocking = Blocking {
     sums: 300,
     band: 200,
     band_limit: 100_000,
+    strip: 700,
     pixels: 40,
     gradient_pixels: 17,
     tasks_per_thread: 2,
