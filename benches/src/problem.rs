@@ -101,8 +101,8 @@ fn sample(len: usize, products_each: usize) -> Vec<usize> {
 }
 
 enum Plan {
-    Forward(Conv2d),
-    Backward(Conv2dBackward),
+    Forward(Box<Conv2d>),
+    Backward(Box<Conv2dBackward>),
 }
 
 /// A layer and a direction, with data, and the truth about a sample of the results.
@@ -237,8 +237,8 @@ impl Problem {
         let options = Options { isa: Some(isa), algorithm, ..Options::default() };
         let (weights, bias) = (&self.real.weights, Some(self.real.bias.as_slice()));
         Ok(match self.pass {
-            Pass::Forward => Plan::Forward(Conv2d::with_options(spec, weights, bias, shape, options)?),
-            Pass::Backward => Plan::Backward(Conv2dBackward::with_options(spec, weights, shape, options)?),
+            Pass::Forward => Plan::Forward(Box::new(Conv2d::with_options(spec, weights, bias, shape, options)?)),
+            Pass::Backward => Plan::Backward(Box::new(Conv2dBackward::with_options(spec, weights, shape, options)?)),
         })
     }
 
@@ -279,8 +279,12 @@ impl Problem {
         let seconds_prepare = start.elapsed().as_secs_f64();
         let slots = parallelism.threads();
         let (chosen, workspace_len) = match &plan {
-            Plan::Forward(plan) => (Some(plan.algorithm()), plan.workspace_len(self.layer.shape, slots)?),
-            Plan::Backward(plan) => (None, plan.workspace_len(self.layer.shape, slots)?),
+            Plan::Forward(plan) => (plan.algorithm().to_string(), plan.workspace_len(self.layer.shape, slots)?),
+            Plan::Backward(plan) => {
+                // That of the input's gradient, and that of the weights'.
+                let [data, weights] = plan.algorithms();
+                (format!("{data}+{weights}"), plan.workspace_len(self.layer.shape, slots)?)
+            }
         };
         let mut workspace = Workspace::with_len(workspace_len)?;
         let mut results = self.results()?;
@@ -307,7 +311,7 @@ impl Problem {
                 checked.worst = checked.worst.max(found.worst);
             }
         }
-        let chosen = chosen.map(|algorithm| algorithm.to_string());
+        let chosen = Some(chosen);
         let workspace_bytes = workspace_len * size_of::<f32>();
         Ok(Prepared { problem: self, plan, results, workspace, chosen, seconds_prepare, workspace_bytes, checked })
     }
@@ -362,7 +366,7 @@ fn compare(truth: &Truth, result: &[f32], numbers: Numbers) -> Result<Checked, S
         let tolerance = if exact { 0.0 } else { expected.tolerance() };
         let error = (given - expected.value).abs();
         // Written so that NaN fails.
-        if !(error <= tolerance) {
+        if error.is_nan() || error > tolerance {
             return Err(format!(
                 "{}[{}] is {given}, but should be {} (within {tolerance:e})",
                 truth.result, expected.index, expected.value

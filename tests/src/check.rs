@@ -25,7 +25,7 @@ use crate::subject::{BackwardPlan, Choice, ForwardPlan, Subject};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     /// The case, narrowed down to one algorithm, instruction set, number of threads and pass.
-    pub case: ConvCase,
+    pub case: Box<ConvCase>,
     /// What is wrong.
     pub message: String,
 }
@@ -161,7 +161,7 @@ fn check_refused(
                 subject.forward(case, choice, &[], None).is_ok() || subject.backward(case, choice, &[]).is_ok();
             if accepted {
                 let message = "a plan was made for a spec and shape that are invalid".into();
-                return Err(Failure { case: case.algorithm(algorithm).isa(isa), message });
+                return Err(Failure { case: Box::new(case.algorithm(algorithm).isa(isa)), message });
             }
         }
     }
@@ -180,12 +180,12 @@ fn check_choice(
     let case = problem.case.algorithm(algorithm).isa(isa);
     // One case in four goes a less common way: replaced weights, calls that must be refused.
     let rare = random(case.seed, algorithm as u64 * 8 + isa as u64);
-    let choice = Choice { algorithm, isa, repacked: rare % 4 == 0 };
+    let choice = Choice { algorithm, isa, repacked: rare.is_multiple_of(4) };
     let data = &problem.data;
     let (wants_forward, wants_backward) =
         (case.runs(Pass::Forward), case.pass.is_none_or(|pass| pass != Pass::Forward));
     let plan_failure = |error: Error, pass| Failure {
-        case: case.pass(pass),
+        case: Box::new(case.pass(pass)),
         message: format!("no plan could be made for a valid problem: {error}"),
     };
 
@@ -259,7 +259,7 @@ fn check_choice(
         }
         if let (Some(y), Some(other)) = (&results.y, &other.y) {
             same_bits("y", y, other).map_err(|why| Failure {
-                case: case.threads(1).pass(Pass::Forward),
+                case: Box::new(case.threads(1).pass(Pass::Forward)),
                 message: format!("the plan reports the algorithm {name}, which by name on {other_isa} differs: {why}"),
             })?;
         }
@@ -267,7 +267,7 @@ fn check_choice(
         if let (true, Some(gradients), Some(other)) = (by_name, &results.gradients, &other.gradients) {
             for (what, (mine, other)) in ["dx", "dw", "db"].into_iter().zip(gradients.iter().zip(other)) {
                 same_bits(what, mine, other).map_err(|why| Failure {
-                    case: case.threads(1).pass(Pass::Both),
+                    case: Box::new(case.threads(1).pass(Pass::Both)),
                     message: format!("{name} on {other_isa} differs: {why}"),
                 })?;
             }
@@ -302,7 +302,7 @@ fn unchanged(name: &str, now: &[f32], before: &[f32]) -> Result<(), String> {
 
 impl Run<'_> {
     fn failure(&self, pass: Pass, message: String) -> Failure {
-        Failure { case: self.case.pass(pass), message }
+        Failure { case: Box::new(self.case.pass(pass)), message }
     }
 
     fn judge(&mut self, pass: Pass, name: &str, got: &[f32], expected: &Expected) -> Result<(), String> {

@@ -365,7 +365,7 @@ pub fn encode(case: &ConvCase) -> Vec<u8> {
         bytes.extend(u16::try_from(dimension).unwrap_or(u16::MAX).to_le_bytes());
     }
     let layout = u8::from(spec.layout == Layout::Nhwc);
-    bytes.push(layout | u8::from(case.bias) << 1 | u8::from(case.residual) * 12);
+    bytes.push(layout | (u8::from(case.bias) << 1) | (u8::from(case.residual) * 12));
     bytes.push(match spec.activation {
         Activation::Relu => 9,
         Activation::Clamp { .. } => 12,

@@ -26,10 +26,8 @@ pub fn run(case: &ConvCase) -> Result<Stats, Failure> {
 }
 
 fn run_or_panic(case: Option<ConvCase>) {
-    if let Some(case) = case {
-        if let Err(failure) = run(&case) {
-            panic!("{failure}");
-        }
+    if let Some(Err(failure)) = case.map(|case| run(&case)) {
+        panic!("{failure}");
     }
 }
 

@@ -167,17 +167,12 @@ impl Conv2dSpec {
             return Err(Error::invalid("groups", "at least 1", 0));
         }
         for (argument, channels) in [("in_channels", self.in_channels), ("out_channels", self.out_channels)] {
-            if channels % self.groups != 0 {
+            if !channels.is_multiple_of(self.groups) {
                 let expected = format!("a multiple of the {} groups", self.groups);
                 return Err(Error::invalid(argument, expected, channels));
             }
         }
-        if let Activation::Clamp { low, high } = self.activation {
-            // Written so that NaN fails.
-            if !(low <= high) {
-                return Err(Error::invalid("activation", "low <= high", format!("{low} and {high}")));
-            }
-        }
+        self.activation.check()?;
         let [h, w] = self.kernel;
         checked_len("weights", &[self.out_channels, self.in_channels / self.groups, h, w])?;
         for axis in 0..2 {
@@ -324,7 +319,7 @@ impl fmt::Display for Conv2dSpec {
 /// [`Error::Length`] unless the slice holds a whole number of filters.
 pub fn flip_filter(weights: &mut [f32], kernel: [usize; 2]) -> Result<(), Error> {
     let taps = checked_len("kernel", &kernel)?;
-    if taps == 0 || weights.len() % taps != 0 {
+    if taps == 0 || !weights.len().is_multiple_of(taps) {
         let expected = weights.len().next_multiple_of(taps.max(1));
         return Err(Error::Length { argument: "weights", expected, given: weights.len() });
     }

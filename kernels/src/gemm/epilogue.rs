@@ -89,7 +89,7 @@ impl RawEpilogue {
     }
 
     /// The same for outputs whose residual starts at row `row`.
-    pub fn from_residual_row(mut self, row: usize) -> Self {
+    pub fn starting_at_row(mut self, row: usize) -> Self {
         self.residual.start = if self.residual.start.is_null() { std::ptr::null() } else { self.residual.at(row, 0) };
         self
     }

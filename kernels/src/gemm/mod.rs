@@ -242,7 +242,7 @@ impl Gemm<'_> {
             product.lhs = product.lhs.offset(b as isize * lhs_step);
             product.rhs = product.rhs.offset(b as isize * rhs_step);
             product.out = product.out.wrapping_offset(b as isize * out_step);
-            product.epilogue = product.epilogue.from_residual_row(b * m);
+            product.epilogue = product.epilogue.starting_at_row(b * m);
             product.oriented()
         };
         let workspace = aligned(workspace);

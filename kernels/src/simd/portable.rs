@@ -108,7 +108,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn bits(self, m: f32x4) -> u32 {
-        m.to_bitmask() as u32
+        m.to_bitmask()
     }
     #[inline(always)]
     fn select(self, m: f32x4, a: f32x4, b: f32x4) -> f32x4 {
