@@ -2,16 +2,24 @@
 //!
 //! All three work on the same row-major operands in one process and take turns, so that a change of the clock meets
 //! all of them; the fastest of many calls counts. Each result is checked in `f64` before anything is timed. The
-//! peak is that of fused multiply-adds on registers, measured between the turns, on as many threads.
+//! peak is that of fused multiply-adds on registers, measured before and after, on as many threads.
 //!
-//! `matrixmultiply` takes its number of threads from the environment, once: `MATMUL_NUM_THREADS=1` or `2` has to be
-//! set to what `threads` says.
+//! `matrixmultiply` takes its number of threads from the environment, once: see [`MATRIXMULTIPLY_THREADS`].
 
 use std::hint::black_box;
+use std::io::Write;
+use std::path::Path;
 use std::time::Instant;
 
 use kernels::gemm::{Gemm, workspace_len};
-use kernels::{Isa, Parallelism, View, ViewMut, Workspace};
+use kernels::{Isa, Parallelism, Team, View, ViewMut, Workspace};
+
+use crate::failure::Failure;
+use crate::machine;
+use crate::options::{Format, Options};
+
+/// The environment variable that says how many threads `matrixmultiply` uses. It is read at its first product.
+pub const MATRIXMULTIPLY_THREADS: &str = "MATMUL_NUM_THREADS";
 
 /// `m x k` times `k x n`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +53,16 @@ pub enum Contender {
     Gemm,
 }
 
+impl Contender {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::MatrixMultiply => "matrixmultiply",
+            Self::Gemm => "gemm",
+        }
+    }
+}
+
 /// All, in the order of their turns.
 pub const CONTENDERS: [Contender; 3] = [Contender::Ours, Contender::MatrixMultiply, Contender::Gemm];
 
@@ -69,15 +87,90 @@ impl Row {
 /// Seconds that one size takes.
 const BUDGET: f64 = 1.6;
 
-/// Compares all contenders on each size. Call it inside of a rayon pool of `threads` threads.
+/// Compares all contenders on the sizes that the command line asks for.
 ///
 /// # Errors
-/// When this project refuses a call, or a contender's result is wrong.
-pub fn run(sizes: &[Size], threads: usize, isa: Option<Isa>) -> Result<Vec<Row>, String> {
-    sizes.iter().map(|&size| compare(size, threads, isa)).collect()
+/// A bad file, or a result that is wrong, which is not timed.
+pub fn run(options: &Options, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
+    let sizes = match &options.shapes {
+        Some(path) => read(path)?,
+        None => SIZES.to_vec(),
+    };
+    let Options { threads, isa, .. } = *options;
+    let pool = machine::pool(threads)?;
+    match options.format {
+        Format::Text => {
+            let plural = if threads == 1 { "" } else { "s" };
+            writeln!(
+                out,
+                "{}: {isa}, {threads} thread{plural}; GFLOP/s and the share of the FMA peak\n",
+                machine::cpu_name()
+            )?;
+            let names = CONTENDERS.map(Contender::name);
+            writeln!(out, "{:>18} {:>8} {:>14} {:>20} {:>14}", "m x n x k", "peak", names[0], names[1], names[2])?;
+        }
+        Format::Csv => writeln!(out, "name,algorithm,m,n,k,isa,threads,seconds_min,gflops,share_of_peak")?,
+        Format::Json => {}
+    }
+    for size in sizes {
+        let before = machine::fma_peak(&pool, isa)?;
+        let seconds = pool
+            .install(|| Team::scope(|team| compare(size, threads, isa, Parallelism::Team(team))))
+            .map_err(Failure::study)?;
+        let peak = before.max(machine::fma_peak(&pool, isa)?);
+        write_row(&Row { size, seconds, peak }, options, out)?;
+        out.flush()?;
+    }
+    Ok(())
 }
 
-fn compare(size: Size, threads: usize, isa: Option<Isa>) -> Result<Row, String> {
+fn write_row(row: &Row, options: &Options, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
+    let Size { m, n, k } = row.size;
+    let name = format!("{m}x{n}x{k}");
+    let share = |i: usize| 1e9 * row.gflops(i) / row.peak;
+    if options.format == Format::Text {
+        let cell = |i| format!("{:.1} ({:.0} %)", row.gflops(i), 100.0 * share(i));
+        writeln!(out, "{name:>18} {:>8.1} {:>14} {:>20} {:>14}", row.peak / 1e9, cell(0), cell(1), cell(2))?;
+        return Ok(());
+    }
+    for (i, contender) in CONTENDERS.into_iter().enumerate() {
+        let (algorithm, isa, threads) = (contender.name(), options.isa, options.threads);
+        let (seconds, gflops, share) = (row.seconds[i], row.gflops(i), share(i));
+        if options.format == Format::Json {
+            writeln!(
+                out,
+                "{{\"name\":\"{name}\",\"algorithm\":\"{algorithm}\",\"m\":{m},\"n\":{n},\"k\":{k},\"isa\":\"{isa}\",\
+                 \"threads\":{threads},\"seconds_min\":{seconds},\"gflops\":{gflops},\"share_of_peak\":{share}}}"
+            )?;
+        } else {
+            writeln!(out, "{name},{algorithm},{m},{n},{k},{isa},{threads},{seconds},{gflops},{share}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Sizes from a CSV file whose first line is `name,m,n,k`.
+fn read(path: &Path) -> Result<Vec<Size>, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| Failure::study(format!("{}: {error}", path.display())))?;
+    let wrong = |line: usize, what: &str| Failure::study(format!("{}:{}: {what}", path.display(), line + 1));
+    let mut lines = text.lines().enumerate();
+    if lines.next().map(|(_, header)| header.trim()) != Some("name,m,n,k") {
+        return Err(wrong(0, "expected the header name,m,n,k"));
+    }
+    let mut sizes = Vec::new();
+    for (number, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
+        let fields: Vec<&str> = line.trim().split(',').collect();
+        let parsed: Result<Vec<usize>, _> = fields.iter().skip(1).map(|field| field.trim().parse()).collect();
+        match parsed.as_deref() {
+            Ok(&[m, n, k]) if m > 0 && n > 0 && k > 0 => sizes.push(Size { m, n, k }),
+            _ => return Err(wrong(number, "expected a name and three numbers, each at least 1")),
+        }
+    }
+    Ok(sizes)
+}
+
+/// The shortest call of each contender.
+fn compare(size: Size, threads: usize, isa: Isa, parallelism: Parallelism) -> Result<[f64; 3], String> {
     let Size { m, n, k } = size;
     let mut state = 1u64;
     let mut random = || {
@@ -90,7 +183,7 @@ fn compare(size: Size, threads: usize, isa: Option<Isa>) -> Result<Row, String> 
     let needed = workspace_len(m, n, k, threads).map_err(|e| e.to_string())?;
     let mut workspace = Workspace::with_len(needed).map_err(|e| e.to_string())?;
     let mut call = |contender: Contender, out: &mut [f32]| -> Result<(), String> {
-        multiply(contender, size, threads, isa, &lhs, &rhs, out, &mut workspace)
+        multiply(contender, size, threads, isa, parallelism, &lhs, &rhs, out, &mut workspace)
     };
     for contender in CONTENDERS {
         out.fill(f32::NAN);
@@ -98,7 +191,6 @@ fn compare(size: Size, threads: usize, isa: Option<Isa>) -> Result<Row, String> 
         check(contender, size, &lhs, &rhs, &out)?;
     }
     let mut seconds = [f64::INFINITY; 3];
-    let mut peak = 0.0f64;
     let flop = 2.0 * (m * n * k) as f64;
     // Short products are repeated, so that reading the clock does not count.
     let repeats = (2e6 / flop).ceil().max(1.0) as usize;
@@ -115,19 +207,17 @@ fn compare(size: Size, threads: usize, isa: Option<Isa>) -> Result<Row, String> 
                 *best = best.min(start.elapsed().as_secs_f64() / repeats as f64);
             }
         }
-        if turn % 8 == 0 {
-            peak = peak.max(fma_peak(threads));
-        }
         turn += 1;
     }
-    Ok(Row { size, seconds, peak })
+    Ok(seconds)
 }
 
 fn multiply(
     contender: Contender,
     Size { m, n, k }: Size,
     threads: usize,
-    isa: Option<Isa>,
+    isa: Isa,
+    parallelism: Parallelism,
     lhs: &[f32],
     rhs: &[f32],
     out: &mut [f32],
@@ -136,11 +226,10 @@ fn multiply(
     let (rows, columns) = (k as isize, n as isize);
     match contender {
         Contender::Ours => {
-            let parallelism = if threads == 1 { Parallelism::Serial } else { Parallelism::Current };
             let view = |data, shape| View::new(data, shape);
             (|| {
                 let mut out = ViewMut::new(out, [m, n])?;
-                let options = Gemm { isa, ..Gemm::default() };
+                let options = Gemm { isa: Some(isa), ..Gemm::default() };
                 options.run(view(lhs, [m, k])?, view(rhs, [k, n])?, &mut out, workspace, parallelism)
             })()
             .map_err(|e: kernels::Error| e.to_string())
@@ -205,90 +294,4 @@ fn check(contender: Contender, Size { m, n, k }: Size, lhs: &[f32], rhs: &[f32],
         }
     }
     Ok(())
-}
-
-/// FLOP a second of all threads, on registers.
-fn fma_peak(threads: usize) -> f64 {
-    if threads == 1 {
-        return fma_peak_of_one();
-    }
-    let sum = std::sync::Mutex::new(0.0);
-    rayon::broadcast(|_| {
-        let peak = fma_peak_of_one();
-        *sum.lock().unwrap_or_else(|e| e.into_inner()) += peak;
-    });
-    sum.into_inner().unwrap_or_else(|e| e.into_inner())
-}
-
-fn fma_peak_of_one() -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        const STEPS: usize = 40_000;
-        let mut best = f64::INFINITY;
-        for _ in 0..5 {
-            let start = Instant::now();
-            // SAFETY: the features have just been detected.
-            black_box(unsafe { chains(STEPS, black_box(1.0)) });
-            best = best.min(start.elapsed().as_secs_f64());
-        }
-        return (STEPS * 12 * 8 * 2) as f64 / best;
-    }
-    f64::NAN
-}
-
-/// Twelve independent chains of 256-bit fused multiply-adds.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn chains(steps: usize, x: f32) -> [f32; 8] {
-    use std::arch::x86_64::*;
-    let (a, b) = (_mm256_set1_ps(x), _mm256_set1_ps(x * 1e-3));
-    let mut acc = [b; 12];
-    for _ in 0..steps {
-        for chain in &mut acc {
-            *chain = _mm256_fmadd_ps(*chain, a, b);
-        }
-    }
-    let mut sum = acc[0];
-    for chain in &acc[1..] {
-        sum = _mm256_add_ps(sum, *chain);
-    }
-    let mut out = [0.0; 8];
-    // SAFETY: eight floats.
-    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
-    out
-}
-
-/// `gemm [threads [MxNxK ...]]`: compares, and returns the table.
-///
-/// # Errors
-/// What is wrong with the arguments, or with a result.
-pub fn command(arguments: &[String]) -> Result<String, String> {
-    let number = |text: &str| text.parse::<usize>().map_err(|e| format!("{text}: {e}"));
-    let threads = arguments.first().map_or(Ok(1), |text| number(text))?;
-    let mut sizes = Vec::new();
-    for text in arguments.iter().skip(1) {
-        let numbers = text.split('x').map(number).collect::<Result<Vec<_>, _>>()?;
-        let [m, n, k] = numbers[..] else { return Err(format!("{text}: expected MxNxK")) };
-        sizes.push(Size { m, n, k });
-    }
-    if sizes.is_empty() {
-        sizes.extend(SIZES);
-    }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| e.to_string())?;
-    let rows = pool.install(|| run(&sizes, threads, None))?;
-    Ok(format!("{threads} thread(s)\n{}", table(&rows)))
-}
-
-/// The rows as a text table: GFLOP/s and share of the peak for each contender.
-pub fn table(rows: &[Row]) -> String {
-    let mut text =
-        format!("{:>18} {:>8} {:>14} {:>20} {:>14}\n", "m x n x k", "peak", "ours", "matrixmultiply", "gemm");
-    for row in rows {
-        let Size { m, n, k } = row.size;
-        let cell = |i| format!("{:.1} ({:.0} %)", row.gflops(i), 1e11 * row.gflops(i) / row.peak);
-        let peak = row.peak / 1e9;
-        text +=
-            &format!("{:>18} {peak:>8.1} {:>14} {:>20} {:>14}\n", format!("{m}x{n}x{k}"), cell(0), cell(1), cell(2));
-    }
-    text
 }

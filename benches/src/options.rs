@@ -16,6 +16,8 @@ kernelbench: how fast this machine runs the kernels, and how close that is to wh
 
     kernelbench                     the machine, its ceiling and a dozen layers, in less than a minute
     kernelbench conv [OPTIONS]      convolutions, checked against the definition and then timed
+    kernelbench gemm [OPTIONS]      matrix products beside the crates matrixmultiply and gemm; takes --threads, --isa,
+                                    --format and --shapes FILE.csv with the header name,m,n,k
     kernelbench parallel            what a parallel loop costs, in a team and with rayon::join
 
 Options
@@ -44,6 +46,8 @@ pub enum Command {
     Overview,
     /// Convolutions.
     Conv,
+    /// Matrix products.
+    Gemm,
     /// Parallel loops.
     Parallel,
     /// Prints [`HELP`].
@@ -165,10 +169,15 @@ impl Options {
                 Arg::Short('V') | Arg::Long("version") => command = Some(Command::Version),
                 Arg::Value(name) if command.is_none() => {
                     let name = name.string()?;
-                    let among = [("conv", Command::Conv), ("parallel", Command::Parallel), ("help", Command::Help)];
+                    let among = [
+                        ("conv", Command::Conv),
+                        ("gemm", Command::Gemm),
+                        ("parallel", Command::Parallel),
+                        ("help", Command::Help),
+                    ];
                     let found = among.into_iter().find(|(known, _)| *known == name).map(|(_, command)| command);
                     let unknown =
-                        || Failure::Usage(format!("unknown command `{name}`; expected conv, parallel or help"));
+                        || Failure::Usage(format!("unknown command `{name}`; expected conv, gemm, parallel or help"));
                     command = Some(found.ok_or_else(unknown)?);
                 }
                 Arg::Long(name) => {
@@ -251,7 +260,7 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_named() {
         let message = |line: &str| parse(line).unwrap_err().to_string();
-        assert_eq!(message("convolve"), "unknown command `convolve`; expected conv, parallel or help");
+        assert_eq!(message("convolve"), "unknown command `convolve`; expected conv, gemm, parallel or help");
         assert_eq!(message("conv --thread 2"), "unknown option `--thread`");
         assert_eq!(message("conv --threads 0"), "--threads: expected a number from 1 to 4096, given 0");
         assert_eq!(message("conv --pass sideways"), "--pass: expected forward, backward, given sideways");

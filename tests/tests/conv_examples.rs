@@ -222,3 +222,10 @@ fn weights_that_are_not_finite_do_not_reach_the_padding() {
         }
     }
 }
+
+#[test]
+fn a_stride_far_beyond_the_image_leaves_one_output_and_gradients_of_zero() {
+    holds(ConvCase::new(2, 3, [1, 1]).image(3, 2).stride(1 << 40, 1 << 40));
+    let spec = Conv2dSpec::new(2, 3, [1, 1]).stride([usize::MAX, 1]);
+    assert_eq!(spec.check(), Err(Error::Overflow { argument: "stride" }));
+}

@@ -2,7 +2,7 @@
 
 use super::expect;
 use super::tile::Matrix;
-use crate::activation::Activation;
+use crate::activation::{self, Activation};
 use crate::error::{Error, check_len};
 use crate::simd::Simd;
 use crate::tensor::View;
@@ -127,25 +127,8 @@ impl RawEpilogue {
                         let from = self.residual.at(row + i, column + j);
                         x = simd.add(x, load_strided(simd, from, self.residual.column_stride, left));
                     }
-                    x = match self.activation {
-                        Activation::Relu => simd.max_or_nan(x, simd.zero()),
-                        Activation::Clamp { low, high } => {
-                            let x = simd.max_or_nan(x, simd.splat(low));
-                            simd.select(simd.lt(simd.splat(high), x), simd.splat(high), x)
-                        }
-                        _ => x,
-                    };
+                    x = activation::apply(simd, self.activation, x);
                     simd.store(at, x);
-                }
-            }
-            if matches!(self.activation, Activation::Sigmoid | Activation::Tanh) {
-                for j in 0..columns {
-                    // SAFETY: inside of the tile.
-                    let x = unsafe { &mut *tile.add(i * tile_stride + j) };
-                    *x = match self.activation {
-                        Activation::Tanh => x.tanh(),
-                        _ => 1.0 / (1.0 + (-*x).exp()),
-                    };
                 }
             }
         }

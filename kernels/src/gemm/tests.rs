@@ -130,7 +130,7 @@ fn step(isa: Isa, a: f32, b: f32, c: f32) -> f32 {
     if isa == Isa::Portable && !cfg!(target_feature = "fma") { a * b + c } else { a.mul_add(b, c) }
 }
 
-fn activate(activation: Activation, x: f32) -> f32 {
+fn activate(isa: Isa, activation: Activation, x: f32) -> f32 {
     match activation {
         Activation::Relu => {
             if x.is_nan() || x > 0.0 {
@@ -146,8 +146,8 @@ fn activate(activation: Activation, x: f32) -> f32 {
                 x.clamp(low, high)
             }
         }
-        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-        Activation::Tanh => x.tanh(),
+        // Held against f64 where they live.
+        Activation::Sigmoid | Activation::Tanh => crate::activation::apply_one(isa, activation, x),
         Activation::Identity => x,
     }
 }
@@ -170,7 +170,7 @@ fn expected(isa: Isa, options: &Gemm<'_>, lhs: View<'_, f32, 2>, rhs: View<'_, f
             if let Some(residual) = options.epilogue.residual {
                 x += residual.get([i, j]);
             }
-            data[out.at(i, j)] = activate(options.epilogue.activation, x);
+            data[out.at(i, j)] = activate(isa, options.epilogue.activation, x);
         }
     }
     data

@@ -156,14 +156,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.not(self.eq(a, a))
     }
 
-    /// The larger; NaN when either is.
-    #[inline(always)]
-    fn max_or_nan(self, a: Self::F, b: Self::F) -> Self::F {
-        // For an unordered pair the hardware's maximum may pick the number, so pick the NaN by hand.
-        let larger = self.max(a, b);
-        self.select(self.is_nan(a), a, self.select(self.is_nan(b), b, larger))
-    }
-
     /// Reads the first `n` lanes (all when `n >= LANES`) and sets the others to +0.
     ///
     /// # Safety
