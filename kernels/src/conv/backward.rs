@@ -295,6 +295,11 @@ impl Conv2dBackward {
     }
 
     fn run_weights(&self, call: BackwardWeightsCall<'_>) {
+        if call.dy.is_empty() {
+            // The sum over an empty batch.
+            call.dw.fill(0.0);
+            return;
+        }
         match &self.gradient {
             Weights::Dense(kernel) => kernel.run(call),
             Weights::Depthwise(kernel) => kernel.run(call),

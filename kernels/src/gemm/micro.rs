@@ -27,6 +27,12 @@ pub(crate) trait LhsAddress: Copy {
     /// # Safety
     /// - `i` and `k` are within the operand.
     unsafe fn at(&self, i: usize, k: usize) -> *const f32;
+
+    /// The start of the operand if it is a packed panel of `rows` rows, whose distances the compiler then knows.
+    #[inline(always)]
+    fn packed_panel(&self, _rows: usize) -> Option<*const f32> {
+        None
+    }
 }
 
 /// Where the tile's right-hand row `k` starts.
@@ -77,6 +83,11 @@ impl LhsAddress for ContiguousColumns {
     unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
         // SAFETY: the caller's contract.
         unsafe { self.start.offset(k as isize * self.column_stride).add(i) }
+    }
+
+    #[inline(always)]
+    fn packed_panel(&self, rows: usize) -> Option<*const f32> {
+        (self.column_stride == rows as isize).then_some(self.start)
     }
 }
 

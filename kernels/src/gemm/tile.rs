@@ -1,6 +1,6 @@
 //! One tile of the output: load or clear the accumulators, run the micro-kernel, store.
 
-use super::micro::{LhsAddress, StridedRhs, multiply, multiply_masked};
+use super::micro::{LhsAddress, PackedPanel, StridedRhs, multiply, multiply_masked};
 use crate::simd::{Job, Simd};
 use crate::tensor::View;
 
@@ -159,6 +159,12 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const MASKED: bool> Job fo
             }
             if MASKED && !whole {
                 multiply_masked::<S, MR, NV>(simd, &mut acc, lhs, rhs, depth, mask);
+            } else if let Some(panel) = lhs.packed_panel(MR)
+                && rhs.row_stride == (NV * S::LANES) as isize
+            {
+                // Distances that are constants cost no instruction in the loop.
+                let rhs = StridedRhs { start: rhs.start, row_stride: (NV * S::LANES) as isize };
+                multiply::<S, MR, NV>(simd, &mut acc, PackedPanel::<MR>(panel), rhs, depth);
             } else {
                 multiply::<S, MR, NV>(simd, &mut acc, lhs, rhs, depth);
             }
