@@ -231,6 +231,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
 }
 
+#[cfg(feature = "rayon")]
 #[test]
 fn the_bits_do_not_depend_on_threads_or_width() {
     let pools: Vec<_> =
