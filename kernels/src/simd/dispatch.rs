@@ -5,9 +5,12 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use super::Simd;
-use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2::Avx2, avx512::Avx512};
+use super::avx2::Avx2;
+#[cfg(all(target_arch = "x86_64", not(kernels_avx2_only)))]
+use super::avx512::Avx512;
+#[cfg(not(kernels_avx2_only))]
+use super::portable::Portable;
 use crate::error::Error;
 
 /// An instruction set that kernels are compiled for.
@@ -38,12 +41,13 @@ impl Isa {
     /// Whether this CPU, and the operating system, support all features that the kernels use.
     pub fn is_available(self) -> bool {
         match self {
-            Self::Portable => true,
+            Self::Portable => cfg!(not(kernels_avx2_only)),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
-                Self::Avx2.is_available()
+                cfg!(not(kernels_avx2_only))
+                    && Self::Avx2.is_available()
                     && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512dq")
@@ -134,17 +138,20 @@ pub(crate) trait Job {
 /// # Panics
 /// When the CPU lacks the instruction set. Public entry points check before ([`Isa::check`]); this is the
 /// last line that keeps a safe caller from executing instructions that do not exist.
+///
+/// Built with `--cfg kernels_avx2_only`, it knows AVX2 alone: a third of the time to compile, for whoever tunes a kernel.
 pub(crate) fn dispatch<J: Job>(isa: Isa, job: J) -> J::Output {
     assert!(isa.is_available(), "instruction set {isa} is not available");
     match isa {
+        #[cfg(not(kernels_avx2_only))]
         Isa::Portable => job.run(Portable),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: availability was just checked.
         Isa::Avx2 => unsafe { run_avx2(job) },
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(kernels_avx2_only)))]
         // SAFETY: availability was just checked.
         Isa::Avx512 => unsafe { run_avx512(job) },
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(any(not(target_arch = "x86_64"), kernels_avx2_only))]
         _ => unreachable!("not available"),
     }
 }
@@ -161,6 +168,7 @@ unsafe fn run_avx2<J: Job>(job: J) -> J::Output {
 /// # Safety
 /// - The CPU has AVX-512 F, VL, DQ and BW, AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
+#[cfg(not(kernels_avx2_only))]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
 unsafe fn run_avx512<J: Job>(job: J) -> J::Output {
     // SAFETY: the caller vouches for the features.

@@ -18,10 +18,12 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+#[cfg_attr(kernels_avx2_only, allow(dead_code, unused_imports))]
 mod avx512;
 mod cpu;
 mod dispatch;
 pub(crate) mod math;
+#[cfg_attr(kernels_avx2_only, allow(dead_code, unused_imports))]
 mod portable;
 pub(crate) mod reduce;
 
