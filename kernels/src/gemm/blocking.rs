@@ -1,28 +1,27 @@
 //! Blocking sizes, as data per CPU. None of them changes a bit of any result.
 //!
 //! ```text
-//!            ◄── NC ──►                     a panel of rhs, KC x NR, stays in L1 while each strip of a block of lhs
-//!           ┌──────────┐ ▲                  meets it
-//!           │  rhs     │ KC                 a block of lhs, MC x KC, stays in L2 while each panel of a block of rhs
-//!           └──────────┘ ▼                  meets it
-//!    ┌───┐  ┌──────────┐ ▲                  all of lhs that is packed stays in L3: packed once, read by every block
-//!    │lhs│  │  out     │ MC                 of columns and by every thread
+//!            ◄── NC ──►
+//!           ┌──────────┐ ▲                  a block of rhs, KC x NC, stays in L2 while each strip of lhs meets it
+//!           │  rhs     │ KC
+//!           └──────────┘ ▼
+//!    ┌───┐  ┌──────────┐ ▲                  a strip of lhs, MR x KC, stays in L1 while each panel of a block of rhs
+//!    │lhs│  │  out     │ MR                 meets it
 //!    └───┘  └──────────┘ ▼
 //!    ◄KC►
 //! ```
+//!
+//! Rows of lhs that are contiguous are read where they are: broadcasts do not mind, and packing them took a seventh of
+//! the time at 256 x 256 x 256 (79 % of the peak with, 93 % without, on Zen 3).
 
 use crate::simd::{Cpu, cpu};
 
 /// Where the loops are cut.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Blocking {
-    /// Depth of a block: a panel of rhs (KC x 16 or KC x 32) takes half of L1 or all of it.
+    /// Depth of a block, at most: a strip of lhs and a panel of rhs (KC x 16 or KC x 32) fit L1.
     pub kc: usize,
-    /// Rows of a block of lhs: MC x KC floats take less than half of L2.
-    pub mc: usize,
-    /// Strips of a block of lhs that is read in place.
-    pub in_place_strips: usize,
-    /// Columns of a block of rhs, KC x NC floats: what a task packs for itself, and reads once per block of lhs.
+    /// Columns of a block of rhs, KC x NC floats, half of L2: what a task packs for itself, and reads once per strip.
     pub nc: usize,
     /// Floats of an operand that are packed at once for all threads: a part of L3.
     pub shared: usize,
@@ -44,8 +43,6 @@ pub(crate) struct Blocking {
 /// 32 KiB L1d, 512 KiB L2.
 const ZEN3: Blocking = Blocking {
     kc: 256,
-    mc: 144,
-    in_place_strips: 1,
     nc: 256,
     shared: 1 << 21,
     thin_kc: 8,
@@ -56,14 +53,14 @@ const ZEN3: Blocking = Blocking {
     gflops: 100.0,
 };
 
-/// 1 MiB L2: twice the rows.
-const ZEN4: Blocking = Blocking { mc: 280, ..ZEN3 };
+/// 1 MiB L2: twice the columns.
+const ZEN4: Blocking = Blocking { nc: 512, ..ZEN3 };
 
 /// 2 MiB L2, and an L3 of 28 GiB/s a core: both blocks have to fit L2.
-const SAPPHIRE_RAPIDS: Blocking = Blocking { kc: 384, mc: 560, nc: 512, ..ZEN3 };
+const SAPPHIRE_RAPIDS: Blocking = Blocking { kc: 384, nc: 512, ..ZEN3 };
 
 /// What fits 256 KiB of L2.
-const OTHER: Blocking = Blocking { mc: 72, nc: 128, shared: 1 << 20, ..ZEN3 };
+const OTHER: Blocking = Blocking { nc: 128, shared: 1 << 20, ..ZEN3 };
 
 impl Blocking {
     /// The largest `kc * nc` of all CPUs: what a task packs for itself.

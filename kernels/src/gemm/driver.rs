@@ -5,24 +5,24 @@
 //! for each chunk of k, of rows:                       L3
 //!     pack lhs                                        tasks over strips
 //!     for each rectangle of the output:               tasks
-//!         for each block of columns (NC):             loop 5
-//!             for each block of depth (KC):           loop 4     pack the block of rhs (L2)
-//!                 for each block of rows (MC):        loop 3     the block of lhs stays in L2
-//!                     for each panel (NR):            loop 2     the panel stays in L1
-//!                         for each strip (MR):        loop 1
-//!                             micro-kernel over k     loop 0     the tile stays in registers
+//!         for each block of columns (NC):             loop 4
+//!             for each block of depth (KC):           loop 3     pack the block of rhs: it stays in L2
+//!                 for each strip (MR):                loop 2     the strip stays in L1
+//!                     for each panel (NR):            loop 1     the panel comes from L2
+//!                         micro-kernel over k         loop 0     the tile stays in registers
 //! ```
 //!
 //! Blocks of depth come in order, and each continues the chains that the one before has stored.
 
 use std::ops::Range;
 
+use super::ahead::Ahead;
 use super::blocking::Blocking;
 use super::epilogue::RawEpilogue;
-use super::micro::{ContiguousColumns, ContiguousRows, StridedRhs};
+use super::micro::{ContiguousColumns, ContiguousRows};
 use super::pack::{Strips, pack_panels, pack_strip, panel_vectors};
 use super::plan::{LhsPacking, Operand, Plan, RhsPacking};
-use super::tile::{Ends, MAX_HEIGHT, MAX_WIDTH, Matrix, NV, tile_of};
+use super::tile::{Ends, MAX_HEIGHT, MAX_WIDTH, Matrix, NV, Panels, tiles_of};
 use crate::parallel::Parallelism;
 use crate::simd::{Isa, Job, Simd, dispatch};
 
@@ -116,13 +116,15 @@ impl Job for Rectangle<'_> {
     }
 }
 
-/// Loops 5 and 4.
+/// Loops 4 and 3.
 ///
 /// # Safety
 /// - The rectangle lies inside of its product; its pointers hold what the plan promised.
 #[inline(always)]
 unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
     let Rectangle { product, plan, .. } = *rectangle;
+    let nr = NV * S::LANES;
+    let mut ahead = Ahead::NONE;
     let mut panel = rectangle.panels.start;
     while panel < rectangle.panels.end {
         let panels = panel..rectangle.panels.end.min(panel + plan.block_panels);
@@ -135,14 +137,23 @@ unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
                     (RhsPacking::InPlace, _) => None,
                     (RhsPacking::Private, Operand::Matrix(rhs)) => {
                         pack_panels(simd, rhs, product.n, panels.clone(), ks.clone(), rectangle.private);
+                        let deeper = ks.end < rectangle.ks.end;
+                        let next_k = if deeper { ks.end } else { rectangle.ks.start };
+                        let next_panel = if deeper { panels.start } else { panels.end };
+                        if next_panel < rectangle.panels.end {
+                            let next_ks = next_k..rectangle.ks.end.min(next_k + plan.kc);
+                            let end = rectangle.panels.end.min(next_panel + plan.block_panels) * nr;
+                            let steps = rectangle.strips.len() * panels.len();
+                            ahead.block(rhs, next_ks, next_panel * nr..product.n.min(end), steps);
+                        }
                         let (start, depth) = (rectangle.private, ks.len());
                         Some(PackedPanels { start, depth, first_panel: panel, first_k: k })
                     }
                     _ => rectangle.rhs,
                 };
                 match packed {
-                    None => strips::<S, true>(simd, rectangle, packed, panels.clone(), ks.clone()),
-                    Some(_) => strips::<S, false>(simd, rectangle, packed, panels.clone(), ks.clone()),
+                    None => strips::<S, true>(simd, rectangle, packed, panels.clone(), ks.clone(), &mut ahead),
+                    Some(_) => strips::<S, false>(simd, rectangle, packed, panels.clone(), ks.clone(), &mut ahead),
                 }
             }
             k = ks.end;
@@ -154,7 +165,7 @@ unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
     }
 }
 
-/// Loops 3, 2 and 1: the strips of the rectangle against a block of rhs.
+/// Loops 2 and 1: the strips of the rectangle, each against all panels of a block of rhs.
 ///
 /// # Safety
 /// - As for [`blocks`]; `packed` holds `panels` and `ks` unless rhs is read in place.
@@ -165,12 +176,12 @@ unsafe fn strips<S: Simd, const IN_PLACE: bool>(
     packed: Option<PackedPanels>,
     panels: Range<usize>,
     ks: Range<usize>,
+    ahead: &mut Ahead,
 ) {
     let Rectangle { product, plan, .. } = *rectangle;
     let (nr, depth) = (NV * S::LANES, ks.len());
-    let last = ks.end == product.k;
     let continues = ks.start > 0 || product.accumulate;
-    let finishes = last && !product.epilogue.is_nothing();
+    let finishes = ks.end == product.k && !product.epilogue.is_nothing();
     // A tile that is not stored as it is goes through a buffer.
     let buffered = finishes || product.column_stride != 1;
     let mut buffer = std::mem::MaybeUninit::<[f32; MAX_HEIGHT * MAX_WIDTH]>::uninit();
@@ -179,99 +190,102 @@ unsafe fn strips<S: Simd, const IN_PLACE: bool>(
         // SAFETY: the buffer's own size.
         unsafe { buffer.write_bytes(0, MAX_HEIGHT * MAX_WIDTH) };
     }
-    let mut group = rectangle.strips.start;
-    while group < rectangle.strips.end {
-        let group_end = rectangle.strips.end.min(group + plan.block_strips);
-        for panel in panels.clone() {
-            for strip in group..group_end {
-                let (row, height) = (plan.strips.start(strip), plan.strips.height(strip));
-                let column = panel * nr;
-                let nv = panel_vectors::<S>(column, product.n);
-                let columns = (product.n - column).min(nr);
-                let rhs = match (packed, product.rhs) {
-                    (Some(p), _) => {
-                        let width = nv * S::LANES;
-                        let at = (panel - p.first_panel) * nr * p.depth + (ks.start - p.first_k) * width;
-                        StridedRhs { start: p.start.wrapping_add(at), row_stride: width as isize }
-                    }
-                    (None, Operand::Matrix(rhs)) => {
-                        StridedRhs { start: rhs.at(ks.start, column), row_stride: rhs.row_stride }
-                    }
-                    (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
-                };
-                let out = product
-                    .out
-                    .wrapping_offset(row as isize * product.row_stride + column as isize * product.column_stride);
-                let mut ends = Ends {
-                    from: if continues { out } else { std::ptr::null() },
-                    from_stride: product.row_stride,
-                    to: out,
-                    to_stride: product.row_stride,
-                    columns,
-                };
-                // SAFETY: strip, panel and depth are inside of the operands, and so is the tile inside of the output;
-                // the buffer holds the largest tile.
-                unsafe {
-                    if buffered {
-                        (ends.to, ends.to_stride) = (buffer, MAX_WIDTH as isize);
-                        if continues && product.column_stride != 1 {
-                            for i in 0..height {
-                                for j in 0..columns {
-                                    *buffer.add(i * MAX_WIDTH + j) = *element(product, out, i, j);
-                                }
-                            }
-                            (ends.from, ends.from_stride) = (buffer, MAX_WIDTH as isize);
-                        }
-                    }
-                    match (rectangle.lhs, product.lhs) {
-                        (None, Operand::Matrix(lhs)) if lhs.column_stride == 1 => {
-                            let lhs = ContiguousRows { start: lhs.at(row, ks.start), row_stride: lhs.row_stride };
-                            tile_of::<S, _, IN_PLACE>(simd, [height, nv], lhs, rhs, depth, ends);
-                        }
-                        (packed, operand) => {
-                            let lhs = match (packed, operand) {
-                                (Some(p), _) => ContiguousColumns {
-                                    start: p
-                                        .start
-                                        .wrapping_add((row - p.first_row) * p.depth + (ks.start - p.first_k) * height),
-                                    column_stride: height as isize,
-                                },
-                                (None, Operand::Matrix(lhs)) => {
-                                    ContiguousColumns { start: lhs.at(row, ks.start), column_stride: lhs.column_stride }
-                                }
-                                (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
-                            };
-                            tile_of::<S, _, IN_PLACE>(simd, [height, nv], lhs, rhs, depth, ends);
-                        }
-                    }
-                    if buffered {
-                        if finishes {
-                            product.epilogue.apply(simd, buffer, MAX_WIDTH, [row, column], [height, columns]);
-                        }
+    // Panels that are whole are met in one go, unless each tile goes through the buffer.
+    let whole = panels.end.min(product.n / nr);
+    for strip in rectangle.strips.clone() {
+        let (row, height) = (plan.strips.start(strip), plan.strips.height(strip));
+        if let (None, Operand::Matrix(lhs)) = (rectangle.lhs, product.lhs)
+            && plan.looks_ahead
+            && lhs.column_stride == 1
+            && strip + 1 < rectangle.strips.end
+        {
+            ahead.strip(lhs, [row + height, plan.strips.height(strip + 1)], ks.clone(), panels.len());
+        }
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let count = if buffered || panel >= whole { 1 } else { whole - panel };
+            let column = panel * nr;
+            let nv = panel_vectors::<S>(column, product.n);
+            let columns = (product.n - column).min(nr);
+            let rhs = match (packed, product.rhs) {
+                (Some(p), _) => {
+                    let width = nv * S::LANES;
+                    let at = (panel - p.first_panel) * nr * p.depth + (ks.start - p.first_k) * width;
+                    Panels { start: p.start.wrapping_add(at), row_stride: width as isize, step: nr * p.depth, count }
+                }
+                (None, Operand::Matrix(rhs)) => {
+                    Panels { start: rhs.at(ks.start, column), row_stride: rhs.row_stride, step: nr, count }
+                }
+                (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
+            };
+            let out = element(product, product.out, row, column);
+            let mut ends = Ends {
+                from: if continues { out } else { std::ptr::null() },
+                from_stride: product.row_stride,
+                to: out,
+                to_stride: product.row_stride,
+                columns,
+            };
+            // SAFETY: strip, panels and depth are inside of the operands, and so are the tiles inside of the output;
+            // the buffer holds the largest tile.
+            unsafe {
+                if buffered {
+                    (ends.to, ends.to_stride) = (buffer, MAX_WIDTH as isize);
+                    if continues && product.column_stride != 1 {
                         for i in 0..height {
-                            if product.column_stride == 1 {
-                                for j in (0..columns).step_by(S::LANES) {
-                                    let x = simd.load(buffer.add(i * MAX_WIDTH + j));
-                                    simd.store_first(element(product, out, i, j), columns - j, x);
-                                }
-                            } else {
-                                for j in 0..columns {
-                                    *element(product, out, i, j) = *buffer.add(i * MAX_WIDTH + j);
-                                }
+                            for j in 0..columns {
+                                *buffer.add(i * MAX_WIDTH + j) = *element(product, out, i, j);
+                            }
+                        }
+                        (ends.from, ends.from_stride) = (buffer, MAX_WIDTH as isize);
+                    }
+                }
+                match (rectangle.lhs, product.lhs) {
+                    (None, Operand::Matrix(lhs)) if lhs.column_stride == 1 => {
+                        let lhs = ContiguousRows { start: lhs.at(row, ks.start), row_stride: lhs.row_stride };
+                        tiles_of::<S, _, IN_PLACE>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
+                    }
+                    (packed, operand) => {
+                        let lhs = match (packed, operand) {
+                            (Some(p), _) => {
+                                let at = (row - p.first_row) * p.depth + (ks.start - p.first_k) * height;
+                                ContiguousColumns { start: p.start.wrapping_add(at), column_stride: height as isize }
+                            }
+                            (None, Operand::Matrix(lhs)) => {
+                                ContiguousColumns { start: lhs.at(row, ks.start), column_stride: lhs.column_stride }
+                            }
+                            (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
+                        };
+                        tiles_of::<S, _, IN_PLACE>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
+                    }
+                }
+                if buffered {
+                    if finishes {
+                        product.epilogue.apply(simd, buffer, MAX_WIDTH, [row, column], [height, columns]);
+                    }
+                    for i in 0..height {
+                        if product.column_stride == 1 {
+                            for j in (0..columns).step_by(S::LANES) {
+                                let x = simd.load(buffer.add(i * MAX_WIDTH + j));
+                                simd.store_first(element(product, out, i, j), columns - j, x);
+                            }
+                        } else {
+                            for j in 0..columns {
+                                *element(product, out, i, j) = *buffer.add(i * MAX_WIDTH + j);
                             }
                         }
                     }
                 }
             }
+            panel += count;
         }
-        group = group_end;
     }
 }
 
-/// The address of element `[i, j]` of a tile.
+/// The address of element `[i, j]` from `start` on.
 #[inline(always)]
-fn element(product: &Product, tile: *mut f32, i: usize, j: usize) -> *mut f32 {
-    tile.wrapping_offset(i as isize * product.row_stride + j as isize * product.column_stride)
+fn element(product: &Product, start: *mut f32, i: usize, j: usize) -> *mut f32 {
+    start.wrapping_offset(i as isize * product.row_stride + j as isize * product.column_stride)
 }
 
 /// Packs strips of lhs, for all tasks or ahead of time.
@@ -447,6 +461,32 @@ impl SharedMatrix {
     fn get(&self) -> Matrix {
         self.0
     }
+}
+
+/// Runs a product whose plan is a [`Plan::small`].
+///
+/// # Safety
+/// - As for [`run`]; the plan asks for no workspace.
+pub(super) unsafe fn run_at_once(product: &Product, plan: &Plan, isa: Isa) {
+    debug_assert!(plan.grid == [1, 1] && plan.least_workspace() == 0);
+    dispatch(
+        isa,
+        Rectangle {
+            product,
+            plan,
+            strips: 0..plan.strips.count,
+            panels: 0..plan.panels,
+            ks: 0..product.k,
+            lhs: None,
+            rhs: None,
+            private: std::ptr::null_mut(),
+        },
+    );
+}
+
+/// The plan for a small product that is read in place, if it is one.
+pub(super) fn small_plan(product: &Product, isa: Isa, blocking: &Blocking) -> Option<Plan> {
+    Plan::small([product.m, product.n, product.k], &product.lhs, &product.rhs, isa, blocking)
 }
 
 /// The plan for a product on this CPU, or with other block sizes.

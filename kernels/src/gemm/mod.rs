@@ -21,6 +21,7 @@
 //! Sources: K. Goto, R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34 (2008);
 //! F. Van Zee, R. van de Geijn, "BLIS", ACM TOMS 41 (2015).
 
+mod ahead;
 mod blocking;
 mod driver;
 mod epilogue;
@@ -322,6 +323,11 @@ impl Gemm<'_> {
             return Err(Error::Length { argument: "workspace", expected: needed, given: workspace.len() });
         }
         let product = product.oriented();
+        if let Some(plan) = driver::small_plan(&product, isa, blocking) {
+            // SAFETY: the product has been checked against views that are borrowed until the end of the call.
+            unsafe { driver::run_at_once(&product, &plan, isa) };
+            return Ok(());
+        }
         let parallelism = parallelism.for_seconds(product.seconds(blocking));
         let threads = parallelism.threads();
         let plan = driver::plan(&product, isa, blocking, threads);
@@ -344,5 +350,10 @@ fn expect<const N: usize>(argument: &'static str, expected: [usize; N], given: [
     if expected == given {
         return Ok(());
     }
-    Err(Error::Shape { argument, expected: expected.to_vec(), given: given.to_vec() })
+    Err(unexpected(argument, &expected, &given))
+}
+
+#[cold]
+fn unexpected(argument: &'static str, expected: &[usize], given: &[usize]) -> Error {
+    Error::Shape { argument, expected: expected.to_vec(), given: given.to_vec() }
 }

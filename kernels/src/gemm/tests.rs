@@ -6,8 +6,6 @@ use crate::activation::Activation;
 /// Blocks so small that tiny products cross every boundary, nothing in place, nothing serial.
 const TOY: Blocking = Blocking {
     kc: 5,
-    mc: 13,
-    in_place_strips: 2,
     nc: 1,
     shared: 40,
     thin_kc: 3,
@@ -22,7 +20,7 @@ const TOY: Blocking = Blocking {
 const TOY_IN_PLACE: Blocking = Blocking { thin_rows: 1000, thin_columns: 1000, ..TOY };
 
 /// Everything in one block, and shared packing of all.
-const TOY_WHOLE: Blocking = Blocking { kc: 1000, mc: 1000, nc: 40, shared: 100_000, ..TOY };
+const TOY_WHOLE: Blocking = Blocking { kc: 1000, nc: 40, shared: 100_000, ..TOY };
 
 fn blockings() -> [Blocking; 4] {
     [TOY, TOY_IN_PLACE, TOY_WHOLE, *Blocking::for_this_cpu()]

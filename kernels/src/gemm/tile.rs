@@ -1,5 +1,17 @@
-//! One tile of the output: load or clear the accumulators, run the micro-kernel, store.
+//! A row of tiles of the output: for each, load or clear the accumulators, run the micro-kernel, store.
+//!
+//! ```text
+//!             panel 0  panel 1  panel 2
+//!            ┌────────┬────────┬────────┐
+//!            │        │        │        │  rhs: from L2, each panel once per strip
+//!            └────────┴────────┴────────┘
+//!     ┌─────┐┌────────┬────────┬────────┐
+//!     │strip││  tile  │  tile  │  tile  │  out
+//!     └─────┘└────────┴────────┴────────┘
+//!      lhs: in L1 from the second tile on
+//! ```
 
+use super::ahead::Ahead;
 use super::micro::{LhsAddress, PackedPanel, StridedRhs, multiply, multiply_masked};
 use crate::simd::{Job, Simd};
 use crate::tensor::View;
@@ -49,7 +61,19 @@ pub(super) const fn max_height(registers: usize, nv: usize) -> usize {
     }
 }
 
-/// Where a tile starts from, and where it goes.
+/// The panels of rhs that a strip of lhs meets, side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    /// Row 0 of the first.
+    pub start: *const f32,
+    /// From row to row of a panel.
+    pub row_stride: isize,
+    /// From panel to panel.
+    pub step: usize,
+    pub count: usize,
+}
+
+/// Where a row of tiles starts from, and where it goes.
 #[derive(Clone, Copy)]
 pub(super) struct Ends {
     /// The partial results to continue; null to start at +0.
@@ -57,128 +81,141 @@ pub(super) struct Ends {
     pub from_stride: isize,
     pub to: *mut f32,
     pub to_stride: isize,
-    /// Columns that exist.
+    /// Columns of each tile that exist: all of them unless there is one panel only.
     pub columns: usize,
 }
 
-/// A tile of `height` rows and `nv` vectors, each chosen at run time.
+/// A row of tiles of `height` rows and `nv` vectors, each chosen at run time.
 ///
 /// # Safety
 /// - `1 <= height <= max_height(nv)` and `1 <= nv <= NV`.
-/// - The contract of [`Tile`].
+/// - The contract of [`Tiles`].
 #[inline(always)]
-pub(super) unsafe fn tile_of<S: Simd, L: LhsAddress, const MASKED: bool>(
+pub(super) unsafe fn tiles_of<S: Simd, L: LhsAddress, const IN_PLACE: bool>(
     simd: S,
     [height, nv]: [usize; 2],
     lhs: L,
-    rhs: StridedRhs,
+    rhs: Panels,
     depth: usize,
     ends: Ends,
+    ahead: &mut Ahead,
 ) {
     debug_assert!(height >= 1 && height <= max_height(S::REGISTERS, nv));
     if nv == 1 {
         match height {
-            1 => simd.call(Tile::<L, 1, 1, MASKED> { lhs, rhs, depth, ends }),
-            2 => simd.call(Tile::<L, 2, 1, MASKED> { lhs, rhs, depth, ends }),
-            3 => simd.call(Tile::<L, 3, 1, MASKED> { lhs, rhs, depth, ends }),
-            4 => simd.call(Tile::<L, 4, 1, MASKED> { lhs, rhs, depth, ends }),
-            5 => simd.call(Tile::<L, 5, 1, MASKED> { lhs, rhs, depth, ends }),
-            6 => simd.call(Tile::<L, 6, 1, MASKED> { lhs, rhs, depth, ends }),
-            7 => simd.call(Tile::<L, 7, 1, MASKED> { lhs, rhs, depth, ends }),
-            8 => simd.call(Tile::<L, 8, 1, MASKED> { lhs, rhs, depth, ends }),
-            9 => simd.call(Tile::<L, 9, 1, MASKED> { lhs, rhs, depth, ends }),
-            10 => simd.call(Tile::<L, 10, 1, MASKED> { lhs, rhs, depth, ends }),
-            11 => simd.call(Tile::<L, 11, 1, MASKED> { lhs, rhs, depth, ends }),
-            12 => simd.call(Tile::<L, 12, 1, MASKED> { lhs, rhs, depth, ends }),
-            13 if S::REGISTERS >= 32 => simd.call(Tile::<L, 13, 1, MASKED> { lhs, rhs, depth, ends }),
-            14 if S::REGISTERS >= 32 => simd.call(Tile::<L, 14, 1, MASKED> { lhs, rhs, depth, ends }),
+            1 => simd.call(Tiles::<L, 1, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            2 => simd.call(Tiles::<L, 2, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            3 => simd.call(Tiles::<L, 3, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            4 => simd.call(Tiles::<L, 4, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            5 => simd.call(Tiles::<L, 5, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            6 => simd.call(Tiles::<L, 6, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            7 => simd.call(Tiles::<L, 7, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            8 => simd.call(Tiles::<L, 8, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            9 => simd.call(Tiles::<L, 9, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            10 => simd.call(Tiles::<L, 10, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            11 => simd.call(Tiles::<L, 11, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            12 => simd.call(Tiles::<L, 12, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            13 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 13, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            14 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 14, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
             _ => {}
         }
         return;
     }
     match height {
-        1 => simd.call(Tile::<L, 1, 2, MASKED> { lhs, rhs, depth, ends }),
-        2 => simd.call(Tile::<L, 2, 2, MASKED> { lhs, rhs, depth, ends }),
-        3 => simd.call(Tile::<L, 3, 2, MASKED> { lhs, rhs, depth, ends }),
-        4 => simd.call(Tile::<L, 4, 2, MASKED> { lhs, rhs, depth, ends }),
-        5 => simd.call(Tile::<L, 5, 2, MASKED> { lhs, rhs, depth, ends }),
-        6 => simd.call(Tile::<L, 6, 2, MASKED> { lhs, rhs, depth, ends }),
+        1 => simd.call(Tiles::<L, 1, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        2 => simd.call(Tiles::<L, 2, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        3 => simd.call(Tiles::<L, 3, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        4 => simd.call(Tiles::<L, 4, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        5 => simd.call(Tiles::<L, 5, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        6 => simd.call(Tiles::<L, 6, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        7 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 7, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        8 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 8, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        9 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 9, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        10 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 10, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        11 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 11, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        12 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 12, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        13 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 13, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        14 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 14, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
         _ => {}
     }
-    if S::REGISTERS >= 32 {
-        match height {
-            7 => simd.call(Tile::<L, 7, 2, MASKED> { lhs, rhs, depth, ends }),
-            8 => simd.call(Tile::<L, 8, 2, MASKED> { lhs, rhs, depth, ends }),
-            9 => simd.call(Tile::<L, 9, 2, MASKED> { lhs, rhs, depth, ends }),
-            10 => simd.call(Tile::<L, 10, 2, MASKED> { lhs, rhs, depth, ends }),
-            11 => simd.call(Tile::<L, 11, 2, MASKED> { lhs, rhs, depth, ends }),
-            12 => simd.call(Tile::<L, 12, 2, MASKED> { lhs, rhs, depth, ends }),
-            13 => simd.call(Tile::<L, 13, 2, MASKED> { lhs, rhs, depth, ends }),
-            14 => simd.call(Tile::<L, 14, 2, MASKED> { lhs, rhs, depth, ends }),
-            _ => {}
-        }
-    }
 }
 
-/// A tile of `MR` rows and `NV` vectors: `to = from + lhs * rhs`, one chain per output. A function of its own.
+/// Tiles of `MR` rows and `NV` vectors: `to = from + lhs * rhs`, one chain per output. A function of its own.
 ///
 /// Whoever makes one vouches that
-/// - `(NV - 1) * LANES < ends.columns <= NV * LANES`;
+/// - `(NV - 1) * LANES < ends.columns <= NV * LANES`, and `ends.columns == NV * LANES` if `rhs.count > 1`;
 /// - `lhs.at(i, k)` is readable for `i < MR`, `k < depth`;
-/// - at `rhs.row(k)`, `NV * LANES` floats are readable, or `ends.columns` if `MASKED`, for `k < depth`;
-/// - `MR` rows of `ends.columns` floats are readable at `ends.from` (unless null) and writable at `ends.to`.
-struct Tile<L, const MR: usize, const NV: usize, const MASKED: bool> {
+/// - in each row `k < depth` of each panel `NV * LANES` floats are readable, or `ends.columns` if `IN_PLACE`; unless
+///   `IN_PLACE`, `rhs.row_stride == NV * LANES`;
+/// - `MR` rows of `ends.columns` floats per panel are readable at `ends.from` (unless null) and writable at `ends.to`.
+struct Tiles<'a, L, const MR: usize, const NV: usize, const IN_PLACE: bool> {
     lhs: L,
-    rhs: StridedRhs,
+    rhs: Panels,
     depth: usize,
     ends: Ends,
+    ahead: &'a mut Ahead,
 }
 
-impl<L: LhsAddress, const MR: usize, const NV: usize, const MASKED: bool> Job for Tile<L, MR, NV, MASKED> {
+impl<L: LhsAddress, const MR: usize, const NV: usize, const IN_PLACE: bool> Job for Tiles<'_, L, MR, NV, IN_PLACE> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { lhs, rhs, depth, ends } = self;
+        let Self { lhs, rhs, depth, ends, ahead } = self;
+        debug_assert!(IN_PLACE || rhs.row_stride == (NV * S::LANES) as isize);
+        debug_assert!(rhs.count == 1 || ends.columns == NV * S::LANES);
         let whole = ends.columns == NV * S::LANES;
         let mask = simd.mask_first(ends.columns - (NV - 1) * S::LANES);
-        let mut acc = [[simd.zero(); NV]; MR];
-        // SAFETY: the caller's contract; vectors before the last are whole, the last is masked unless it is whole too.
-        unsafe {
-            // The lines of the output arrive while the loop runs.
-            for i in 0..MR {
-                simd.prefetch(ends.to.offset(i as isize * ends.to_stride));
-            }
-            if !ends.from.is_null() {
-                for i in 0..MR {
-                    let row = ends.from.offset(i as isize * ends.from_stride);
-                    for v in 0..NV {
-                        let from = row.add(v * S::LANES);
-                        acc[i][v] = if whole || v + 1 < NV { simd.load(from) } else { simd.load_masked(from, mask) };
+        let Ends { mut from, mut to, .. } = ends;
+        let mut start = rhs.start;
+        for _ in 0..rhs.count {
+            let mut acc = [[simd.zero(); NV]; MR];
+            // SAFETY: the maker's promise; vectors before the last are whole, the last is masked unless it is whole too.
+            unsafe {
+                if from.is_null() {
+                    // The lines of the output arrive while the loop runs.
+                    for i in 0..MR {
+                        simd.prefetch(to.offset(i as isize * ends.to_stride));
                     }
+                } else {
+                    for i in 0..MR {
+                        let row = from.offset(i as isize * ends.from_stride);
+                        for v in 0..NV {
+                            let at = row.add(v * S::LANES);
+                            acc[i][v] = if whole || v + 1 < NV { simd.load(at) } else { simd.load_masked(at, mask) };
+                        }
+                    }
+                    from = from.wrapping_add(NV * S::LANES);
                 }
-            }
-            if MASKED && !whole {
-                multiply_masked::<S, MR, NV>(simd, &mut acc, lhs, rhs, depth, mask);
-            } else if let Some(panel) = lhs.packed_panel(MR)
-                && rhs.row_stride == (NV * S::LANES) as isize
-            {
-                // Distances that are constants cost no instruction in the loop.
-                let rhs = StridedRhs { start: rhs.start, row_stride: (NV * S::LANES) as isize };
-                multiply::<S, MR, NV>(simd, &mut acc, PackedPanel::<MR>(panel), rhs, depth);
-            } else {
-                multiply::<S, MR, NV>(simd, &mut acc, lhs, rhs, depth);
-            }
-            for i in 0..MR {
-                let row = ends.to.offset(i as isize * ends.to_stride);
-                for v in 0..NV {
-                    let to = row.add(v * S::LANES);
-                    if whole || v + 1 < NV {
-                        simd.store(to, acc[i][v]);
+                ahead.step(simd);
+                if IN_PLACE {
+                    let rhs = StridedRhs { start, row_stride: rhs.row_stride };
+                    if whole {
+                        multiply::<S, MR, NV>(simd, &mut acc, lhs, rhs, depth);
                     } else {
-                        simd.store_masked(to, mask, acc[i][v]);
+                        multiply_masked::<S, MR, NV>(simd, &mut acc, lhs, rhs, depth, mask);
+                    }
+                } else {
+                    // Distances that are constants cost no instruction in the loop.
+                    let rhs = StridedRhs { start, row_stride: (NV * S::LANES) as isize };
+                    match lhs.packed_panel(MR) {
+                        Some(panel) => multiply::<S, MR, NV>(simd, &mut acc, PackedPanel::<MR>(panel), rhs, depth),
+                        None => multiply::<S, MR, NV>(simd, &mut acc, lhs, rhs, depth),
+                    }
+                }
+                for i in 0..MR {
+                    let row = to.offset(i as isize * ends.to_stride);
+                    for v in 0..NV {
+                        let at = row.add(v * S::LANES);
+                        if whole || v + 1 < NV {
+                            simd.store(at, acc[i][v]);
+                        } else {
+                            simd.store_masked(at, mask, acc[i][v]);
+                        }
                     }
                 }
             }
+            to = to.wrapping_add(NV * S::LANES);
+            start = start.wrapping_add(rhs.step);
         }
     }
 }

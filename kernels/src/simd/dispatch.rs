@@ -69,12 +69,14 @@ impl Isa {
     /// [`Error::Isa`] when the variable names nothing known, or what this CPU lacks.
     pub fn choose() -> Result<Self, Error> {
         static CHOICE: OnceLock<Result<Isa, Error>> = OnceLock::new();
-        CHOICE
-            .get_or_init(|| match std::env::var(ISA_VARIABLE) {
-                Ok(name) => name.parse::<Self>().and_then(|isa| isa.check(ISA_VARIABLE)),
-                Err(_) => Ok(Self::available().next().unwrap_or(Self::Portable)),
-            })
-            .clone()
+        let choice = CHOICE.get_or_init(|| match std::env::var(ISA_VARIABLE) {
+            Ok(name) => name.parse::<Self>().and_then(|isa| isa.check(ISA_VARIABLE)),
+            Err(_) => Ok(Self::available().next().unwrap_or(Self::Portable)),
+        });
+        match choice {
+            Ok(isa) => Ok(*isa),
+            Err(error) => Err(error.clone()),
+        }
     }
 
     /// This instruction set, if the CPU has it.
