@@ -30,6 +30,8 @@ pub(crate) struct Blocking {
     pub thin_kc: usize,
     /// Columns of a block there: the outputs of one row stay in L1.
     pub thin_nc: usize,
+    /// Depth of a block of one panel: rows of the other operand are read where they are, and long rows stream better.
+    pub deep_kc: usize,
     /// Up to so many rows of lhs, rhs is not worth packing when its rows are contiguous.
     pub thin_rows: usize,
     /// Up to so many columns of rhs, lhs is not worth packing when its rows or columns are contiguous.
@@ -47,6 +49,7 @@ const ZEN3: Blocking = Blocking {
     shared: 1 << 21,
     thin_kc: 8,
     thin_nc: 1024,
+    deep_kc: 2048,
     thin_rows: 12,
     thin_columns: 128,
     in_place: 4096,

@@ -85,6 +85,12 @@ fn balance([size, item]: [usize; 2], tasks: usize, threads: usize) -> f64 {
 /// Depths of blocks are multiples of it: the micro-kernel's loop takes four steps at a time, a cache line holds 16.
 const DEPTH_STEP: usize = 16;
 
+/// Floats after which addresses fall into the same set of an L1 cache: 4 KiB on every x86-64 CPU.
+const SAME_SET: isize = 1024;
+
+/// Rows of a strip that find room in one set of 8 ways beside a panel of rhs and a line of output.
+const UNCROWDED: usize = 6;
+
 /// The size of the largest part when `items` are cut into as few parts of at most `most` as it takes.
 fn balanced(items: usize, most: usize) -> usize {
     items.div_ceil(items.div_ceil(most).max(1)).max(1)
@@ -138,10 +144,16 @@ impl Plan {
             Operand::Matrix(lhs) => {
                 let rows_run = lhs.column_stride == 1 || m == 1;
                 let little = n <= blocking.thin_columns || m.saturating_mul(k) <= blocking.in_place;
-                let in_place = rows_run || lhs.row_stride == 1 && little;
-                let packing = if in_place { LhsPacking::InPlace } else { LhsPacking::Shared };
                 let nv = if n <= isa.lanes() { 1 } else { NV };
-                (packing, max_height(isa.registers(), nv))
+                let height = max_height(isa.registers(), nv);
+                // Rows that share a set of L1 push each other out of it, if a strip has more of them than the set has ways.
+                let crowded = lhs.row_stride % SAME_SET == 0 && height > UNCROWDED;
+                let in_place = rows_run && (little || !crowded) || lhs.row_stride == 1 && little;
+                match in_place {
+                    true if rows_run && crowded => (LhsPacking::InPlace, UNCROWDED),
+                    true => (LhsPacking::InPlace, height),
+                    false => (LhsPacking::Shared, height),
+                }
             }
         };
         let strips = Strips::new(m, height);
@@ -153,6 +165,9 @@ impl Plan {
                 let small = k.saturating_mul(n) <= blocking.in_place;
                 if runs && !small && m <= blocking.thin_rows {
                     (kc, nc) = (blocking.thin_kc, blocking.thin_nc);
+                } else if panels == 1 || m <= blocking.thin_rows && rhs.row_stride == 1 {
+                    // One operand streams through, row after row: the longer its rows, the better they are foreseen.
+                    (kc, nc) = (blocking.deep_kc, nr);
                 }
                 if runs && (small || m <= blocking.thin_rows) { RhsPacking::InPlace } else { RhsPacking::Private }
             }

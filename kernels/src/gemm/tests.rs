@@ -10,6 +10,7 @@ const TOY: Blocking = Blocking {
     shared: 40,
     thin_kc: 3,
     thin_nc: 1,
+    deep_kc: 11,
     thin_rows: 0,
     thin_columns: 0,
     in_place: 0,
