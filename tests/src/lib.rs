@@ -9,6 +9,7 @@
 //!
 //! | module | is |
 //! | --- | --- |
+//! | [`allocations`] | how many there were |
 //! | [`case`] | a convolution and how to run it, as one line of text |
 //! | [`decode`] | a case from bytes |
 //! | [`data`] | the operands of a case |
@@ -26,6 +27,7 @@
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+pub mod allocations;
 pub mod case;
 pub mod check;
 pub mod crash;

@@ -1,7 +1,7 @@
 //! Convolutions that are long enough to be spread over threads: small ones stay on the calling thread.
 
-use kernels::Parallelism;
 use kernels::conv::{Conv2d, Conv2dBackward, Layout};
+use kernels::{Parallelism, Team, TeamOptions};
 use tests::case::ConvCase;
 use tests::data::{ConvData, DataKind};
 use tests::oracle::same_bits;
@@ -44,42 +44,79 @@ fn a_grouped_convolution() {
     holds(ConvCase::new(64, 64, [3, 3]).image(40, 41).padding(1, 1, 1, 1).groups(8).batch(2).nhwc());
 }
 
+/// A problem, its data and its plans.
+struct Planned {
+    case: ConvCase,
+    data: ConvData,
+    forward: Conv2d,
+    backward: Conv2dBackward,
+}
+
+impl Planned {
+    /// A problem of which threads get equal parts.
+    fn new(layout: Layout) -> Self {
+        let mut case = ConvCase::new(24, 40, [3, 3]).image(28, 30).padding(1, 1, 1, 1).batch(4).data(DataKind::Uniform);
+        case.spec.layout = layout;
+        let data = ConvData::new(&case, &case.spec.sizes(case.shape).unwrap());
+        let forward = Conv2d::new(case.spec, &data.weights, None, case.shape).unwrap();
+        let backward = Conv2dBackward::new(case.spec, &data.weights, case.shape).unwrap();
+        Self { case, data, forward, backward }
+    }
+
+    /// `y`, `dx` and `dw`.
+    fn run(&self, parallelism: Parallelism, slots: usize) -> [Vec<f32>; 3] {
+        let (shape, data) = (self.case.shape, &self.data);
+        let sizes = self.case.spec.sizes(shape).unwrap();
+        let mut y = vec![f32::NAN; sizes.y_len];
+        let (mut dx, mut dw) = (vec![f32::NAN; sizes.x_len], vec![f32::NAN; sizes.w_len]);
+        let mut workspace = vec![f32::NAN; self.forward.workspace_len(shape, slots).unwrap()];
+        self.forward.forward(shape, &data.x, None, &mut y, &mut workspace, parallelism).unwrap();
+        let mut workspace = vec![f32::NAN; self.backward.workspace_len(shape, slots).unwrap()];
+        self.backward.both(shape, &data.x, &data.dy, &mut dx, &mut dw, None, &mut workspace, parallelism).unwrap();
+        [y, dx, dw]
+    }
+}
+
+fn same_results(mine: &[Vec<f32>; 3], expected: &[Vec<f32>; 3]) {
+    for (name, (mine, expected)) in ["y", "dx", "dw"].into_iter().zip(mine.iter().zip(expected)) {
+        same_bits(name, mine, expected).unwrap();
+    }
+}
+
 #[test]
 fn a_plan_serves_eight_threads_at_once() {
     for layout in [Layout::Nchw, Layout::Nhwc] {
-        let mut case = ConvCase::new(24, 40, [3, 3]).image(28, 30).padding(1, 1, 1, 1).batch(4).data(DataKind::Uniform);
-        case.spec.layout = layout;
-        let shape = case.shape;
-        let sizes = case.spec.sizes(shape).unwrap();
-        let data = ConvData::new(&case, &sizes);
-        let forward = Conv2d::new(case.spec, &data.weights, None, shape).unwrap();
-        let backward = Conv2dBackward::new(case.spec, &data.weights, shape).unwrap();
+        let planned = Planned::new(layout);
+        let alone = planned.run(Parallelism::Serial, 1);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        let run = |parallelism: Parallelism, slots: usize| {
-            let mut y = vec![f32::NAN; sizes.y_len];
-            let (mut dx, mut dw) = (vec![f32::NAN; sizes.x_len], vec![f32::NAN; sizes.w_len]);
-            let mut workspace = vec![f32::NAN; forward.workspace_len(shape, slots).unwrap()];
-            forward.forward(shape, &data.x, None, &mut y, &mut workspace, parallelism).unwrap();
-            let mut workspace = vec![f32::NAN; backward.workspace_len(shape, slots).unwrap()];
-            backward.both(shape, &data.x, &data.dy, &mut dx, &mut dw, None, &mut workspace, parallelism).unwrap();
-            [y, dx, dw]
-        };
-        let alone = run(Parallelism::Serial, 1);
         std::thread::scope(|scope| {
             for thread in 0..8 {
-                let (alone, run, pool) = (&alone, &run, &pool);
+                let (alone, planned, pool) = (&alone, &planned, &pool);
                 scope.spawn(move || {
                     // From outside of any pool, and from inside of one that all share.
                     let mine = if thread % 2 == 0 {
-                        run(Parallelism::Current, 2)
+                        planned.run(Parallelism::Current, 2)
                     } else {
-                        pool.install(|| run(Parallelism::Current, 2))
+                        pool.install(|| planned.run(Parallelism::Current, 2))
                     };
-                    for (name, (mine, alone)) in ["y", "dx", "dw"].into_iter().zip(mine.iter().zip(alone)) {
-                        same_bits(name, mine, alone).unwrap();
-                    }
+                    same_results(&mine, alone);
                 });
             }
         });
+    }
+}
+
+#[test]
+fn a_team_gives_the_bits_of_one_thread() {
+    for layout in [Layout::Nchw, Layout::Nhwc] {
+        let planned = Planned::new(layout);
+        let alone = planned.run(Parallelism::Serial, 1);
+        for helpers in [1, 2, 6] {
+            rayon::ThreadPoolBuilder::new().num_threads(helpers + 1).build().unwrap().install(|| {
+                Team::with(TeamOptions::new().helpers(helpers), |team| {
+                    same_results(&planned.run(Parallelism::Team(team), helpers + 1), &alone);
+                });
+            });
+        }
     }
 }

@@ -175,7 +175,9 @@ impl Conv2dBackward {
             return Err(Error::invalid("slots", "at least 1", 0));
         }
         let sizes = self.spec.sizes(shape)?;
-        Ok(self.data_scratch(shape, &sizes, slots).max(self.weights_scratch(shape, &sizes, slots)))
+        // What is cut for many slots may need less than what one slot takes alone.
+        let scratch = |slots| self.data_scratch(shape, &sizes, slots).max(self.weights_scratch(shape, &sizes, slots));
+        Ok(scratch(slots).max(scratch(1)))
     }
 
     fn data_scratch(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {

@@ -200,7 +200,9 @@ impl Conv2d {
         if slots == 0 {
             return Err(Error::invalid("slots", "at least 1", 0));
         }
-        Ok(self.scratch_len(shape, &self.spec.sizes(shape)?, slots))
+        // What is cut for many slots may need less than what one slot takes alone.
+        let sizes = self.spec.sizes(shape)?;
+        Ok(self.scratch_len(shape, &sizes, slots).max(self.scratch_len(shape, &sizes, 1)))
     }
 
     fn scratch_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
