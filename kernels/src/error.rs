@@ -102,7 +102,7 @@ pub(crate) fn checked_len(argument: &'static str, dimensions: &[usize]) -> Resul
     }
     let mut product = 1usize;
     for &d in dimensions {
-        product = product.checked_mul(d).ok_or_else(|| Error::Overflow { argument })?;
+        product = product.checked_mul(d).ok_or(Error::Overflow { argument })?;
     }
     match product.checked_mul(size_of::<f64>()) {
         Some(bytes) if bytes <= isize::MAX as usize => Ok(product),

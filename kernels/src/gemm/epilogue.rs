@@ -33,7 +33,7 @@ pub struct Epilogue<'a> {
 impl Epilogue<'_> {
     /// Fails unless bias and residual fit `batch` outputs of `m` x `n`.
     pub(super) fn check(&self, batch: usize, [m, n]: [usize; 2]) -> Result<(), Error> {
-        let rows = batch.checked_mul(m).ok_or_else(|| Error::Overflow { argument: "out" })?;
+        let rows = batch.checked_mul(m).ok_or(Error::Overflow { argument: "out" })?;
         let (expected, given) = match self.bias {
             Bias::None => (0, 0),
             Bias::Rows(bias) => (m, bias.len()),
