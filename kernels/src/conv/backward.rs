@@ -9,6 +9,7 @@ use super::bias_gradient::bias_gradient;
 use super::border;
 use super::dense::{DenseBackwardData, Form};
 use super::depthwise::{DepthwiseBackwardData, DepthwiseBackwardWeights};
+use super::finish::finish;
 use super::grouped::{GroupedBackwardData, GroupedBackwardWeights};
 use super::pixel_lanes::{Call, Post};
 use super::plan::{Options, choose, describe, slots};
@@ -219,17 +220,41 @@ impl Conv2dBackward {
         workspace: &mut [f32],
         parallelism: Parallelism,
     ) -> Result<(), Error> {
+        self.data_then(shape, dy, dx, Post::default(), workspace, parallelism)
+    }
+
+    /// [`Conv2dBackward::data`], followed by what a transposed convolution ends with.
+    pub(super) fn data_then(
+        &self,
+        shape: Shape,
+        dy: &[f32],
+        dx: &mut [f32],
+        post: Post<'_>,
+        workspace: &mut [f32],
+        parallelism: Parallelism,
+    ) -> Result<(), Error> {
         let sizes = self.spec.sizes(shape)?;
         check_len("dy", sizes.y_len, dy.len())?;
         check_len("dx", sizes.x_len, dx.len())?;
         let slots = slots(parallelism, workspace, |slots| self.data_scratch(shape, &sizes, slots))?;
-        if !dx.is_empty() {
-            self.run_data(BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism });
+        if dx.is_empty() {
+            return Ok(());
+        }
+        let fused = self.finite && matches!(&self.data, Data::Dense(_, kernel) if kernel.writes_everything());
+        let in_kernel = if fused { post } else { Post::default() };
+        self.run_data(BackwardDataCall { shape, sizes, dy, dx: &mut *dx, workspace, slots, parallelism }, in_kernel);
+        if !fused {
+            let pixels = sizes.input[0] * sizes.input[1];
+            finish(self.isa, self.spec.layout, [shape.batch, pixels], post, dx, parallelism);
         }
         Ok(())
     }
 
-    fn run_data(&self, call: BackwardDataCall<'_>) {
+    pub(super) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    fn run_data(&self, call: BackwardDataCall<'_>, post: Post<'_>) {
         let BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism } = call;
         match &self.data {
             Data::Dense(_, kernel) => kernel.run(Call {
@@ -238,7 +263,7 @@ impl Conv2dBackward {
                 in_size: sizes.output,
                 output: dx,
                 out_size: sizes.input,
-                post: Post::default(),
+                post,
                 workspace,
                 slots,
                 parallelism,
@@ -339,7 +364,8 @@ impl Conv2dBackward {
         let weights_slots = slots(parallelism, workspace, |slots| self.weights_scratch(shape, &sizes, slots))?;
         if !dx.is_empty() {
             let workspace = &mut *workspace;
-            self.run_data(BackwardDataCall { shape, sizes, dy, dx, workspace, slots: data_slots, parallelism });
+            let call = BackwardDataCall { shape, sizes, dy, dx, workspace, slots: data_slots, parallelism };
+            self.run_data(call, Post::default());
         }
         let slots = weights_slots;
         self.run_weights(BackwardWeightsCall { shape, sizes, x, dy, dw, workspace, slots, parallelism });

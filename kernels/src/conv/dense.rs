@@ -247,6 +247,11 @@ impl DenseBackwardData {
         self.engines.iter().map(len).max().unwrap_or(0)
     }
 
+    /// Whether every pixel is the result of some slide.
+    pub fn writes_everything(&self) -> bool {
+        !self.gaps
+    }
+
     /// `call.input` is `dy`, `call.output` is `dx`.
     pub fn run(&self, mut call: Call<'_>) {
         if self.gaps {

@@ -20,8 +20,10 @@ mod border;
 mod channel_lanes;
 mod dense;
 mod depthwise;
+mod finish;
 mod grouped;
 mod image_band;
+mod line;
 mod panels;
 mod pixel_lanes;
 mod plan;
@@ -29,10 +31,13 @@ mod slide;
 mod spec;
 #[cfg(test)]
 mod tests;
+mod transposed;
 mod weight_gradient;
 
 pub use algorithm::Algorithm;
 pub use backward::Conv2dBackward;
 pub use blocking::Blocking;
+pub use line::Conv1dSpec;
 pub use plan::{Conv2d, Options, conv2d};
 pub use spec::{Accuracy, Conv2dSpec, Layout, Padding, Shape, Sizes, flip_filter};
+pub use transposed::{ConvTranspose2d, ConvTranspose2dSpec};

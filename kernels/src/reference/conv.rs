@@ -1,7 +1,7 @@
 //! Convolution as in a lecture: seven loops, and an `if` for the padding.
 
 use super::Float;
-use crate::conv::{Conv2dSpec, Layout, Shape};
+use crate::conv::{Conv2dSpec, ConvTranspose2dSpec, Layout, Shape};
 use crate::error::{Error, check_len};
 
 /// Where element `[n, c, h, w]` of an image stands.
@@ -140,6 +140,65 @@ pub fn conv2d_backward_bias<T: Float>(spec: &Conv2dSpec, shape: Shape, dy: &[T],
             for oh in 0..sizes.output[0] {
                 for ow in 0..sizes.output[1] {
                     db[oc] += dy[at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh, ow])];
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A transposed convolution before the activation: each pixel, times the kernel, is added to the output.
+///
+/// # Errors
+/// Those of [`ConvTranspose2dSpec::sizes`], and [`Error::Length`] for a slice of another length.
+pub fn conv_transpose2d_forward<T: Float>(
+    spec: &ConvTranspose2dSpec,
+    shape: Shape,
+    x: &[T],
+    weights: &[T],
+    bias: Option<&[T]>,
+    y: &mut [T],
+) -> Result<(), Error> {
+    let sizes = spec.sizes(shape)?;
+    check_len("x", sizes.x_len, x.len())?;
+    check_len("weights", sizes.w_len, weights.len())?;
+    check_len("y", sizes.y_len, y.len())?;
+    check_len("bias", spec.out_channels, bias.map_or(spec.out_channels, <[T]>::len))?;
+    let [height, width] = sizes.output;
+    let [kernel_height, kernel_width] = spec.kernel;
+    let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
+    y.fill(T::ZERO);
+    for n in 0..shape.batch {
+        for ic in 0..spec.in_channels {
+            for ih in 0..shape.height {
+                for iw in 0..shape.width {
+                    let x = x[at(spec.layout, spec.in_channels, sizes.input, [n, ic, ih, iw])];
+                    for g_oc in 0..group_out {
+                        let oc = ic / group_in * group_out + g_oc;
+                        for kh in 0..kernel_height {
+                            for kw in 0..kernel_width {
+                                let oh = ih * spec.stride[0] + kh * spec.dilation[0];
+                                let ow = iw * spec.stride[1] + kw * spec.dilation[1];
+                                let (top, left) = (spec.padding.top, spec.padding.left);
+                                if oh < top || ow < left || oh - top >= height || ow - left >= width {
+                                    continue;
+                                }
+                                let y_at =
+                                    at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh - top, ow - left]);
+                                y[y_at] +=
+                                    x * weights[((ic * group_out + g_oc) * kernel_height + kh) * kernel_width + kw];
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(bias) = bias {
+            for oc in 0..spec.out_channels {
+                for oh in 0..height {
+                    for ow in 0..width {
+                        y[at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh, ow])] += bias[oc];
+                    }
                 }
             }
         }

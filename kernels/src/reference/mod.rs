@@ -11,7 +11,9 @@ mod pool;
 mod softmax;
 
 pub use activation::{activation_backward, activation_forward};
-pub use conv::{conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weights, conv2d_forward};
+pub use conv::{
+    conv_transpose2d_forward, conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weights, conv2d_forward,
+};
 pub use gemm::gemm;
 pub use linear::{linear_backward, linear_forward};
 pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backward, max_pool2d_forward};

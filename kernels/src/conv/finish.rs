@@ -1,0 +1,91 @@
+//! Bias and activation as a pass of their own, where a kernel cannot end with them.
+
+use super::pixel_lanes::Post;
+use super::spec::Layout;
+use crate::activation::{self, Activation};
+use crate::parallel::Parallelism;
+use crate::simd::{Isa, Job, Simd, dispatch};
+
+/// Elements that a thread reads and writes in a second, at least.
+const ELEMENTS_PER_SECOND: f64 = 1e9;
+
+/// `y = activation(y + bias)` for `batch` images of `pixels`, `[batch, pixels]`. There is no residual.
+pub(super) fn finish(
+    isa: Isa,
+    layout: Layout,
+    [batch, pixels]: [usize; 2],
+    post: Post<'_>,
+    y: &mut [f32],
+    parallelism: Parallelism<'_>,
+) {
+    debug_assert!(post.residual.is_none());
+    if (post.bias.is_none() && post.activation == Activation::Identity) || y.is_empty() {
+        return;
+    }
+    let channels = y.len() / (batch * pixels);
+    // Runs of one bias each, or of all of them.
+    let run = match layout {
+        Layout::Nchw => pixels,
+        Layout::Nhwc => channels,
+    };
+    let context = Context { layout, channels, run, post, y: y.as_mut_ptr() };
+    let context = &context;
+    let runs = y.len() / run;
+    let parallelism = parallelism.for_seconds(y.len() as f64 / ELEMENTS_PER_SECOND);
+    let tasks = runs.min(TASKS_PER_THREAD * parallelism.threads());
+    parallelism.for_each(tasks, tasks, &move |task, _| {
+        let runs = runs * task / tasks..runs * (task + 1) / tasks;
+        dispatch(isa, Task { context, runs });
+    });
+}
+
+/// Parts of the output, so that a thread that comes late finds something left.
+const TASKS_PER_THREAD: usize = 4;
+
+struct Context<'a> {
+    layout: Layout,
+    channels: usize,
+    /// Elements of a run.
+    run: usize,
+    post: Post<'a>,
+    y: *mut f32,
+}
+
+// SAFETY: tasks write disjoint runs of `y`.
+unsafe impl Sync for Context<'_> {}
+
+struct Task<'a> {
+    context: &'a Context<'a>,
+    runs: std::ops::Range<usize>,
+}
+
+impl Job for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let &Context { layout, channels, run, post, y } = self.context;
+        for index in self.runs {
+            let mut at = 0;
+            while at < run {
+                let left = run - at;
+                // SAFETY: only what the run has left is read or written, and the run is this task's alone.
+                unsafe {
+                    let place = y.add(index * run + at);
+                    let mut v = simd.load_first(place, left);
+                    if let Some(bias) = post.bias {
+                        v = simd.add(
+                            v,
+                            match layout {
+                                Layout::Nchw => simd.splat(bias[index % channels]),
+                                Layout::Nhwc => simd.load_first(bias[at..].as_ptr(), left),
+                            },
+                        );
+                    }
+                    simd.store_first(place, left, activation::apply(simd, post.activation, v));
+                }
+                at += S::LANES;
+            }
+        }
+    }
+}
