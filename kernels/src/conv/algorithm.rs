@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::spec::{Conv2dSpec, Shape, Sizes};
+use super::spec::{Accuracy, Conv2dSpec, Shape, Sizes};
 use crate::parallel::Parallelism;
 use crate::simd::Isa;
 
@@ -24,13 +24,55 @@ pub enum Algorithm {
     Depthwise,
     /// Few channels per group.
     Grouped,
+    /// Winograd's F(2,3) or F(2,5) along each axis of more than one tap: stride 1 only, as for the others.
+    Winograd2,
+    /// F(2,3) down the columns, F(4,3) along the rows.
+    Winograd2x4,
+    /// F(4,3) or F(4,5).
+    Winograd4,
+    /// F(6,3).
+    Winograd6,
     /// Explicit im2col and `matrixmultiply`: what a user would write today. Needs the feature `baseline`.
     Baseline,
 }
 
 impl Algorithm {
     /// Every algorithm but `Auto`.
-    pub const ALL: [Self; 5] = [Self::Direct, Self::Im2col, Self::Depthwise, Self::Grouped, Self::Baseline];
+    pub const ALL: [Self; 9] = [
+        Self::Direct,
+        Self::Im2col,
+        Self::Depthwise,
+        Self::Grouped,
+        Self::Winograd2,
+        Self::Winograd2x4,
+        Self::Winograd4,
+        Self::Winograd6,
+        Self::Baseline,
+    ];
+
+    /// Outputs of a Winograd tile, down and along, unless the algorithm is another.
+    pub(super) fn tile(self) -> Option<[usize; 2]> {
+        match self {
+            Self::Winograd2 => Some([2, 2]),
+            Self::Winograd2x4 => Some([2, 4]),
+            Self::Winograd4 => Some([4, 4]),
+            Self::Winograd6 => Some([6, 6]),
+            _ => None,
+        }
+    }
+
+    /// Whether the error of a spec's convolution is one that its accuracy allows.
+    pub(super) fn is_allowed(self, spec: &Conv2dSpec) -> bool {
+        let five = spec.kernel.contains(&5);
+        let least = match self {
+            Self::Winograd2 if five => Accuracy::Fast,
+            Self::Winograd4 if five => Accuracy::Fastest,
+            Self::Winograd4 => Accuracy::Fast,
+            Self::Winograd6 => Accuracy::Fastest,
+            _ => Accuracy::Direct,
+        };
+        spec.accuracy >= least
+    }
 }
 
 impl fmt::Display for Algorithm {
@@ -41,6 +83,10 @@ impl fmt::Display for Algorithm {
             Self::Im2col => "im2col",
             Self::Depthwise => "depthwise",
             Self::Grouped => "grouped",
+            Self::Winograd2 => "winograd2",
+            Self::Winograd2x4 => "winograd2x4",
+            Self::Winograd4 => "winograd4",
+            Self::Winograd6 => "winograd6",
             Self::Baseline => "baseline",
         })
     }

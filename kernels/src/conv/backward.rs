@@ -15,6 +15,7 @@ use super::pixel_lanes::{Call, Post};
 use super::plan::{Options, choose, describe, slots};
 use super::spec::{Conv2dSpec, Shape, Sizes};
 use super::weight_gradient::WeightGradient;
+use super::winograd::{Direction, Winograd};
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
 use crate::simd::Isa;
@@ -24,6 +25,7 @@ enum Data {
     Dense(Form, DenseBackwardData),
     Depthwise(DepthwiseBackwardData),
     Grouped(GroupedBackwardData),
+    Winograd(Algorithm, Winograd),
     #[cfg(feature = "baseline")]
     Baseline(BaselineBackwardData),
 }
@@ -93,6 +95,11 @@ impl Conv2dBackward {
             Algorithm::Grouped => Data::Grouped(GroupedBackwardData::new(&spec, hint, isa)?),
             #[cfg(feature = "baseline")]
             Algorithm::Baseline => Data::Baseline(BaselineBackwardData::new(&spec)),
+            algorithm if algorithm.tile().is_some() => {
+                let axes =
+                    Winograd::axes(&spec, Direction::BackwardData, algorithm).expect("the cost says that it can");
+                Data::Winograd(algorithm, Winograd::new(&spec, Direction::BackwardData, axes, isa)?)
+            }
             algorithm => {
                 let form = if algorithm == Algorithm::Im2col { Form::Im2col } else { Form::Direct };
                 Data::Dense(form, DenseBackwardData::new(&spec, form, hint, &sizes, isa, blocking)?)
@@ -127,6 +134,7 @@ impl Conv2dBackward {
             Data::Dense(_, kernel) => kernel.pack(&self.weights),
             Data::Depthwise(kernel) => kernel.pack(&self.weights),
             Data::Grouped(kernel) => kernel.pack(&self.weights),
+            Data::Winograd(_, kernel) => kernel.pack(&self.weights),
             #[cfg(feature = "baseline")]
             Data::Baseline(kernel) => kernel.pack(&self.weights),
         }
@@ -144,6 +152,7 @@ impl Conv2dBackward {
             Data::Dense(Form::Im2col, _) => Algorithm::Im2col,
             Data::Depthwise(_) => Algorithm::Depthwise,
             Data::Grouped(_) => Algorithm::Grouped,
+            Data::Winograd(algorithm, _) => *algorithm,
             #[cfg(feature = "baseline")]
             Data::Baseline(_) => Algorithm::Baseline,
         };
@@ -189,6 +198,7 @@ impl Conv2dBackward {
             Data::Dense(_, kernel) => kernel.workspace_len(shape, sizes, slots),
             Data::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),
             Data::Grouped(kernel) => kernel.workspace_len(shape, sizes, slots),
+            Data::Winograd(_, kernel) => kernel.workspace_len(shape.batch, sizes.input, slots),
             #[cfg(feature = "baseline")]
             Data::Baseline(kernel) => kernel.workspace_len(sizes),
         }
@@ -240,7 +250,12 @@ impl Conv2dBackward {
         if dx.is_empty() {
             return Ok(());
         }
-        let fused = self.finite && matches!(&self.data, Data::Dense(_, kernel) if kernel.writes_everything());
+        let fused = self.finite
+            && match &self.data {
+                Data::Dense(_, kernel) => kernel.writes_everything(),
+                Data::Winograd(..) => true,
+                _ => false,
+            };
         let in_kernel = if fused { post } else { Post::default() };
         self.run_data(BackwardDataCall { shape, sizes, dy, dx: &mut *dx, workspace, slots, parallelism }, in_kernel);
         if !fused {
@@ -256,18 +271,22 @@ impl Conv2dBackward {
 
     fn run_data(&self, call: BackwardDataCall<'_>, post: Post<'_>) {
         let BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism } = call;
+        // The next lines need `dx` again.
+        let dx = &mut *dx;
+        let dense = |workspace, dx| Call {
+            batch: shape.batch,
+            input: dy,
+            in_size: sizes.output,
+            output: dx,
+            out_size: sizes.input,
+            post,
+            workspace,
+            slots,
+            parallelism,
+        };
         match &self.data {
-            Data::Dense(_, kernel) => kernel.run(Call {
-                batch: shape.batch,
-                input: dy,
-                in_size: sizes.output,
-                output: dx,
-                out_size: sizes.input,
-                post,
-                workspace,
-                slots,
-                parallelism,
-            }),
+            Data::Dense(_, kernel) => kernel.run(dense(workspace, dx)),
+            Data::Winograd(_, kernel) => kernel.run(dense(workspace, dx), &self.weights),
             Data::Depthwise(kernel) => {
                 kernel.run(BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism });
             }
@@ -387,6 +406,9 @@ fn data_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes
         Algorithm::Im2col => Some(DenseBackwardData::cost(spec, Form::Im2col, hint, sizes, isa)),
         Algorithm::Depthwise => DepthwiseBackwardData::cost(spec, hint, sizes, isa),
         Algorithm::Grouped => GroupedBackwardData::cost(spec, hint, sizes, isa),
+        Algorithm::Winograd2 | Algorithm::Winograd2x4 | Algorithm::Winograd4 | Algorithm::Winograd6 => {
+            Winograd::cost(spec, Direction::BackwardData, algorithm, hint.batch, sizes.input, isa)
+        }
         #[cfg(feature = "baseline")]
         Algorithm::Baseline => BaselineBackwardData::cost(spec, hint, sizes),
         #[cfg(not(feature = "baseline"))]
@@ -400,6 +422,11 @@ fn data_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes
 fn weights_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
     match algorithm {
         Algorithm::Direct | Algorithm::Im2col => Some(WeightGradient::cost(spec, hint, sizes, isa)),
+        // Their gradient of the weights is the dense one.
+        Algorithm::Winograd2 | Algorithm::Winograd2x4 | Algorithm::Winograd4 | Algorithm::Winograd6 => {
+            Winograd::axes(spec, Direction::BackwardData, algorithm)
+                .map(|_| WeightGradient::cost(spec, hint, sizes, isa))
+        }
         Algorithm::Depthwise => DepthwiseBackwardWeights::cost(spec, hint, sizes, isa),
         Algorithm::Grouped => GroupedBackwardWeights::cost(spec, hint, sizes, isa),
         #[cfg(feature = "baseline")]

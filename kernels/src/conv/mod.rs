@@ -33,6 +33,7 @@ mod spec;
 mod tests;
 mod transposed;
 mod weight_gradient;
+mod winograd;
 
 pub use algorithm::Algorithm;
 pub use backward::Conv2dBackward;

@@ -12,6 +12,7 @@ use super::depthwise::Depthwise;
 use super::grouped::Grouped;
 use super::pixel_lanes::{Call, Post};
 use super::spec::{Conv2dSpec, Shape, Sizes};
+use super::winograd::{Direction, Winograd};
 use crate::activation::apply_one;
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
@@ -46,6 +47,7 @@ enum Kernel {
     Dense(Form, Dense),
     Depthwise(Depthwise),
     Grouped(Grouped),
+    Winograd(Algorithm, Winograd),
     #[cfg(feature = "baseline")]
     Baseline(Baseline),
 }
@@ -115,6 +117,10 @@ impl Conv2d {
             Algorithm::Grouped => Kernel::Grouped(Grouped::new(&spec, hint, isa)?),
             #[cfg(feature = "baseline")]
             Algorithm::Baseline => Kernel::Baseline(Baseline::new(&spec, hint, isa)?),
+            algorithm if algorithm.tile().is_some() => {
+                let axes = Winograd::axes(&spec, Direction::Forward, algorithm).expect("the cost says that it can");
+                Kernel::Winograd(algorithm, Winograd::new(&spec, Direction::Forward, axes, isa)?)
+            }
             _ => {
                 let form = if algorithm == Algorithm::Im2col { Form::Im2col } else { Form::Direct };
                 Kernel::Dense(form, Dense::new(&spec, form, hint, &sizes, isa, blocking)?)
@@ -147,6 +153,7 @@ impl Conv2d {
             Kernel::Dense(_, kernel) => kernel.pack(&self.weights),
             Kernel::Depthwise(kernel) => kernel.pack(&self.weights),
             Kernel::Grouped(kernel) => kernel.pack(&self.weights),
+            Kernel::Winograd(_, kernel) => kernel.pack(&self.weights),
             #[cfg(feature = "baseline")]
             Kernel::Baseline(kernel) => kernel.pack(&self.weights),
         }
@@ -169,6 +176,7 @@ impl Conv2d {
             Kernel::Dense(Form::Im2col, _) => Algorithm::Im2col,
             Kernel::Depthwise(_) => Algorithm::Depthwise,
             Kernel::Grouped(_) => Algorithm::Grouped,
+            Kernel::Winograd(algorithm, _) => *algorithm,
             #[cfg(feature = "baseline")]
             Kernel::Baseline(_) => Algorithm::Baseline,
         }
@@ -213,6 +221,7 @@ impl Conv2d {
             Kernel::Dense(_, kernel) => kernel.workspace_len(shape, sizes, slots),
             Kernel::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),
             Kernel::Grouped(kernel) => kernel.workspace_len(shape, sizes, slots),
+            Kernel::Winograd(_, kernel) => kernel.workspace_len(shape.batch, sizes.output, slots),
             #[cfg(feature = "baseline")]
             Kernel::Baseline(kernel) => kernel.workspace_len(shape, sizes, slots),
         }
@@ -241,19 +250,21 @@ impl Conv2d {
             return Ok(());
         }
         let bias = self.bias.as_deref();
+        let dense = |workspace, y| Call {
+            batch: shape.batch,
+            input: x,
+            in_size: sizes.input,
+            output: y,
+            out_size: sizes.output,
+            post: Post { bias, residual, activation: self.spec.activation },
+            workspace,
+            slots,
+            parallelism,
+        };
         let call = ForwardCall { shape, sizes, x, bias, residual, y, workspace, slots, parallelism };
         match &self.kernel {
-            Kernel::Dense(_, kernel) => kernel.run(Call {
-                batch: shape.batch,
-                input: x,
-                in_size: sizes.input,
-                output: call.y,
-                out_size: sizes.output,
-                post: Post { bias, residual, activation: self.spec.activation },
-                workspace: call.workspace,
-                slots,
-                parallelism,
-            }),
+            Kernel::Dense(_, kernel) => kernel.run(dense(call.workspace, call.y)),
+            Kernel::Winograd(_, kernel) => kernel.run(dense(call.workspace, call.y), &self.weights),
             Kernel::Depthwise(kernel) => kernel.forward(call),
             Kernel::Grouped(kernel) => kernel.forward(call),
             #[cfg(feature = "baseline")]
@@ -282,6 +293,9 @@ fn cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa
         Algorithm::Im2col => Some(Dense::cost(spec, Form::Im2col, hint, sizes, isa)),
         Algorithm::Depthwise => Depthwise::cost(spec, hint, sizes, isa),
         Algorithm::Grouped => Grouped::cost(spec, hint, sizes, isa),
+        Algorithm::Winograd2 | Algorithm::Winograd2x4 | Algorithm::Winograd4 | Algorithm::Winograd6 => {
+            Winograd::cost(spec, Direction::Forward, algorithm, hint.batch, sizes.output, isa)
+        }
         #[cfg(feature = "baseline")]
         Algorithm::Baseline => Baseline::cost(spec, hint, sizes, isa),
         #[cfg(not(feature = "baseline"))]
@@ -300,7 +314,8 @@ pub(super) fn choose(
     let possible = || costs.iter().filter_map(|&(algorithm, cost)| cost.map(|cost| (algorithm, cost)));
     if asked == Algorithm::Auto {
         // The yardstick is never chosen.
-        let candidates = possible().filter(|(algorithm, _)| *algorithm != Algorithm::Baseline);
+        let candidates =
+            possible().filter(|(algorithm, _)| *algorithm != Algorithm::Baseline && algorithm.is_allowed(spec));
         let best = candidates.min_by(|a, b| a.1.total_cmp(&b.1));
         return best.map(|(algorithm, _)| algorithm).ok_or_else(|| Error::invalid(argument, "a possible spec", spec));
     }

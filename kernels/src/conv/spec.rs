@@ -41,7 +41,7 @@ impl Padding {
 }
 
 /// How much rounding error the automatic choice of the algorithm may trade for speed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Accuracy {
     /// No more error than 1.25 times a direct convolution's.
     Direct,

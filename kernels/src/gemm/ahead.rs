@@ -60,7 +60,7 @@ impl Lines {
 
 /// The next strip of lhs and the next block of rhs.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
+pub(crate) struct Ahead {
     strip: Lines,
     block: Lines,
 }

@@ -29,15 +29,17 @@ pub(crate) mod micro;
 mod pack;
 mod packed;
 mod plan;
-mod tile;
+pub(crate) mod tile;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use ahead::Ahead;
 use blocking::Blocking;
 use driver::Product;
 use epilogue::RawEpilogue;
 pub use epilogue::{Bias, Epilogue};
+pub(crate) use pack::Strips;
 pub use packed::{PackedLhs, PackedRhs};
 use plan::Operand;
 pub use plan::workspace_len;

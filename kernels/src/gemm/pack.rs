@@ -17,7 +17,7 @@ use crate::simd::Simd;
 
 /// Rows cut into strips of nearly the same height: 49 rows are 9 strips of 5 or 6, not 8 of 6 and one of 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Strips {
+pub(crate) struct Strips {
     /// How many.
     pub count: usize,
     /// Rows of each of the first `tall` strips; the others have one less.

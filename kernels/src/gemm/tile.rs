@@ -18,7 +18,7 @@ use crate::tensor::View;
 
 /// A matrix as pointer and strides.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix {
+pub(crate) struct Matrix {
     pub start: *const f32,
     pub row_stride: isize,
     pub column_stride: isize,
@@ -42,18 +42,18 @@ impl Matrix {
 }
 
 /// Vectors side by side in the widest tile.
-pub(super) const NV: usize = 2;
+pub(crate) const NV: usize = 2;
 
 /// The most rows of any tile of any instruction set.
-pub(super) const MAX_HEIGHT: usize = 14;
+pub(crate) const MAX_HEIGHT: usize = 14;
 
 /// The most columns of any tile of any instruction set.
-pub(super) const MAX_WIDTH: usize = 16 * NV;
+pub(crate) const MAX_WIDTH: usize = 16 * NV;
 
 /// The most rows of a tile of `nv` vectors: the accumulators, one row of rhs and one broadcast fit the registers
 /// (6 x 16 of AVX2, 14 x 32 of AVX-512, 6 x 8 of SSE2 and NEON). A single vector across needs more rows, or
 /// the chains would wait for their own latency.
-pub(super) const fn max_height(registers: usize, nv: usize) -> usize {
+pub(crate) const fn max_height(registers: usize, nv: usize) -> usize {
     match (registers >= 32, nv) {
         (true, _) => 14,
         (false, 1) => 12,
@@ -63,7 +63,7 @@ pub(super) const fn max_height(registers: usize, nv: usize) -> usize {
 
 /// The panels of rhs that a strip of lhs meets, side by side.
 #[derive(Clone, Copy)]
-pub(super) struct Panels {
+pub(crate) struct Panels {
     /// Row 0 of the first.
     pub start: *const f32,
     /// From row to row of a panel.
@@ -75,7 +75,7 @@ pub(super) struct Panels {
 
 /// Where a row of tiles starts from, and where it goes.
 #[derive(Clone, Copy)]
-pub(super) struct Ends {
+pub(crate) struct Ends {
     /// The partial results to continue; null to start at +0.
     pub from: *const f32,
     pub from_stride: isize,
@@ -91,7 +91,7 @@ pub(super) struct Ends {
 /// - `1 <= height <= max_height(nv)` and `1 <= nv <= NV`.
 /// - The contract of [`Tiles`].
 #[inline(always)]
-pub(super) unsafe fn tiles_of<S: Simd, L: LhsAddress, const IN_PLACE: bool>(
+pub(crate) unsafe fn tiles_of<S: Simd, L: LhsAddress, const IN_PLACE: bool>(
     simd: S,
     [height, nv]: [usize; 2],
     lhs: L,

@@ -1,0 +1,60 @@
+//! Winograd against the loops of the reference.
+
+use crate::conv::{Algorithm, Conv2d, Conv2dBackward, Conv2dSpec, Layout, Options, Padding, Shape};
+use crate::parallel::Parallelism;
+use crate::reference::{conv2d_backward_data, conv2d_forward};
+
+fn values(seed: u32, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+#[test]
+fn every_tile_agrees_with_the_reference() {
+    let kernels = [[3, 3], [1, 3], [3, 1], [5, 5], [1, 5], [3, 5]];
+    for (seed, (kernel, [height, width])) in
+        kernels.into_iter().flat_map(|k| [[7, 7], [1, 1], [14, 19], [33, 5], [9, 70]].map(|size| (k, size))).enumerate()
+    {
+        for layout in [Layout::Nchw, Layout::Nhwc] {
+            let spec = Conv2dSpec::new(6, 14, kernel)
+                .groups(1 + seed % 2)
+                .padding(Padding { top: kernel[0] / 2, bottom: kernel[0] / 2, left: kernel[1] / 2, right: kernel[1] / 2 })
+                .layout(layout);
+            let shape = Shape::new(2, height, width);
+            let sizes = spec.sizes(shape).unwrap();
+            let (x, w) = (values(seed as u32, sizes.x_len), values(99, sizes.w_len));
+            let (bias, residual) = (values(5, 14), values(7, sizes.y_len));
+            let dy = values(8, sizes.y_len);
+            let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+            let (mut y_wanted, mut dx_wanted) = (vec![0.0; sizes.y_len], vec![0.0; sizes.x_len]);
+            let (x64, w64, dy64) = (wide(&x), wide(&w), wide(&dy));
+            let (b64, r64) = (wide(&bias), wide(&residual));
+            conv2d_forward(&spec, shape, &x64, &w64, Some(&b64), Some(&r64), &mut y_wanted).unwrap();
+            conv2d_backward_data(&spec, shape, &dy64, &w64, &mut dx_wanted).unwrap();
+            for algorithm in Algorithm::ALL.into_iter().filter(|a| a.tile().is_some()) {
+                let options = Options { algorithm, ..Options::default() };
+                let Ok(plan) = Conv2d::with_options(spec, &w, Some(&bias), shape, options) else { continue };
+                let mut y = vec![f32::NAN; sizes.y_len];
+                let mut workspace = vec![f32::NAN; plan.workspace_len(shape, 1).unwrap()];
+                plan.forward(shape, &x, Some(&residual), &mut y, &mut workspace, Parallelism::Serial).unwrap();
+                let close = |name: &str, got: &[f32], wanted: &[f64]| {
+                    for (i, (&got, &wanted)) in got.iter().zip(wanted).enumerate() {
+                        let off = (f64::from(got) - wanted).abs();
+                        assert!(off < 2e-4, "{algorithm} {spec} {shape:?}: {name}[{i}] is {got} instead of {wanted}");
+                    }
+                };
+                close("y", &y, &y_wanted);
+                let plan = Conv2dBackward::with_options(spec, &w, shape, options).unwrap();
+                let mut dx = vec![f32::NAN; sizes.x_len];
+                let mut workspace = vec![f32::NAN; plan.workspace_len(shape, 1).unwrap()];
+                plan.data(shape, &dy, &mut dx, &mut workspace, Parallelism::Serial).unwrap();
+                close("dx", &dx, &dx_wanted);
+            }
+        }
+    }
+}
