@@ -428,6 +428,10 @@ impl ForwardPlan for Plan {
 }
 
 impl BackwardPlan for Plan {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::Direct
+    }
+
     fn workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error> {
         ForwardPlan::workspace_len(self, shape, slots)
     }

@@ -13,8 +13,9 @@
 //! NaN must meet NaN, and infinity the same infinity. A finite result must be within the bound. An infinite one is
 //! accepted where partial sums of that sign can overflow, a NaN where those of both signs can.
 
-use kernels::Activation;
-use kernels::conv::{Layout, Sizes};
+use kernels::conv::{Algorithm, Layout, Sizes};
+use kernels::reference::{WINOGRAD_ROUNDINGS, winograd_shadow, winograd_shadow_backward_data};
+use kernels::{Activation, Error};
 
 use crate::case::ConvCase;
 use crate::data::{ConvData, EXACT_LIMIT};
@@ -146,6 +147,35 @@ impl Reference {
             }
         }
         Self { y, dx, dw, db }
+    }
+
+    /// What a Winograd algorithm must give as `y`: the values of any other, bounded by its shadow.
+    ///
+    /// # Errors
+    /// When the algorithm cannot do the case.
+    pub fn winograd_y(&self, case: &ConvCase, data: &ConvData, algorithm: Algorithm) -> Result<Expected, Error> {
+        let mut shadow = vec![0.0; self.y.values.len()];
+        winograd_shadow(&case.spec, case.shape, algorithm, &data.x, &data.weights, &mut shadow)?;
+        let mut expected = Expected { terms: self.y.terms + WINOGRAD_ROUNDINGS, ..self.y.clone() };
+        // Beside the products, the magnitudes hold those of bias and residual.
+        for (magnitude, shadow) in expected.magnitudes.iter_mut().zip(shadow) {
+            *magnitude += shadow;
+        }
+        Ok(expected)
+    }
+
+    /// As [`Reference::winograd_y`], for `dx`.
+    ///
+    /// # Errors
+    /// When the algorithm cannot do the case.
+    pub fn winograd_dx(&self, case: &ConvCase, data: &ConvData, algorithm: Algorithm) -> Result<Expected, Error> {
+        let mut shadow = vec![0.0; self.dx.values.len()];
+        winograd_shadow_backward_data(&case.spec, case.shape, algorithm, &data.dy, &data.weights, &mut shadow)?;
+        let mut expected = Expected { terms: self.dx.terms + WINOGRAD_ROUNDINGS, ..self.dx.clone() };
+        for (magnitude, shadow) in expected.magnitudes.iter_mut().zip(shadow) {
+            *magnitude += shadow;
+        }
+        Ok(expected)
     }
 
     /// Whether so many of the outputs are zero, by integer data, that mistakes may hide among them.

@@ -54,6 +54,8 @@ pub trait ForwardPlan: Sync {
 
 /// A backward plan; the methods are those of [`Conv2dBackward`].
 pub trait BackwardPlan: Sync {
+    /// The algorithm of the input's gradient.
+    fn algorithm(&self) -> Algorithm;
     /// The workspace that any call needs.
     fn workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error>;
     /// The gradient of the input.
@@ -161,6 +163,10 @@ impl ForwardPlan for Conv2d {
 }
 
 impl BackwardPlan for Conv2dBackward {
+    fn algorithm(&self) -> Algorithm {
+        self.algorithms()[0]
+    }
+
     fn workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error> {
         Conv2dBackward::workspace_len(self, shape, slots)
     }

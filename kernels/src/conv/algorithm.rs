@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::spec::{Accuracy, Conv2dSpec, Shape, Sizes};
+use super::winograd::{Axis, Direction, Winograd};
 use crate::parallel::Parallelism;
 use crate::simd::Isa;
 
@@ -50,8 +51,23 @@ impl Algorithm {
         Self::Baseline,
     ];
 
+    /// How much larger the bound of a spec's rounding error is than a direct convolution's, for data of the same
+    /// magnitude everywhere: 1, or what a Winograd tile makes of it. ([`reference`](crate::reference) has the bound for
+    /// any data.)
+    ///
+    /// ```
+    /// use kernels::conv::{Algorithm, Conv2dSpec};
+    /// let spec = Conv2dSpec::new(64, 64, [3, 3]);
+    /// assert_eq!(Algorithm::Direct.amplification(&spec), 1.0);
+    /// assert!(Algorithm::Winograd4.amplification(&spec) < 70.0);
+    /// ```
+    pub fn amplification(self, spec: &Conv2dSpec) -> f64 {
+        Winograd::axes(spec, Direction::Forward, self)
+            .map_or(1.0, |axes| axes.iter().map(Axis::amplification).product())
+    }
+
     /// Outputs of a Winograd tile, down and along, unless the algorithm is another.
-    pub(super) fn tile(self) -> Option<[usize; 2]> {
+    pub fn tile(self) -> Option<[usize; 2]> {
         match self {
             Self::Winograd2 => Some([2, 2]),
             Self::Winograd2x4 => Some([2, 4]),
@@ -66,7 +82,7 @@ impl Algorithm {
         let five = spec.kernel.contains(&5);
         let least = match self {
             Self::Winograd2 if five => Accuracy::Fast,
-            Self::Winograd4 if five => Accuracy::Fastest,
+            Self::Winograd4 | Self::Winograd2x4 if five => Accuracy::Fastest,
             Self::Winograd4 => Accuracy::Fast,
             Self::Winograd6 => Accuracy::Fastest,
             _ => Accuracy::Direct,

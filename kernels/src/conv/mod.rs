@@ -42,3 +42,9 @@ pub use line::Conv1dSpec;
 pub use plan::{Conv2d, Options, conv2d};
 pub use spec::{Accuracy, Conv2dSpec, Layout, Padding, Shape, Sizes, flip_filter};
 pub use transposed::{ConvTranspose2d, ConvTranspose2dSpec};
+pub(crate) use winograd::Axis;
+
+/// The axes of an algorithm's tiles, if it is one of Winograd's and can do the spec.
+pub(crate) fn winograd_axes(spec: &Conv2dSpec, algorithm: Algorithm) -> Option<[Axis; 2]> {
+    winograd::Winograd::axes(spec, winograd::Direction::Forward, algorithm)
+}

@@ -9,6 +9,7 @@ mod gemm;
 mod linear;
 mod pool;
 mod softmax;
+mod winograd;
 
 pub use activation::{activation_backward, activation_forward};
 pub use conv::{
@@ -20,6 +21,8 @@ pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backw
 pub use softmax::{
     log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,
 };
+
+pub use winograd::{WINOGRAD_ROUNDINGS, winograd_shadow, winograd_shadow_backward_data};
 
 use std::fmt::{Debug, Display};
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};

@@ -72,6 +72,45 @@ impl Axis {
         x.powi(tap as i32) / scale
     }
 
+    /// Row `point` of `Bᵀ`: the coefficients of the product of `x - q` over the other finite points.
+    pub fn input(&self, point: usize) -> [f64; MOST] {
+        let mut row = [0.0; MOST];
+        row[0] = 1.0;
+        if self.pairs == 0 {
+            return row;
+        }
+        for (degree, other) in (0..self.points() - 1).filter(|&other| other != point).enumerate() {
+            let q = self.point(other);
+            for k in (0..=degree).rev() {
+                row[k + 1] += row[k];
+                row[k] *= -q;
+            }
+        }
+        row
+    }
+
+    /// Element `[output][point]` of `Aᵀ`.
+    pub fn output(&self, output: usize, point: usize) -> f64 {
+        if self.pairs == 0 {
+            return 1.0;
+        }
+        if point + 1 == self.points() {
+            return f64::from(u8::from(output + 1 == self.outputs));
+        }
+        self.point(point).powi(output as i32)
+    }
+
+    /// The largest share of `|Aᵀ| (|G| |w| . |Bᵀ| |d|)` in the `taps` products of an output, all of the same magnitude.
+    pub fn amplification(&self) -> f64 {
+        let term = |output: usize, point: usize| {
+            let weights: f64 = (0..self.taps).map(|tap| self.weight(point, tap).abs()).sum();
+            let inputs: f64 = self.input(point).iter().map(|b| b.abs()).sum();
+            self.output(output, point).abs() * weights * inputs
+        };
+        let sum = |output: usize| (0..self.points()).map(|point| term(output, point)).sum::<f64>();
+        (0..self.outputs).map(sum).fold(0.0, f64::max) / self.taps as f64
+    }
+
     /// A finite point: 0, then the pairs.
     fn point(&self, index: usize) -> f64 {
         match index {

@@ -23,7 +23,12 @@ fn every_tile_agrees_with_the_reference() {
         for layout in [Layout::Nchw, Layout::Nhwc] {
             let spec = Conv2dSpec::new(6, 14, kernel)
                 .groups(1 + seed % 2)
-                .padding(Padding { top: kernel[0] / 2, bottom: kernel[0] / 2, left: kernel[1] / 2, right: kernel[1] / 2 })
+                .padding(Padding {
+                    top: kernel[0] / 2,
+                    bottom: kernel[0] / 2,
+                    left: kernel[1] / 2,
+                    right: kernel[1] / 2,
+                })
                 .layout(layout);
             let shape = Shape::new(2, height, width);
             let sizes = spec.sizes(shape).unwrap();

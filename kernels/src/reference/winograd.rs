@@ -1,0 +1,180 @@
+//! The bound of Winograd's rounding error: its shadow, the same steps over magnitudes.
+//!
+//! ```text
+//! shadow = |Aᵀ| [ sum over ic of (|G| |w| |Gᵀ|) . (|Bᵀ| |x| |B|) ] |A|         |y - y exact| <= gamma(n) * shadow
+//! ```
+//!
+//! with `n` roundings on the way: one for each input channel, and less than 40 in the transforms, their constants and the
+//! weights. (N. Higham, "Accuracy and stability of numerical algorithms", 2nd ed., chapter 3; B. Barabasz et al., ACM TOMS
+//! 46 (2020).) What underflows on the way errs by half of the smallest number instead, for which each step adds a tiny
+//! magnitude. A direct convolution's shadow is the sum of its products' magnitudes, so the two compare:
+//! [`Algorithm::amplification`] is their ratio where all data are of one magnitude.
+
+use crate::conv::{Algorithm, Axis, Conv2dSpec, Layout, Padding, Shape, winograd_axes};
+use crate::error::{Error, check_len};
+
+/// The roundings on the way to an output beside those of the sum over the input channels.
+pub const WINOGRAD_ROUNDINGS: usize = 40;
+
+/// What a step adds to a magnitude: 16 times the smallest number, in units of the rounding error.
+const UNDERFLOW: f64 = 16.0 * 1.401_298_464_324_817e-45 * 16_777_216.0;
+
+/// The shadow of each output of the forward pass, before bias and residual. Infinities and NaN in the operands count as 0:
+/// what they reach is computed by definition.
+///
+/// # Errors
+/// Those of [`Conv2dSpec::sizes`], [`Error::Length`] for a slice of another length, and [`Error::Invalid`] for an
+/// algorithm that is not Winograd's or cannot do the spec.
+pub fn winograd_shadow(
+    spec: &Conv2dSpec,
+    shape: Shape,
+    algorithm: Algorithm,
+    x: &[f32],
+    weights: &[f32],
+    shadow: &mut [f64],
+) -> Result<(), Error> {
+    let sizes = spec.sizes(shape)?;
+    check_len("x", sizes.x_len, x.len())?;
+    check_len("weights", sizes.w_len, weights.len())?;
+    check_len("shadow", sizes.y_len, shadow.len())?;
+    let Some([down, along]) = winograd_axes(spec, algorithm) else {
+        return Err(Error::invalid("algorithm", format!("one of Winograd's that can do {spec}"), algorithm));
+    };
+    let [out_height, out_width] = sizes.output;
+    let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
+    let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
+    let magnitude = |value: f32| if value.is_finite() { f64::from(value.abs()) } else { 0.0 };
+    // |G| |w| |Gᵀ| of every filter.
+    let mut u = vec![0.0; spec.out_channels * group_in * points];
+    for (filter, u) in weights.chunks_exact(taps).zip(u.chunks_exact_mut(points)) {
+        for_each_pair(down.points(), along.points(), |p, q| {
+            let mut sum = UNDERFLOW;
+            for_each_pair(down.taps, along.taps, |kh, kw| {
+                let g = (down.weight(p, kh) * along.weight(q, kw)).abs();
+                sum += g * magnitude(filter[kh * along.taps + kw]);
+            });
+            u[p * along.points() + q] = sum;
+        });
+    }
+    let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
+    let (mut v, mut m) = (vec![0.0; group_in * points], vec![0.0; points]);
+    for n in 0..shape.batch {
+        for group in 0..spec.groups {
+            for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
+                let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
+                for ic in 0..group_in {
+                    let d = |i: usize, j: usize| {
+                        let ih = (top + i).checked_sub(spec.padding.top).filter(|&ih| ih < shape.height);
+                        let iw = (left + j).checked_sub(spec.padding.left).filter(|&iw| iw < shape.width);
+                        let (Some(ih), Some(iw)) = (ih, iw) else { return 0.0 };
+                        let c = group * group_in + ic;
+                        magnitude(x[at(spec.layout, spec.in_channels, sizes.input, [n, c, ih, iw])])
+                    };
+                    let v = &mut v[ic * points..][..points];
+                    for_each_pair(down.points(), along.points(), |p, q| {
+                        let (rows, columns) = (down.input(p), along.input(q));
+                        let mut sum = UNDERFLOW;
+                        for_each_pair(down.points(), along.points(), |i, j| {
+                            let b = (rows[i] * columns[j]).abs();
+                            if b != 0.0 {
+                                sum += b * d(i, j);
+                            }
+                        });
+                        v[p * along.points() + q] = sum;
+                    });
+                }
+                for oc in group * group_out..(group + 1) * group_out {
+                    m.fill(UNDERFLOW);
+                    for ic in 0..group_in {
+                        for f in 0..points {
+                            m[f] += u[(oc * group_in + ic) * points + f] * v[ic * points + f];
+                        }
+                    }
+                    for_each_pair(down.outputs, along.outputs, |i, j| {
+                        if top + i < out_height && left + j < out_width {
+                            let y = at(spec.layout, spec.out_channels, sizes.output, [n, oc, top + i, left + j]);
+                            shadow[y] = output(&down, &along, &m, i, j);
+                        }
+                    });
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Element `[i, j]` of `|Aᵀ| m |A|`.
+fn output(down: &Axis, along: &Axis, m: &[f64], i: usize, j: usize) -> f64 {
+    let mut sum = UNDERFLOW;
+    for_each_pair(down.points(), along.points(), |p, q| {
+        sum += (down.output(i, p) * along.output(j, q)).abs() * m[p * along.points() + q];
+    });
+    sum
+}
+
+/// The shadow of each element of the input's gradient.
+///
+/// # Errors
+/// Those of [`winograd_shadow`].
+pub fn winograd_shadow_backward_data(
+    spec: &Conv2dSpec,
+    shape: Shape,
+    algorithm: Algorithm,
+    dy: &[f32],
+    weights: &[f32],
+    shadow: &mut [f64],
+) -> Result<(), Error> {
+    let sizes = spec.sizes(shape)?;
+    check_len("dy", sizes.y_len, dy.len())?;
+    check_len("weights", sizes.w_len, weights.len())?;
+    check_len("shadow", sizes.x_len, shadow.len())?;
+    if shadow.is_empty() {
+        return Ok(());
+    }
+    let Padding { top, bottom, left, right } = spec.padding;
+    let [kernel_height, kernel_width] = spec.kernel;
+    let invalid = || Error::invalid("algorithm", format!("one of Winograd's that can do {spec}"), algorithm);
+    let turned = |padding: usize, taps: usize| (taps - 1).checked_sub(padding).ok_or_else(invalid);
+    // The forward convolution of the gradient: channels exchanged, every filter turned by 180 degrees.
+    let gradient = Conv2dSpec::new(spec.out_channels, spec.in_channels, spec.kernel)
+        .stride(spec.stride)
+        .dilation(spec.dilation)
+        .groups(spec.groups)
+        .layout(spec.layout)
+        .padding(Padding {
+            top: turned(top, kernel_height)?,
+            bottom: turned(bottom, kernel_height)?,
+            left: turned(left, kernel_width)?,
+            right: turned(right, kernel_width)?,
+        });
+    let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
+    let taps = kernel_height * kernel_width;
+    let mut filters = vec![0.0; weights.len()];
+    for ic in 0..spec.in_channels {
+        for g_oc in 0..group_out {
+            let oc = ic / group_in * group_out + g_oc;
+            for tap in 0..taps {
+                let from = (oc * group_in + ic % group_in) * taps + taps - 1 - tap;
+                filters[(ic * group_out + g_oc) * taps + tap] = weights[from];
+            }
+        }
+    }
+    let dy_shape = Shape::new(shape.batch, sizes.output[0], sizes.output[1]);
+    winograd_shadow(&gradient, dy_shape, algorithm, dy, &filters, shadow)
+}
+
+/// Where element `[n, c, h, w]` of an image stands.
+fn at(layout: Layout, channels: usize, [height, width]: [usize; 2], [n, c, h, w]: [usize; 4]) -> usize {
+    match layout {
+        Layout::Nchw => ((n * channels + c) * height + h) * width + w,
+        Layout::Nhwc => ((n * height + h) * width + w) * channels + c,
+    }
+}
+
+fn for_each_pair(rows: usize, columns: usize, mut visit: impl FnMut(usize, usize)) {
+    for i in 0..rows {
+        for j in 0..columns {
+            visit(i, j);
+        }
+    }
+}
