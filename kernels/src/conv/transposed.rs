@@ -13,6 +13,7 @@
 //!
 //! Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", arXiv 1603.07285 (2016).
 
+use super::algorithm::Algorithm;
 use super::backward::Conv2dBackward;
 use super::bias_gradient::bias_gradient;
 use super::pixel_lanes::Post;
@@ -271,6 +272,11 @@ impl ConvTranspose2d {
     /// The spec.
     pub fn spec(&self) -> &ConvTranspose2dSpec {
         &self.spec
+    }
+
+    /// The algorithm of the forward pass.
+    pub fn algorithm(&self) -> Algorithm {
+        self.gradient.algorithms()[0]
     }
 
     /// What runs, on which instruction set, and why not other algorithms.

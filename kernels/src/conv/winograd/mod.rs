@@ -173,7 +173,9 @@ impl Winograd {
         let outputs = algorithm.tile()?;
         let stride_one = spec.stride == [1, 1];
         let dense = (0..2).all(|axis| spec.dilation[axis] == 1 || spec.kernel[axis] == 1);
-        if !stride_one || !dense || spec.kernel == [1, 1] {
+        // One channel a group: depthwise, where transforms cost more than the products that they spare.
+        let pays = spec.in_channels > spec.groups || spec.out_channels > spec.groups || spec.groups == 1;
+        if !stride_one || !dense || !pays || spec.kernel == [1, 1] {
             return None;
         }
         let axis = |at: usize| Axis::new(spec.kernel[at], if spec.kernel[at] == 1 { 1 } else { outputs[at] });
@@ -214,7 +216,7 @@ impl Winograd {
         let products = images * frequencies * in_products * ic * oc * (2 * lanes) as f64 / PEAK_FLOPS;
         let transforms = images * frequencies * in_transforms * (ic + oc) * TRANSFORM_SECONDS;
         let weights = spec.groups as f64 * frequencies * ic * oc * WEIGHT_SECONDS;
-        Some(PRODUCTS_SLOWER * products + transforms + weights)
+        Some((PRODUCTS_SLOWER + TILE_DEPTH / ic) * products + transforms + weights)
     }
 
     /// Room for the weights.
@@ -422,11 +424,13 @@ impl Winograd {
 }
 
 /// What a vector of tiles costs in each transform, per frequency: measured on Zen 3.
-const TRANSFORM_SECONDS: f64 = 1.4e-9;
+const TRANSFORM_SECONDS: f64 = 1.8e-9;
 /// What a transformed weight costs to read from L3.
 const WEIGHT_SECONDS: f64 = 0.2e-9;
-/// Products are short, and are stored and read again.
+/// Products are stored and read again.
 const PRODUCTS_SLOWER: f64 = 1.1;
+/// What a tile of products costs beside them, in units of a step of depth: first layers are not worth it.
+const TILE_DEPTH: f64 = 16.0;
 
 /// The speed by which work is judged too small for several threads.
 const FLOPS_PER_SECOND: f64 = 80e9;
