@@ -1,9 +1,18 @@
 //! Scaled dot-product attention, forward and backward.
 
+mod call;
+mod forward;
 mod gradients;
+mod pack;
+mod plan;
+mod scores;
 mod spec;
+#[cfg(test)]
+mod tests;
+mod values;
 
 pub use gradients::Gradients;
 pub(crate) use gradients::check_gradients;
+pub use plan::{Attention, attention};
 pub(crate) use spec::check_shape;
 pub use spec::{AttentionSpec, Causal, Inputs, MAX_HEAD_DIM, Shape, Window};

@@ -188,11 +188,6 @@ impl AttentionSpec {
         first as usize..end as usize
     }
 
-    /// Whether every query sees every key, as far as the spec says.
-    pub(crate) fn sees_all(&self) -> bool {
-        self.causal == Causal::None && self.window == Window::default()
-    }
-
     /// Multiplications and additions of a forward call without keep mask: `2 (head_dim + v_dim)` for each visible pair.
     /// A backward call counts 2.5 times as many.
     ///

@@ -1,0 +1,326 @@
+//! Scores of a tile of rows against the panels of a block, what is added to them, and their exponentials.
+//!
+//! ```text
+//!                    packed keys: panels                 row maxima in registers
+//!                   ┌─────┬─────┬─────┐
+//!  rows of q  ┌──┐  ├─────┼─────┼─────┤   ──►  scores, in L1  ──►  exp, in place; sums of 16 lanes a row
+//!  (MR)       └──┘  └─────┴─────┴─────┘
+//! ```
+
+use super::call::{Extras, MAX_PANEL, MR, SCORE_STRIDE};
+use super::pack::panel_vectors;
+use crate::gemm::micro::{ContiguousRows, StridedRhs, multiply};
+use crate::simd::{Job, Simd, math};
+
+/// The keys `first..end` of a block that a row sees.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Seen {
+    pub first: usize,
+    pub end: usize,
+}
+
+/// What each row of a tile sees, in keys of a block.
+#[derive(Clone, Copy)]
+pub(super) struct TileSeen {
+    pub rows: [Seen; MR],
+    /// Every row sees what is in between.
+    pub inner: Seen,
+    /// No row sees more.
+    pub outer: Seen,
+}
+
+impl TileSeen {
+    /// Of rows that see `rows` of the whole sequence, within the block `start..end`.
+    #[inline(always)]
+    pub fn new(rows: &[[usize; 2]; MR], count: usize, start: usize, end: usize) -> Self {
+        let mut seen = Self {
+            rows: [Seen::default(); MR],
+            inner: Seen { first: 0, end: usize::MAX },
+            outer: Seen { first: usize::MAX, end: 0 },
+        };
+        for i in 0..count {
+            let [first, last] = rows[i];
+            let row = Seen { first: first.clamp(start, end) - start, end: last.clamp(start, end) - start };
+            seen.rows[i] = row;
+            seen.inner = Seen { first: seen.inner.first.max(row.first), end: seen.inner.end.min(row.end) };
+            if row.first < row.end {
+                seen.outer = Seen { first: seen.outer.first.min(row.first), end: seen.outer.end.max(row.end) };
+            }
+        }
+        seen
+    }
+}
+
+/// The lanes of a vector whose first lane is key `at` that lie in `seen`.
+#[inline(always)]
+pub(super) fn seen_lanes<S: Simd>(simd: S, seen: Seen, at: usize) -> S::M {
+    let end = simd.mask_first(seen.end.saturating_sub(at));
+    let before = simd.mask_first(seen.first.saturating_sub(at));
+    simd.and(end, simd.not(before))
+}
+
+/// Where the scores of a tile start: with a panel, and with a lane 0 of the sums.
+#[inline(always)]
+pub(super) fn first_score<S: Simd>(_: S, seen: &TileSeen) -> usize {
+    let step = (panel_vectors(S::REGISTERS) * S::LANES).max(MAX_LANES);
+    seen.outer.first / step * step
+}
+
+/// Scores of `M` rows of q, from panel to panel. `MASK`: hidden lanes become -infinity and maxima are taken; otherwise
+/// the scores are stored as they are.
+///
+/// Whoever makes one vouches that
+/// - `q` has `M` rows of `dim` elements; `packed` holds the panels up to `seen.outer.end`;
+/// - `M` rows of scores, `SCORE_STRIDE` apart, have room for the panels of `seen.outer`;
+/// - `maxima` has room for 16 floats.
+pub(super) struct ScoreTile<'a, const M: usize, const MASK: bool> {
+    pub q: ContiguousRows,
+    pub packed: *const f32,
+    pub dim: usize,
+    /// Keys of the block.
+    pub keys: usize,
+    pub seen: &'a TileSeen,
+    pub scores: *mut f32,
+    pub maxima: *mut f32,
+}
+
+impl<const M: usize, const MASK: bool> Job for ScoreTile<'_, M, MASK> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        if S::REGISTERS >= 32 { self.panels::<S, 4>(simd) } else { self.panels::<S, 2>(simd) }
+    }
+}
+
+impl<const M: usize, const MASK: bool> ScoreTile<'_, M, MASK> {
+    #[inline(always)]
+    fn panels<S: Simd, const NV: usize>(self, simd: S) {
+        debug_assert_eq!(NV, panel_vectors(S::REGISTERS));
+        let panel = NV * S::LANES;
+        let mut maxima = [simd.splat(f32::NEG_INFINITY); M];
+        let mut at = first_score(simd, self.seen);
+        // SAFETY: the job's contract covers every panel that the rows see.
+        unsafe {
+            while at < self.seen.outer.end {
+                match (self.keys - at).div_ceil(S::LANES) {
+                    1 if NV > 1 => self.panel::<S, 1>(simd, at, &mut maxima),
+                    2 if NV > 2 => self.panel::<S, 2>(simd, at, &mut maxima),
+                    3 if NV > 3 => self.panel::<S, 3>(simd, at, &mut maxima),
+                    _ => self.panel::<S, NV>(simd, at, &mut maxima),
+                }
+                at += panel;
+            }
+            // Where the last panel ends within 16 lanes, the sums go on to their end.
+            at = self.keys.next_multiple_of(S::LANES).min(at);
+            while MASK && !at.is_multiple_of(MAX_LANES) {
+                for i in 0..M {
+                    simd.store(self.scores.add(i * SCORE_STRIDE + at), simd.splat(f32::NEG_INFINITY));
+                }
+                at += S::LANES;
+            }
+            if MASK {
+                fold_rows::<S, true, M>(simd, &maxima, self.maxima);
+            }
+        }
+    }
+
+    /// # Safety
+    /// - The panel at key `at` is packed and has `NV` vectors.
+    #[inline(always)]
+    unsafe fn panel<S: Simd, const NV: usize>(&self, simd: S, at: usize, maxima: &mut [S::F; M]) {
+        let mut acc = [[simd.zero(); NV]; M];
+        // SAFETY: the contracts of the function and of the job.
+        unsafe {
+            let start = self.packed.add(at * self.dim);
+            let rhs = StridedRhs { start, row_stride: (NV * S::LANES) as isize };
+            multiply::<S, M, NV>(simd, &mut acc, self.q, rhs, self.dim);
+            if MASK && (at < self.seen.inner.first || at + NV * S::LANES > self.seen.inner.end) {
+                let hidden = simd.splat(f32::NEG_INFINITY);
+                for i in 0..M {
+                    for v in 0..NV {
+                        let lanes = seen_lanes(simd, self.seen.rows[i], at + v * S::LANES);
+                        acc[i][v] = simd.select(lanes, acc[i][v], hidden);
+                    }
+                }
+            }
+            for i in 0..M {
+                let row = self.scores.add(i * SCORE_STRIDE + at);
+                for v in 0..NV {
+                    simd.store(row.add(v * S::LANES), acc[i][v]);
+                    if MASK {
+                        maxima[i] = simd.max(maxima[i], acc[i][v]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Folds a vector of each of `M` rows to one number, written to `to[row]`, by the tree of halves: maxima or sums.
+///
+/// # Safety
+/// - 16 floats are writable at `to`.
+#[inline(always)]
+pub(super) unsafe fn fold_rows<S: Simd, const MAX: bool, const M: usize>(simd: S, rows: &[S::F; M], to: *mut f32) {
+    let mut square = [0.0f32; MAX_LANES * MAX_LANES];
+    let mut columns = [0.0f32; MAX_LANES * MAX_LANES];
+    let mut first = 0;
+    while first < M {
+        for i in first..M.min(first + S::LANES) {
+            // SAFETY: the square has room for as many vectors as lanes, and `to` for all rows, rounded up.
+            unsafe { simd.store(square.as_mut_ptr().add((i - first) * S::LANES), rows[i]) };
+        }
+        let stride = S::LANES as isize;
+        // SAFETY: both squares are large enough and apart.
+        unsafe {
+            simd.transpose(square.as_ptr(), stride, columns.as_mut_ptr(), stride);
+            let mut lanes = [simd.zero(); MAX_LANES];
+            for l in 0..S::LANES {
+                lanes[l] = simd.load(columns.as_ptr().add(l * S::LANES));
+            }
+            let mut half = S::LANES / 2;
+            while half > 0 {
+                for l in 0..half {
+                    let (a, b) = (lanes[l], lanes[l + half]);
+                    lanes[l] = if MAX { simd.max(a, b) } else { simd.add(a, b) };
+                }
+                half /= 2;
+            }
+            simd.store(to.add(first), lanes[0]);
+        }
+        first += S::LANES;
+    }
+}
+
+/// Lanes of the widest vector.
+const MAX_LANES: usize = 16;
+
+/// Turns stored scores into logits where more than a positive scale is asked for: scale, softcap, bias, ALiBi, masks.
+pub(super) struct Transform<'a> {
+    pub scale: f32,
+    pub softcap: Option<f32>,
+    pub extras: &'a Extras,
+    pub batch: usize,
+    pub head: usize,
+    /// The row of queries.
+    pub row: usize,
+    /// Its position among the keys.
+    pub position: isize,
+    /// The first key of the block.
+    pub first_key: usize,
+    /// What the row sees, in keys of the block.
+    pub seen: Seen,
+}
+
+impl Transform<'_> {
+    /// Transforms the scores `at..end`, a multiple of the lanes apart, in place. Returns lanes of maxima.
+    ///
+    /// # Safety
+    /// - The scores are readable and writable; bias and mask hold the pairs of `seen`.
+    #[inline(always)]
+    pub unsafe fn run<S: Simd>(&self, simd: S, scores: *mut f32, at: usize, end: usize) -> S::F {
+        let hidden = simd.splat(f32::NEG_INFINITY);
+        let mut maxima = hidden;
+        let slope = match self.extras.alibi {
+            // SAFETY: there is a slope for each head.
+            Some(slopes) => unsafe { *slopes.add(self.head) },
+            None => 0.0,
+        };
+        let mut at = at;
+        while at < end {
+            // SAFETY: the contract; lanes outside of `seen` are not read from bias and mask.
+            unsafe {
+                let mut lanes = seen_lanes(simd, self.seen, at);
+                let mut x = simd.mul(simd.load(scores.add(at)), simd.splat(self.scale));
+                if let Some(cap) = self.softcap {
+                    let tanh = math::tanh(simd, simd.div(x, simd.splat(cap)));
+                    x = simd.mul(simd.splat(cap), tanh);
+                }
+                let bits = simd.bits(lanes);
+                if let Some(bias) = &self.extras.bias {
+                    let row = bias.head(self.batch, self.head);
+                    let start = row.at(self.row, self.first_key + at);
+                    let added = if row.step == 1 {
+                        simd.load_masked(start, lanes)
+                    } else {
+                        let mut buffer = [0.0f32; MAX_LANES];
+                        for l in 0..S::LANES {
+                            if bits >> l & 1 == 1 {
+                                buffer[l] = *start.offset(l as isize * row.step);
+                            }
+                        }
+                        simd.load(buffer.as_ptr())
+                    };
+                    x = simd.add(x, added);
+                }
+                if self.extras.alibi.is_some() {
+                    let first = self.position.saturating_sub((self.first_key + at) as isize);
+                    let distance = simd.sub(simd.splat(first as f32), simd.load(LANE_NUMBERS.as_ptr()));
+                    let distance = simd.max(distance, simd.sub(simd.zero(), distance));
+                    x = simd.fma(simd.splat(-slope), distance, x);
+                }
+                if let Some(keep) = &self.extras.keep {
+                    let row = keep.head(self.batch, self.head);
+                    let start = row.at(self.row, self.first_key + at);
+                    let mut buffer = [0.0f32; MAX_LANES];
+                    for l in 0..S::LANES {
+                        if bits >> l & 1 == 1 && *start.offset(l as isize * row.step) {
+                            buffer[l] = 1.0;
+                        }
+                    }
+                    let kept = simd.eq(simd.load(buffer.as_ptr()), simd.splat(1.0));
+                    lanes = simd.and(lanes, kept);
+                }
+                x = simd.select(lanes, x, hidden);
+                simd.store(scores.add(at), x);
+                maxima = simd.max(maxima, x);
+            }
+            at += S::LANES;
+        }
+        maxima
+    }
+}
+
+static LANE_NUMBERS: [f32; MAX_LANES] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+
+const _: () = assert!(MAX_PANEL.is_multiple_of(MAX_LANES));
+
+/// `scores = exp2((scores - maximum) * factor)` over `at..end`, multiples of 16, and their sums in 16 lanes on top of
+/// `sums * rescale`.
+///
+/// # Safety
+/// - The scores are readable and writable, and 16 sums.
+#[inline(always)]
+pub(super) unsafe fn exponentials<S: Simd>(
+    simd: S,
+    scores: *mut f32,
+    at: usize,
+    end: usize,
+    [maximum, factor, rescale]: [f32; 3],
+    sums: *mut f32,
+) {
+    let (maximum, factor, rescale) = (simd.splat(maximum), simd.splat(factor), simd.splat(rescale));
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut lanes = [simd.zero(); 4];
+        let vectors = MAX_LANES / S::LANES;
+        for v in 0..vectors {
+            lanes[v] = simd.mul(simd.load(sums.add(v * S::LANES)), rescale);
+        }
+        let mut at = at;
+        while at < end {
+            for v in 0..vectors {
+                let place = scores.add(at + v * S::LANES);
+                let x = simd.mul(simd.sub(simd.load(place), maximum), factor);
+                let p = math::exp2_nonpositive(simd, x);
+                simd.store(place, p);
+                lanes[v] = simd.add(lanes[v], p);
+            }
+            at += MAX_LANES;
+        }
+        for v in 0..vectors {
+            simd.store(sums.add(v * S::LANES), lanes[v]);
+        }
+    }
+}

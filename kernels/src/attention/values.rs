@@ -1,0 +1,229 @@
+//! The weighted sum of values: rows of exponentials times the values of a block, in place.
+
+use super::call::{MR, Rows, SCORE_STRIDE};
+use super::pack::panel_vectors;
+use super::scores::Seen;
+use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_masked};
+use crate::simd::{Job, Simd};
+
+/// A row of exponentials that are exactly 0 because the key is hidden, marked in the slow path.
+const HIDDEN: u32 = 0x8000_0000;
+
+/// Rows of scores.
+#[derive(Clone, Copy)]
+pub(super) struct ScoreRows(pub *const f32);
+
+impl LhsAddress for ScoreRows {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.0.add(i * SCORE_STRIDE + k) }
+    }
+}
+
+/// Where the sums of a tile come from and go to.
+#[derive(Clone, Copy)]
+pub(super) struct SumEnds {
+    /// The sums of earlier blocks, to be multiplied by `rescale`; null to start at +0.
+    pub from: *const f32,
+    /// One for each row.
+    pub rescale: [f32; MR],
+    /// Where unfinished sums go, `stride` apart like those of earlier blocks.
+    pub sums: *mut f32,
+    pub stride: usize,
+    /// In the last block: the output's rows, and what to divide by.
+    pub out: Option<(Rows<f32>, [f32; MR])>,
+}
+
+/// `M` rows of sums over the keys `seen` of a block. Returns whether all of them are finite.
+///
+/// Whoever makes one vouches that
+/// - `weights` has `M` rows, `values` rows of `dim` neighbouring elements, for the keys `seen`;
+/// - `ends` is readable and writable for `M` rows of `dim` elements.
+pub(super) struct ValueTile<const M: usize> {
+    pub weights: *const f32,
+    pub values: Rows<f32>,
+    pub seen: Seen,
+    pub dim: usize,
+    pub ends: SumEnds,
+    /// Leaves out hidden keys one by one.
+    pub careful: bool,
+}
+
+impl<const M: usize> Job for ValueTile<M> {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> bool {
+        if S::REGISTERS >= 32 { self.columns::<S, 4>(simd) } else { self.columns::<S, 2>(simd) }
+    }
+}
+
+impl<const M: usize> ValueTile<M> {
+    #[inline(always)]
+    fn columns<S: Simd, const NV: usize>(self, simd: S) -> bool {
+        debug_assert_eq!(NV, panel_vectors(S::REGISTERS));
+        let width = NV * S::LANES;
+        let mut finite = true;
+        let mut at = 0;
+        // SAFETY: the job's contract covers `dim` columns.
+        unsafe {
+            while at + width <= self.dim {
+                finite &= self.tile::<S, NV>(simd, at, S::LANES);
+                at += width;
+            }
+            let rest = self.dim - at;
+            let last = rest - rest.saturating_sub(1) / S::LANES * S::LANES;
+            match rest.div_ceil(S::LANES) {
+                0 => {}
+                1 => finite &= self.tile::<S, 1>(simd, at, last),
+                2 => finite &= self.tile::<S, 2>(simd, at, last),
+                3 if NV > 3 => finite &= self.tile::<S, 3>(simd, at, last),
+                _ => finite &= self.tile::<S, NV>(simd, at, last),
+            }
+        }
+        finite
+    }
+
+    /// `NV` vectors of columns from `at` on, `last` lanes in the last of them.
+    ///
+    /// # Safety
+    /// - The columns are within `dim`.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const NV: usize>(&self, simd: S, at: usize, last: usize) -> bool {
+        let SumEnds { from, rescale, sums, stride, out } = self.ends;
+        let mut acc = [[simd.zero(); NV]; M];
+        let mask = simd.mask_first(last);
+        // SAFETY: the contracts of the function and of the job. Unfinished sums have room for whole vectors.
+        unsafe {
+            if !from.is_null() {
+                for i in 0..M {
+                    for v in 0..NV {
+                        let sum = simd.load(from.add(i * stride + at + v * S::LANES));
+                        acc[i][v] = simd.mul(sum, simd.splat(rescale[i]));
+                    }
+                }
+            }
+            let lhs = ScoreRows(self.weights.add(self.seen.first));
+            let rhs = StridedRhs { start: self.values.at(self.seen.first, at), row_stride: self.values.row_stride };
+            let depth = self.seen.end - self.seen.first;
+            if self.careful {
+                self.add_careful(simd, &mut acc, at, (NV - 1) * S::LANES + last);
+            } else if last == S::LANES {
+                multiply::<S, M, NV>(simd, &mut acc, lhs, rhs, depth);
+            } else {
+                multiply_masked::<S, M, NV>(simd, &mut acc, lhs, rhs, depth, mask);
+            }
+            let mut finite = simd.eq(simd.zero(), simd.zero());
+            match out {
+                None => {
+                    for i in 0..M {
+                        for v in 0..NV {
+                            simd.store(sums.add(i * stride + at + v * S::LANES), acc[i][v]);
+                        }
+                    }
+                }
+                Some((rows, divisors)) => {
+                    for i in 0..M {
+                        let divisor = simd.splat(divisors[i]);
+                        for v in 0..NV {
+                            let value = simd.div(acc[i][v], divisor);
+                            finite = simd.and(finite, simd.eq(simd.sub(value, value), simd.zero()));
+                            let lanes = if v + 1 < NV { S::LANES } else { last };
+                            store_row(simd, rows, i, at + v * S::LANES, lanes, value);
+                        }
+                    }
+                }
+            }
+            simd.bits(finite).count_ones() as usize == S::LANES
+        }
+    }
+
+    /// Continues the chains of `columns` columns key by key, without the hidden ones.
+    ///
+    /// # Safety
+    /// - As for `tile`.
+    #[cold]
+    #[inline(never)]
+    unsafe fn add_careful<S: Simd, const NV: usize>(
+        &self,
+        simd: S,
+        acc: &mut [[S::F; NV]; M],
+        at: usize,
+        columns: usize,
+    ) {
+        for i in 0..M {
+            let mut row = [0.0f32; 64];
+            // SAFETY: a row has at most 4 vectors of 16 lanes; the rest is the job's contract.
+            unsafe {
+                for v in 0..NV {
+                    simd.store(row.as_mut_ptr().add(v * S::LANES), acc[i][v]);
+                }
+                for key in self.seen.first..self.seen.end {
+                    let weight = *self.weights.add(i * SCORE_STRIDE + key);
+                    if weight.to_bits() != HIDDEN {
+                        for c in 0..columns {
+                            row[c] = weight.mul_add(*self.values.at(key, at + c), row[c]);
+                        }
+                    }
+                }
+                for v in 0..NV {
+                    acc[i][v] = simd.load(row.as_ptr().add(v * S::LANES));
+                }
+            }
+        }
+    }
+}
+
+/// Writes the first `lanes` lanes to columns `at..` of a row.
+///
+/// # Safety
+/// - These elements are writable.
+#[inline(always)]
+pub(super) unsafe fn store_row<S: Simd>(simd: S, rows: Rows<f32>, row: usize, at: usize, lanes: usize, value: S::F) {
+    let to = rows.at(row, at).cast_mut();
+    // SAFETY: the caller's contract.
+    unsafe {
+        if rows.step == 1 {
+            if lanes == S::LANES { simd.store(to, value) } else { simd.store_first(to, lanes, value) }
+        } else {
+            let mut buffer = [0.0f32; 16];
+            simd.store(buffer.as_mut_ptr(), value);
+            for l in 0..lanes {
+                *to.offset(l as isize * rows.step) = buffer[l];
+            }
+        }
+    }
+}
+
+/// Marks the weights of keys whose logits are -infinity, before and after these become weights.
+pub(super) struct Hidden([u64; super::call::MAX_BLOCK / 64]);
+
+impl Hidden {
+    /// Of the logits `at..end`.
+    ///
+    /// # Safety
+    /// - They are readable, and `end` is at most a block.
+    pub unsafe fn find(logits: *const f32, at: usize, end: usize) -> Self {
+        let mut hidden = [0; super::call::MAX_BLOCK / 64];
+        for key in at..end {
+            // SAFETY: the caller's contract.
+            if unsafe { *logits.add(key) } == f32::NEG_INFINITY {
+                hidden[key / 64] |= 1 << (key % 64);
+            }
+        }
+        Self(hidden)
+    }
+
+    /// Marks the weights.
+    ///
+    /// # Safety
+    /// - As for [`Hidden::find`], and they are writable.
+    pub unsafe fn mark(&self, weights: *mut f32, at: usize, end: usize) {
+        for key in at..end {
+            if self.0[key / 64] >> (key % 64) & 1 == 1 {
+                // SAFETY: the caller's contract.
+                unsafe { *weights.add(key) = f32::from_bits(HIDDEN) };
+            }
+        }
+    }
+}
