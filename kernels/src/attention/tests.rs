@@ -233,10 +233,18 @@ fn every_feature_agrees_with_the_reference() {
             let (expected_out, expected_lse) = case.reference();
             let tolerance = case.tolerance();
             for (at, (&given, &expected)) in out.iter().zip(&expected_out).enumerate() {
-                assert!(close(given, expected, tolerance), "{}: out[{at}] {given} {expected} on {isa}", case.name(seed));
+                assert!(
+                    close(given, expected, tolerance),
+                    "{}: out[{at}] {given} {expected} on {isa}",
+                    case.name(seed)
+                );
             }
             for (at, (&given, &expected)) in lse.iter().zip(&expected_lse).enumerate() {
-                assert!(close(given, expected, tolerance), "{}: lse[{at}] {given} {expected} on {isa}", case.name(seed));
+                assert!(
+                    close(given, expected, tolerance),
+                    "{}: lse[{at}] {given} {expected} on {isa}",
+                    case.name(seed)
+                );
             }
         }
     }
