@@ -15,6 +15,9 @@ pub(super) const MAX_BLOCK: usize = 256;
 /// The distance of a tile's rows of scores: not a power of two, so that they do not share sets of the first-level cache.
 pub(super) const SCORE_STRIDE: usize = MAX_BLOCK + 16;
 
+/// The distance of a tile's rows of queries, which are copied so that it is a constant.
+pub(super) const QUERY_STRIDE: usize = super::spec::MAX_HEAD_DIM + 16;
+
 /// Keys of a block, which order the sums of a row: the packed keys and the values of a block take up to 256 KiB of the
 /// second-level cache. A part of the algorithm, so it depends on the dimensions alone.
 pub(super) fn block_keys(spec: &AttentionSpec) -> usize {
@@ -127,7 +130,7 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    pub fn new(rows: usize) -> Self {
+    pub const fn new(rows: usize) -> Self {
         Self { rows, count: rows.div_ceil(MR) }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::call::{Call, Raw, block_keys};
-use super::forward::{Cut, Forward, Outputs, Scratch};
+use super::forward::{Cut, Forward, Merge, Outputs, PIECE, Scratch, few_rows};
 use super::spec::{AttentionSpec, Inputs, Shape, check_shape};
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
@@ -68,6 +68,9 @@ impl Attention {
 
     /// Which path a shape takes, on which instruction set.
     pub fn describe(&self, shape: Shape) -> String {
+        if few_rows(&self.spec, shape) {
+            return format!("{}: few rows, pieces of {PIECE} keys, on {}", self.spec, self.isa);
+        }
         let block = block_keys(&self.spec);
         let path = if shape.kv_len <= block { "one block of keys" } else { "blocks of keys, online softmax" };
         format!("{}: {path} of up to {block}, on {}", self.spec, self.isa)
@@ -91,7 +94,9 @@ impl Attention {
 
     fn forward_len(call: &Call<'_>, slots: usize) -> usize {
         let cut = Cut::new(call);
-        slots.min(cut.tasks.max(1)).saturating_mul(Scratch::new(call, &cut).len).saturating_add(LINE)
+        let layout = Scratch::new(call, &cut);
+        let own = slots.min(cut.tasks.max(1)).saturating_mul(layout.len);
+        own.saturating_add(cut.partial_len(call, &layout)).saturating_add(LINE)
     }
 
     /// `out = softmax(logits) v`, and if asked for the log-sum-exp of each row's logits, `[batch][heads][q_len]`.
@@ -122,11 +127,17 @@ impl Attention {
             lse: lse.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
         };
         let scratch = Shared(aligned(workspace).as_mut_ptr());
-        let seconds = self.spec.flops(shape)? / FLOPS;
-        parallelism.for_seconds(seconds).for_each(cut.tasks, slots, &|task, slot| {
-            let scratch = scratch.at(slot * layout.len);
-            Forward { call: &call, outputs: &outputs, cut, layout, scratch, task }.start(self.isa);
-        });
+        let partial_len = cut.partial_len(&call, &layout);
+        let task = |task: usize, slot: usize| {
+            let (partial, scratch) = (scratch.at(0), scratch.at(partial_len + slot * layout.len));
+            Forward { call: &call, outputs: &outputs, cut, layout, scratch, partial, task }
+        };
+        let parallelism = parallelism.for_seconds(self.spec.flops(shape)? / FLOPS);
+        parallelism.for_each(cut.tasks, slots, &|index, slot| task(index, slot).start(self.isa));
+        if cut.key_pieces > 0 {
+            let groups = shape.batch * self.spec.kv_heads;
+            parallelism.for_each(groups, slots, &|index, slot| Merge(task(index, slot)).start(self.isa));
+        }
         Ok(())
     }
 }

@@ -7,9 +7,9 @@
 //!  (MR)       └──┘  └─────┴─────┴─────┘
 //! ```
 
-use super::call::{Extras, MAX_PANEL, MR, SCORE_STRIDE};
+use super::call::{Extras, MAX_PANEL, MR, QUERY_STRIDE, Rows, SCORE_STRIDE};
 use super::pack::panel_vectors;
-use crate::gemm::micro::{ContiguousRows, StridedRhs, multiply};
+use crate::gemm::micro::{LhsAddress, StridedRhs, multiply};
 use crate::simd::{Job, Simd, math};
 
 /// The keys `first..end` of a block that a row sees.
@@ -59,6 +59,134 @@ pub(super) fn seen_lanes<S: Simd>(simd: S, seen: Seen, at: usize) -> S::M {
     simd.and(end, simd.not(before))
 }
 
+/// Rows of queries, copied to a constant distance: addresses in the micro-kernel then cost no instruction.
+#[derive(Clone, Copy)]
+pub(super) struct QueryRows(pub *const f32);
+
+impl LhsAddress for QueryRows {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.0.add(i * QUERY_STRIDE + k) }
+    }
+}
+
+/// Copies a query next to others of its tile; up to the next multiple of 16, zeros follow.
+///
+/// # Safety
+/// - `dim` elements `step` apart are readable at `from`; `QUERY_STRIDE` floats are writable at `to`.
+#[inline(always)]
+pub(super) unsafe fn copy_query<S: Simd>(simd: S, from: *const f32, step: isize, dim: usize, to: *mut f32) {
+    // SAFETY: the caller's contract; `dim` is at most `MAX_HEAD_DIM`.
+    unsafe {
+        let mut at = 0;
+        if step == 1 {
+            while at < dim {
+                let lanes = S::LANES.min(dim - at);
+                let x = if lanes == S::LANES { simd.load(from.add(at)) } else { simd.load_first(from.add(at), lanes) };
+                simd.store(to.add(at), x);
+                at += S::LANES;
+            }
+        } else {
+            while at < dim {
+                *to.add(at) = *from.offset(at as isize * step);
+                at += 1;
+            }
+        }
+        for i in at..dim.next_multiple_of(16) {
+            *to.add(i) = 0.0;
+        }
+    }
+}
+
+/// Scores of `M` queries where there are too few for packing keys to pay: the dimensions lie in the lanes.
+///
+/// Each score is a sum of 16 lanes, folded in halves. While keys come, the values of the same block are fetched, and
+/// the keys of the next.
+///
+/// Whoever makes one vouches that
+/// - `q` has `M` rows of queries, padded with zeros to 16; `keys` rows of neighbouring elements are readable at `k`;
+/// - `M` rows of scores have room for `keys` rounded up to 16.
+pub(super) struct DotTile<const M: usize> {
+    pub q: QueryRows,
+    pub k: Rows<f32>,
+    pub v: Rows<f32>,
+    pub dim: usize,
+    pub v_dim: usize,
+    pub keys: usize,
+    pub scores: *mut f32,
+}
+
+/// Keys whose sums are folded together.
+const FOLDED: usize = 8;
+
+impl<const M: usize> Job for DotTile<M> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let vectors = MAX_LANES / S::LANES;
+        let mut first = 0;
+        while first < self.keys {
+            let mut sums = [[simd.zero(); FOLDED]; M];
+            for key in first..self.keys.min(first + FOLDED) {
+                let row = self.k.at(key, 0);
+                let mut acc = [[simd.zero(); 4]; M];
+                // SAFETY: the job's contract; elements beyond `dim` are not read from the key.
+                unsafe {
+                    let (ahead, value) = (self.k.at(key + self.keys, 0), self.v.at(key, 0));
+                    for at in (0..self.dim).step_by(16) {
+                        simd.prefetch(ahead.wrapping_add(at));
+                    }
+                    for at in (0..self.v_dim).step_by(16) {
+                        simd.prefetch(value.wrapping_add(at));
+                    }
+                    let mut at = 0;
+                    while at + MAX_LANES <= self.dim {
+                        for v in 0..vectors {
+                            let d = at + v * S::LANES;
+                            let k = simd.load(row.add(d));
+                            for i in 0..M {
+                                acc[i][v] = simd.fma(simd.load(self.q.at(i, d)), k, acc[i][v]);
+                            }
+                        }
+                        at += MAX_LANES;
+                    }
+                    for v in 0..vectors {
+                        let d = at + v * S::LANES;
+                        if d < self.dim {
+                            let k = simd.load_first(row.add(d), self.dim - d);
+                            for i in 0..M {
+                                acc[i][v] = simd.fma(simd.load(self.q.at(i, d)), k, acc[i][v]);
+                            }
+                        }
+                    }
+                }
+                for i in 0..M {
+                    let mut half = vectors;
+                    while half > 1 {
+                        half /= 2;
+                        for v in 0..half {
+                            acc[i][v] = simd.add(acc[i][v], acc[i][v + half]);
+                        }
+                    }
+                    sums[i][key - first] = acc[i][0];
+                }
+            }
+            for i in 0..M {
+                let mut folded = [0.0f32; 16];
+                // SAFETY: the scores have room for the keys rounded up.
+                unsafe {
+                    fold_rows::<S, false, FOLDED>(simd, &sums[i], folded.as_mut_ptr());
+                    for j in 0..FOLDED {
+                        *self.scores.add(i * SCORE_STRIDE + first + j) = folded[j];
+                    }
+                }
+            }
+            first += FOLDED;
+        }
+    }
+}
+
 /// Where the scores of a tile start: with a panel, and with a lane 0 of the sums.
 #[inline(always)]
 pub(super) fn first_score<S: Simd>(_: S, seen: &TileSeen) -> usize {
@@ -74,7 +202,7 @@ pub(super) fn first_score<S: Simd>(_: S, seen: &TileSeen) -> usize {
 /// - `M` rows of scores, `SCORE_STRIDE` apart, have room for the panels of `seen.outer`;
 /// - `maxima` has room for 16 floats.
 pub(super) struct ScoreTile<'a, const M: usize, const MASK: bool> {
-    pub q: ContiguousRows,
+    pub q: QueryRows,
     pub packed: *const f32,
     pub dim: usize,
     /// Keys of the block.

@@ -1,6 +1,6 @@
 //! The weighted sum of values: rows of exponentials times the values of a block, in place.
 
-use super::call::{MR, Rows, SCORE_STRIDE};
+use super::call::{MAX_PANEL, MR, Rows, SCORE_STRIDE};
 use super::pack::panel_vectors;
 use super::scores::Seen;
 use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_masked};
@@ -31,8 +31,8 @@ pub(super) struct SumEnds {
     /// Where unfinished sums go, `stride` apart like those of earlier blocks.
     pub sums: *mut f32,
     pub stride: usize,
-    /// In the last block: the output's rows, and what to divide by.
-    pub out: Option<(Rows<f32>, [f32; MR])>,
+    /// In the last block: the output's rows, the distance of their elements, and what to divide by.
+    pub out: Option<([*mut f32; MR], isize, [f32; MR])>,
 }
 
 /// `M` rows of sums over the keys `seen` of a block. Returns whether all of them are finite.
@@ -107,7 +107,19 @@ impl<const M: usize> ValueTile<M> {
             let rhs = StridedRhs { start: self.values.at(self.seen.first, at), row_stride: self.values.row_stride };
             let depth = self.seen.end - self.seen.first;
             if self.careful {
-                self.add_careful(simd, &mut acc, at, (NV - 1) * S::LANES + last);
+                let columns = (NV - 1) * S::LANES + last;
+                let values = Rows { start: self.values.at(0, at), ..self.values };
+                for i in 0..M {
+                    let mut sums = [0.0f32; MAX_PANEL];
+                    for v in 0..NV {
+                        simd.store(sums.as_mut_ptr().add(v * S::LANES), acc[i][v]);
+                    }
+                    let weights = self.weights.add(i * SCORE_STRIDE);
+                    add_careful(weights, values, self.seen, &mut sums[..columns]);
+                    for v in 0..NV {
+                        acc[i][v] = simd.load(sums.as_ptr().add(v * S::LANES));
+                    }
+                }
             } else if last == S::LANES {
                 multiply::<S, M, NV>(simd, &mut acc, lhs, rhs, depth);
             } else {
@@ -122,14 +134,15 @@ impl<const M: usize> ValueTile<M> {
                         }
                     }
                 }
-                Some((rows, divisors)) => {
+                Some((rows, step, divisors)) => {
                     for i in 0..M {
                         let divisor = simd.splat(divisors[i]);
                         for v in 0..NV {
                             let value = simd.div(acc[i][v], divisor);
                             finite = simd.and(finite, simd.eq(simd.sub(value, value), simd.zero()));
                             let lanes = if v + 1 < NV { S::LANES } else { last };
-                            store_row(simd, rows, i, at + v * S::LANES, lanes, value);
+                            let to = rows[i].wrapping_offset((at + v * S::LANES) as isize * step);
+                            store_row(simd, to, step, lanes, value);
                         }
                     }
                 }
@@ -137,59 +150,43 @@ impl<const M: usize> ValueTile<M> {
             simd.bits(finite).count_ones() as usize == S::LANES
         }
     }
+}
 
-    /// Continues the chains of `columns` columns key by key, without the hidden ones.
-    ///
-    /// # Safety
-    /// - As for `tile`.
-    #[cold]
-    #[inline(never)]
-    unsafe fn add_careful<S: Simd, const NV: usize>(
-        &self,
-        simd: S,
-        acc: &mut [[S::F; NV]; M],
-        at: usize,
-        columns: usize,
-    ) {
-        for i in 0..M {
-            let mut row = [0.0f32; 64];
-            // SAFETY: a row has at most 4 vectors of 16 lanes; the rest is the job's contract.
-            unsafe {
-                for v in 0..NV {
-                    simd.store(row.as_mut_ptr().add(v * S::LANES), acc[i][v]);
-                }
-                for key in self.seen.first..self.seen.end {
-                    let weight = *self.weights.add(i * SCORE_STRIDE + key);
-                    if weight.to_bits() != HIDDEN {
-                        for c in 0..columns {
-                            row[c] = weight.mul_add(*self.values.at(key, at + c), row[c]);
-                        }
-                    }
-                }
-                for v in 0..NV {
-                    acc[i][v] = simd.load(row.as_ptr().add(v * S::LANES));
+/// Continues the chains of `sums` from key to key, without the hidden ones.
+///
+/// # Safety
+/// - The row of weights, and as many columns of `values` as there are sums, are readable for the keys `seen`.
+#[cold]
+#[inline(never)]
+unsafe fn add_careful(weights: *const f32, values: Rows<f32>, seen: Seen, sums: &mut [f32]) {
+    for key in seen.first..seen.end {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let weight = *weights.add(key);
+            if weight.to_bits() != HIDDEN {
+                for c in 0..sums.len() {
+                    sums[c] = weight.mul_add(*values.at(key, c), sums[c]);
                 }
             }
         }
     }
 }
 
-/// Writes the first `lanes` lanes to columns `at..` of a row.
+/// Writes the first `lanes` lanes to elements `step` apart.
 ///
 /// # Safety
 /// - These elements are writable.
 #[inline(always)]
-pub(super) unsafe fn store_row<S: Simd>(simd: S, rows: Rows<f32>, row: usize, at: usize, lanes: usize, value: S::F) {
-    let to = rows.at(row, at).cast_mut();
+pub(super) unsafe fn store_row<S: Simd>(simd: S, to: *mut f32, step: isize, lanes: usize, value: S::F) {
     // SAFETY: the caller's contract.
     unsafe {
-        if rows.step == 1 {
+        if step == 1 {
             if lanes == S::LANES { simd.store(to, value) } else { simd.store_first(to, lanes, value) }
         } else {
             let mut buffer = [0.0f32; 16];
             simd.store(buffer.as_mut_ptr(), value);
             for l in 0..lanes {
-                *to.offset(l as isize * rows.step) = buffer[l];
+                *to.offset(l as isize * step) = buffer[l];
             }
         }
     }
