@@ -19,10 +19,11 @@
 use super::call::{Call, MR, QUERY_STRIDE, Raw, Rows, SCORE_STRIDE, Tiles, block_keys};
 use super::pack::{copy_rows, pack_transposed};
 use super::scores::{
-    DotTile, QueryRows, ScoreTile, TileSeen, Transform, copy_query, exponentials, first_score, fold_rows,
+    DotTile, Exponentials, QueryRows, ScoreTile, TileSeen, Transform, copy_query, dot_tile, first_score, fold_rows,
+    score_tile,
 };
-use super::spec::{AttentionSpec, Shape};
-use super::values::{Hidden, SumEnds, ValueTile, store_row};
+use super::spec::{AttentionSpec, Causal, Shape, Window};
+use super::values::{Hidden, ScoreRows, SumEnds, ValueTile, store_row, value_tile};
 use crate::simd::reduce::NARROW;
 use crate::simd::{Isa, Job, Simd, dispatch, math};
 use crate::softmax::ln;
@@ -212,8 +213,9 @@ struct Unit<'a> {
 #[derive(Clone, Copy)]
 struct Tile {
     index: usize,
-    first: usize,
     count: usize,
+    /// Head and row of each of them.
+    places: [(usize, usize); MR],
 }
 
 impl<'a> Unit<'a> {
@@ -251,32 +253,36 @@ impl<'a> Unit<'a> {
     #[inline(always)]
     fn tile(&self, index: usize) -> Tile {
         let (start, end) = (self.tiles.start(index), self.tiles.start(index + 1));
-        Tile { index, first: start, count: end - start }
-    }
-
-    /// Head and row of a tile's row.
-    #[inline(always)]
-    fn place(&self, tile: Tile, i: usize) -> (usize, usize) {
-        let flat = tile.first + i;
-        if flat < self.rows {
-            return (self.first_head, self.first_row + flat);
+        let mut places = [(0, 0); MR];
+        let (mut head, mut row) = if start < self.rows { (0, start) } else { (start / self.rows, start % self.rows) };
+        for i in 0..end - start {
+            places[i] = (self.first_head + head, self.first_row + row);
+            row += 1;
+            if row == self.rows {
+                (head, row) = (head + 1, 0);
+            }
         }
-        (self.first_head + flat / self.rows, self.first_row + flat % self.rows)
+        Tile { index, count: end - start, places }
     }
 
     #[inline(always)]
-    fn state(&self, tile: Tile) -> *mut f32 {
+    fn state(&self, tile: &Tile) -> *mut f32 {
         self.states.wrapping_add(tile.index * TILE_STATE)
     }
 
     /// What the rows of a tile see of the sequence, and the keys from the first to the last that any sees.
     #[inline(always)]
-    fn seen(&self, tile: Tile, keys: usize) -> ([[usize; 2]; MR], [usize; 2]) {
+    fn seen(&self, tile: &Tile, keys: usize) -> ([[usize; 2]; MR], [usize; 2]) {
         let call = self.task.call;
         let (mut rows, mut outer) = ([[0; 2]; MR], [usize::MAX, 0]);
         let [from, to] = self.keys;
+        if call.spec.causal == Causal::None && call.spec.window == Window::default() {
+            let (from, to) = (from.min(keys), to.min(keys));
+            rows[..tile.count].fill([from, to]);
+            return (rows, [from, to]);
+        }
         for i in 0..tile.count {
-            let visible = call.spec.visible_keys(self.place(tile, i).1, call.shape.q_len, keys);
+            let visible = call.spec.visible_keys(tile.places[i].1, call.shape.q_len, keys);
             rows[i] = [visible.start.max(from), visible.end.min(to)];
             if rows[i][0] < rows[i][1] {
                 outer = [outer[0].min(rows[i][0]), outer[1].max(rows[i][1])];
@@ -304,11 +310,11 @@ impl<'a> Unit<'a> {
         unsafe {
             for index in 0..self.tiles.count {
                 let tile = self.tile(index);
-                let (_, [first, end]) = self.seen(tile, keys);
+                let (_, [first, end]) = self.seen(&tile, keys);
                 (first_key, end_key) = (first_key.min(first), end_key.max(end));
-                self.start_tile(tile);
+                self.start_tile(&tile);
                 if first >= end && !few {
-                    self.finish_without_keys(simd, tile);
+                    self.finish_without_keys(simd, &tile);
                 }
             }
             let block = if few { FEW_BLOCK } else { block_keys(spec) };
@@ -330,20 +336,13 @@ impl<'a> Unit<'a> {
                 }
                 for index in 0..self.tiles.count {
                     let tile = self.tile(index);
-                    let (rows, outer) = self.seen(tile, keys);
+                    let (rows, outer) = self.seen(&tile, keys);
                     if outer[0] < end && start < outer[1] {
                         let seen = TileSeen::new(&rows, tile.count, start, end);
                         let first = outer[0] >= start;
                         let last = outer[1] <= end;
                         let block = Block { start, keys: count, k, v, first, last, length: keys, careful };
-                        finite &= match tile.count {
-                            1 => self.block::<S, 1>(simd, tile, &seen, &block),
-                            2 => self.block::<S, 2>(simd, tile, &seen, &block),
-                            3 => self.block::<S, 3>(simd, tile, &seen, &block),
-                            4 => self.block::<S, 4>(simd, tile, &seen, &block),
-                            5 => self.block::<S, 5>(simd, tile, &seen, &block),
-                            _ => self.block::<S, 6>(simd, tile, &seen, &block),
-                        };
+                        finite &= self.block(simd, &tile, &seen, &block);
                     }
                 }
                 start += block;
@@ -357,7 +356,7 @@ impl<'a> Unit<'a> {
     /// # Safety
     /// - The scratch memory has room for the tile.
     #[inline(always)]
-    unsafe fn start_tile(&self, tile: Tile) {
+    unsafe fn start_tile(&self, tile: &Tile) {
         let Forward { call, .. } = *self.task;
         // SAFETY: the caller's contract; there is a sink for each head.
         unsafe {
@@ -372,7 +371,7 @@ impl<'a> Unit<'a> {
                 && self.keys[0] == 0
             {
                 for i in 0..tile.count {
-                    let sink = *sinks.add(self.place(tile, i).0);
+                    let sink = *sinks.add(tile.places[i].0);
                     *state.add(i) = sink;
                     *state.add(16 + i * 16) = if sink == f32::NEG_INFINITY { 0.0 } else { 1.0 };
                 }
@@ -390,10 +389,10 @@ impl<'a> Unit<'a> {
     /// # Safety
     /// - The tile sees no key.
     #[inline(always)]
-    unsafe fn finish_without_keys<S: Simd>(&self, simd: S, tile: Tile) {
+    unsafe fn finish_without_keys<S: Simd>(&self, simd: S, tile: &Tile) {
         let Forward { call, outputs, .. } = *self.task;
         for i in 0..tile.count {
-            let (head, row) = self.place(tile, i);
+            let (head, row) = tile.places[i];
             let out = outputs.out.head(self.batch, head);
             // A sink alone is its own log-sum-exp; what is not finite makes no weights.
             // SAFETY: the rows of the tile; there is a sink for each head.
@@ -422,10 +421,10 @@ impl<'a> Unit<'a> {
     /// # Safety
     /// - The tile has been started; the block is packed, and some row sees some of it.
     #[inline(always)]
-    unsafe fn block<S: Simd, const M: usize>(&self, simd: S, tile: Tile, seen: &TileSeen, block: &Block) -> bool {
+    unsafe fn block<S: Simd>(&self, simd: S, tile: &Tile, seen: &TileSeen, block: &Block) -> bool {
         let Forward { call, layout, scratch, outputs, cut, .. } = *self.task;
         let spec = &call.spec;
-        let dim = spec.head_dim;
+        let (dim, rows) = (spec.head_dim, tile.count);
         let few = cut.key_pieces > 0;
         let plain = !few && call.plain();
         // SAFETY: the scratch memory is laid out for this; the job contracts hold for a packed block.
@@ -433,8 +432,8 @@ impl<'a> Unit<'a> {
             let scores = scratch;
             let state = self.state(tile);
             let queries = scratch.add(layout.queries);
-            for i in 0..M {
-                let (head, row) = self.place(tile, i);
+            for i in 0..rows {
+                let (head, row) = tile.places[i];
                 let q = call.q.head(self.batch, head);
                 copy_query(simd, q.at(row, 0), q.step, dim, queries.add(i * QUERY_STRIDE));
             }
@@ -443,17 +442,20 @@ impl<'a> Unit<'a> {
             let (at, end) = (first_score(simd, seen), seen.outer.end.next_multiple_of(16));
             let (keys, maxima_at) = (block.keys, maxima.as_mut_ptr());
             let factor = if plain {
-                simd.call(ScoreTile::<M, true> { q, packed, dim, keys, seen, scores, maxima: maxima_at });
+                let job = ScoreTile { q, packed, dim, keys, seen, scores, maxima: maxima_at };
+                score_tile::<S, true>(simd, rows, job);
                 spec.scale * std::f32::consts::LOG2_E
             } else {
                 if few {
-                    simd.call(DotTile::<M> { q, k: block.k, v: block.v, dim, v_dim: spec.v_dim, keys, scores });
+                    let job = DotTile { q, k: block.k, v: block.v, dim, v_dim: spec.v_dim, keys, scores };
+                    dot_tile(simd, rows, job);
                 } else {
-                    simd.call(ScoreTile::<M, false> { q, packed, dim, keys, seen, scores, maxima: maxima_at });
+                    let job = ScoreTile { q, packed, dim, keys, seen, scores, maxima: maxima_at };
+                    score_tile::<S, false>(simd, rows, job);
                 }
-                let mut lanes = [simd.splat(f32::NEG_INFINITY); M];
-                for i in 0..M {
-                    let (head, row) = self.place(tile, i);
+                let mut lanes = [simd.splat(f32::NEG_INFINITY); MR];
+                for i in 0..rows {
+                    let (head, row) = tile.places[i];
                     let transform = Transform {
                         scale: spec.scale,
                         softcap: spec.softcap,
@@ -467,7 +469,7 @@ impl<'a> Unit<'a> {
                     };
                     lanes[i] = transform.run(simd, scores.add(i * SCORE_STRIDE), at, end);
                 }
-                fold_rows::<S, true, M>(simd, &lanes, maxima_at);
+                fold_rows::<S, true, MR>(simd, &lanes, maxima_at);
                 std::f32::consts::LOG2_E
             };
 
@@ -475,7 +477,7 @@ impl<'a> Unit<'a> {
             let mut shifts = [0.0f32; 16];
             let mut rescale = [1.0f32; 16];
             let mut lane = 0;
-            while lane < M {
+            while lane < rows {
                 let old = simd.load(state.add(lane));
                 let new = simd.max(simd.load(maxima.as_ptr().add(lane)), old);
                 let nothing = simd.eq(new, simd.splat(f32::NEG_INFINITY));
@@ -486,30 +488,35 @@ impl<'a> Unit<'a> {
                 simd.store(rescale.as_mut_ptr().add(lane), math::exp2_nonpositive(simd, change));
                 lane += S::LANES;
             }
-            for i in 0..M {
-                let row = scores.add(i * SCORE_STRIDE);
-                let hidden = if block.careful { Some(Hidden::find(row, at, end)) } else { None };
-                let sums = state.add(16 + i * 16);
-                exponentials(simd, row, at, end, [shifts[i], factor, rescale[i]], sums);
-                if let Some(hidden) = hidden {
-                    hidden.mark(row, at, end);
+            let sums = state.add(16);
+            let exponentials = Exponentials { scores, rows, at, end, factor, shifts, rescale, sums };
+            if block.careful {
+                let mut hidden = [const { Hidden::NONE }; MR];
+                for i in 0..rows {
+                    hidden[i] = Hidden::find(scores.add(i * SCORE_STRIDE), at, end);
                 }
+                simd.call(exponentials);
+                for i in 0..rows {
+                    hidden[i].mark(scores.add(i * SCORE_STRIDE), at, end);
+                }
+            } else {
+                simd.call(exponentials);
             }
 
             let sums = self.sums.add(tile.index * MR * layout.stride);
             let from = if block.first { std::ptr::null() } else { sums.cast_const() };
-            let mut ends = SumEnds { from, rescale: [1.0; MR], sums, stride: layout.stride, out: None };
-            for i in 0..M {
+            let mut ends = SumEnds { from, rescale: [1.0; MR], sums, stride: layout.stride as isize, out: None };
+            for i in 0..rows {
                 ends.rescale[i] = rescale[i];
             }
             if block.last && !few {
                 let mut totals = [0.0f32; 16];
-                fold_sums::<S, M>(simd, state, &mut totals);
-                let mut rows = [std::ptr::null_mut(); MR];
+                fold_sums(simd, state, &mut totals);
+                let mut to = [std::ptr::null_mut(); MR];
                 let mut divisors = [1.0; MR];
-                for i in 0..M {
-                    let (head, row) = self.place(tile, i);
-                    rows[i] = outputs.out.head(self.batch, head).at(row, 0).cast_mut();
+                for i in 0..rows {
+                    let (head, row) = tile.places[i];
+                    to[i] = outputs.out.head(self.batch, head).at(row, 0).cast_mut();
                     // A row that sees none of the keys of its tile has sums of 0.
                     divisors[i] = if totals[i] == 0.0 { 1.0 } else { totals[i] };
                     if !outputs.lse.is_null() {
@@ -518,17 +525,18 @@ impl<'a> Unit<'a> {
                         *outputs.lse.add(self.lse_at(head, row)) = lse;
                     }
                 }
-                ends.out = Some((rows, outputs.out.strides[3], divisors));
+                ends.out = Some((to, outputs.out.strides[3], divisors));
             }
-            let finite = simd.call(ValueTile::<M> {
-                weights: scores,
+            let job = ValueTile {
+                weights: ScoreRows(scores),
                 values: block.v,
                 seen: seen.outer,
                 dim: spec.v_dim,
                 ends,
                 careful: block.careful,
-            });
-            finite && !(few && block.last && !are_finite(sums, M, layout.stride, spec.v_dim))
+            };
+            let finite = value_tile(simd, rows, job);
+            finite && !(few && block.last && !are_finite(sums, rows, layout.stride, spec.v_dim))
         }
     }
 }
@@ -565,14 +573,14 @@ struct Block {
     careful: bool,
 }
 
-/// The sums of `M` rows of a tile, each folded from its 16 lanes in halves.
+/// The sums of the rows of a tile, each folded from its 16 lanes in halves.
 ///
 /// # Safety
 /// - `state` is that of a tile.
 #[inline(always)]
-unsafe fn fold_sums<S: Simd, const M: usize>(simd: S, state: *const f32, totals: &mut [f32; 16]) {
-    let mut rows = [simd.zero(); M];
-    for i in 0..M {
+unsafe fn fold_sums<S: Simd>(simd: S, state: *const f32, totals: &mut [f32; 16]) {
+    let mut rows = [simd.zero(); MR];
+    for i in 0..MR {
         let mut vectors = 16 / S::LANES;
         let mut lanes = [simd.zero(); NARROW];
         for v in 0..vectors {
@@ -588,7 +596,7 @@ unsafe fn fold_sums<S: Simd, const M: usize>(simd: S, state: *const f32, totals:
         rows[i] = lanes[0];
     }
     // SAFETY: there is room for 16.
-    unsafe { fold_rows::<S, false, M>(simd, &rows, totals.as_mut_ptr()) };
+    unsafe { fold_rows::<S, false, MR>(simd, &rows, totals.as_mut_ptr()) };
 }
 
 /// The last step where keys are cut into pieces: the sums of all pieces of a group of rows, merged in order.
@@ -622,7 +630,7 @@ impl Job for Merge<'_> {
             // SAFETY: every unit of the group has left its states and sums here; the outputs are the group's.
             unsafe {
                 for piece in 0..cut.key_pieces {
-                    let state = unit.state(tile).add(piece * unit_len);
+                    let state = unit.state(&tile).add(piece * unit_len);
                     for g in 0..groups {
                         maxima[g] = simd.max(simd.load(state.add(g * S::LANES)), maxima[g]);
                     }
@@ -631,11 +639,11 @@ impl Job for Merge<'_> {
                     let nothing = simd.eq(maxima[g], simd.splat(f32::NEG_INFINITY));
                     let shift = simd.select(nothing, simd.zero(), maxima[g]);
                     for piece in 0..cut.key_pieces {
-                        let state = unit.state(tile).add(piece * unit_len);
+                        let state = unit.state(&tile).add(piece * unit_len);
                         let change = simd.mul(simd.sub(simd.load(state.add(g * S::LANES)), shift), factor);
                         let weight = math::exp2_nonpositive(simd, change);
                         let mut sums = [0.0f32; 16];
-                        fold_sums::<S, MR>(simd, state, &mut sums);
+                        fold_sums(simd, state, &mut sums);
                         totals[g] = simd.fma(weight, simd.load(sums.as_ptr().add(g * S::LANES)), totals[g]);
                         // From here on the weight stands where the maximum was.
                         simd.store(state.add(g * S::LANES), weight);
@@ -647,7 +655,7 @@ impl Job for Merge<'_> {
                     simd.store(shifts.as_mut_ptr().add(g * S::LANES), maxima[g]);
                 }
                 for i in 0..tile.count {
-                    let (head, row) = unit.place(tile, i);
+                    let (head, row) = tile.places[i];
                     let out = outputs.out.head(unit.batch, head);
                     let divisor = simd.splat(if sums[i] == 0.0 { 1.0 } else { sums[i] });
                     if !outputs.lse.is_null() {
@@ -656,7 +664,7 @@ impl Job for Merge<'_> {
                     for at in (0..call.spec.v_dim).step_by(S::LANES) {
                         let mut sum = simd.zero();
                         for piece in 0..cut.key_pieces {
-                            let weight = *unit.state(tile).add(piece * unit_len + i);
+                            let weight = *unit.state(&tile).add(piece * unit_len + i);
                             let from = (tile.index * MR + i) * layout.stride + at;
                             let values = simd.load(unit.sums.add(piece * unit_len + from));
                             sum = simd.fma(simd.splat(weight), values, sum);

@@ -1,5 +1,6 @@
 //! Scaled dot-product attention, forward and backward.
 
+mod backward;
 mod call;
 mod forward;
 mod gradients;

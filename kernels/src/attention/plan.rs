@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use super::backward::{Backward, Layout, sinks};
 use super::call::{Call, Raw, block_keys};
 use super::forward::{Cut, Forward, Merge, Outputs, PIECE, Scratch, few_rows};
+use super::gradients::{Gradients, check_gradients, fill};
 use super::spec::{AttentionSpec, Inputs, Shape, check_shape};
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
 use crate::simd::Isa;
-use crate::tensor::ViewMut;
+use crate::tensor::{View, ViewMut};
 use crate::workspace::{LINE, Workspace, aligned};
 
 /// Operations a second that estimates assume of one thread.
@@ -137,6 +139,72 @@ impl Attention {
         if cut.key_pieces > 0 {
             let groups = shape.batch * self.spec.kv_heads;
             parallelism.for_each(groups, slots, &|index, slot| Merge(task(index, slot)).start(self.isa));
+        }
+        Ok(())
+    }
+
+    /// The scratch memory that a backward call needs when at most `slots` tasks run at once, in `f32`s.
+    ///
+    /// # Errors
+    /// Those of [`Attention::workspace_len`].
+    pub fn backward_workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error> {
+        self.spec.sizes(shape)?;
+        if slots == 0 {
+            return Err(Error::invalid("slots", "at least 1", 0));
+        }
+        let nothing = Raw { start: std::ptr::null(), strides: [0; 4] };
+        let extras = super::call::Extras { bias: None, keep: None, alibi: None, sinks: None };
+        let call = Call { spec: self.spec, shape, q: nothing, k: nothing, v: nothing, extras, kv_lens: None };
+        let layout = Layout::new(&call, [true; 4]);
+        Ok(slots.min(layout.tasks.max(1)).saturating_mul(layout.len).saturating_add(LINE))
+    }
+
+    /// The gradients of the inputs from that of the output, `dout`. `out` and `lse` are what [`Attention::forward`] gave
+    /// for the same inputs. Gradients are written, not added to. Allocates nothing.
+    ///
+    /// # Errors
+    /// Those of [`Inputs::check`], [`Error::Shape`] or [`Error::Length`] for an argument that does not fit,
+    /// [`Error::Invalid`] for a gradient of what is not there, [`Error::Length`] for a workspace that is too short for one
+    /// slot. Gradients are untouched then.
+    pub fn backward(
+        &self,
+        inputs: &Inputs<'_>,
+        out: &View<'_, f32, 4>,
+        dout: &View<'_, f32, 4>,
+        lse: &[f32],
+        mut gradients: Gradients<'_, '_>,
+        workspace: &mut [f32],
+        parallelism: Parallelism,
+    ) -> Result<(), Error> {
+        let shape = inputs.check(&self.spec)?;
+        let of_out = [shape.batch, self.spec.heads, shape.q_len, self.spec.v_dim];
+        check_shape("out", of_out, out.shape())?;
+        check_shape("dout", of_out, dout.shape())?;
+        check_len("lse", shape.batch * self.spec.heads * shape.q_len, lse.len())?;
+        check_gradients(&self.spec, inputs, shape, &gradients)?;
+        let call = Call::new(&self.spec, shape, inputs);
+        let copies = [inputs.q.strides(), dout.strides(), inputs.k.strides(), gradients.dq.strides()];
+        let layout = Layout::new(&call, copies.map(|strides| strides[3] != 1));
+        let len = |slots: usize| slots.min(layout.tasks.max(1)).saturating_mul(layout.len).saturating_add(LINE);
+        let slots = slots(parallelism, workspace.len(), len)?;
+        if let Some(dbias) = &mut gradients.dbias {
+            fill(dbias, 0.0);
+        }
+        let (raw_out, raw_dout) = (Raw::new(out), Raw::new(dout));
+        let outputs = super::backward::Outputs::new(raw_out, raw_dout, lse, &mut gradients, call.extras.bias);
+        let parallelism = if outputs.needs_order(&call) {
+            Parallelism::Serial
+        } else {
+            parallelism.for_seconds(2.5 * self.spec.flops(shape)? / FLOPS)
+        };
+        let scratch = Shared(aligned(workspace).as_mut_ptr());
+        parallelism.for_each(layout.tasks, slots, &|task, slot| {
+            let scratch = scratch.at(slot * layout.len);
+            Backward { call: &call, outputs: &outputs, layout: &layout, scratch, task }.start(self.isa);
+        });
+        if let (Some(dsinks), Some(logits)) = (gradients.dsinks, inputs.sinks) {
+            // SAFETY: everything has been checked against the call.
+            unsafe { sinks(&self.spec, &call, &outputs, logits, dsinks) };
         }
         Ok(())
     }

@@ -7,6 +7,8 @@
 //!  (MR)       └──┘  └─────┴─────┴─────┘
 //! ```
 
+use std::mem::MaybeUninit;
+
 use super::call::{Extras, MAX_PANEL, MR, QUERY_STRIDE, Rows, SCORE_STRIDE};
 use super::pack::panel_vectors;
 use crate::gemm::micro::{LhsAddress, StridedRhs, multiply};
@@ -290,21 +292,24 @@ impl<const M: usize, const MASK: bool> ScoreTile<'_, M, MASK> {
 /// - 16 floats are writable at `to`.
 #[inline(always)]
 pub(super) unsafe fn fold_rows<S: Simd, const MAX: bool, const M: usize>(simd: S, rows: &[S::F; M], to: *mut f32) {
-    let mut square = [0.0f32; MAX_LANES * MAX_LANES];
-    let mut columns = [0.0f32; MAX_LANES * MAX_LANES];
+    // Left as they are: clearing them would cost more than the sums.
+    let mut square = MaybeUninit::<[f32; MAX_LANES * MAX_LANES]>::uninit();
+    let mut columns = MaybeUninit::<[f32; MAX_LANES * MAX_LANES]>::uninit();
+    let (square, columns) = (square.as_mut_ptr().cast::<f32>(), columns.as_mut_ptr().cast::<f32>());
     let mut first = 0;
     while first < M {
-        for i in first..M.min(first + S::LANES) {
+        for i in first..first + S::LANES {
+            let row = if i < M { rows[i] } else { simd.zero() };
             // SAFETY: the square has room for as many vectors as lanes, and `to` for all rows, rounded up.
-            unsafe { simd.store(square.as_mut_ptr().add((i - first) * S::LANES), rows[i]) };
+            unsafe { simd.store(square.add((i - first) * S::LANES), row) };
         }
         let stride = S::LANES as isize;
         // SAFETY: both squares are large enough and apart.
         unsafe {
-            simd.transpose(square.as_ptr(), stride, columns.as_mut_ptr(), stride);
+            simd.transpose(square, stride, columns, stride);
             let mut lanes = [simd.zero(); MAX_LANES];
             for l in 0..S::LANES {
-                lanes[l] = simd.load(columns.as_ptr().add(l * S::LANES));
+                lanes[l] = simd.load(columns.add(l * S::LANES));
             }
             let mut half = S::LANES / 2;
             while half > 0 {
@@ -414,41 +419,87 @@ static LANE_NUMBERS: [f32; MAX_LANES] =
 
 const _: () = assert!(MAX_PANEL.is_multiple_of(MAX_LANES));
 
-/// `scores = exp2((scores - maximum) * factor)` over `at..end`, multiples of 16, and their sums in 16 lanes on top of
-/// `sums * rescale`.
+/// `scores = exp2((scores - shift) * factor)` over `at..end`, multiples of 16, in each row of a tile, and their sums in 16
+/// lanes on top of `sums * rescale`.
+///
+/// Whoever makes one vouches that the scores and 16 sums of each of `rows` rows are readable and writable.
+pub(super) struct Exponentials {
+    pub scores: *mut f32,
+    pub rows: usize,
+    pub at: usize,
+    pub end: usize,
+    pub factor: f32,
+    pub shifts: [f32; 16],
+    pub rescale: [f32; 16],
+    pub sums: *mut f32,
+}
+
+impl Job for Exponentials {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let factor = simd.splat(self.factor);
+        let vectors = MAX_LANES / S::LANES;
+        for i in 0..self.rows {
+            let (shift, rescale) = (simd.splat(self.shifts[i]), simd.splat(self.rescale[i]));
+            // SAFETY: the job's contract.
+            unsafe {
+                let (row, sums) = (self.scores.add(i * SCORE_STRIDE), self.sums.add(i * MAX_LANES));
+                let mut lanes = [simd.zero(); 4];
+                for v in 0..vectors {
+                    lanes[v] = simd.mul(simd.load(sums.add(v * S::LANES)), rescale);
+                }
+                let mut at = self.at;
+                while at < self.end {
+                    for v in 0..vectors {
+                        let place = row.add(at + v * S::LANES);
+                        let x = simd.mul(simd.sub(simd.load(place), shift), factor);
+                        let p = math::exp2_nonpositive(simd, x);
+                        simd.store(place, p);
+                        lanes[v] = simd.add(lanes[v], p);
+                    }
+                    at += MAX_LANES;
+                }
+                for v in 0..vectors {
+                    simd.store(sums.add(v * S::LANES), lanes[v]);
+                }
+            }
+        }
+    }
+}
+
+/// Scores of a tile whose number of rows is chosen at run time.
 ///
 /// # Safety
-/// - The scores are readable and writable, and 16 sums.
+/// - The contract of [`ScoreTile`]; `rows` is 1 to `MR`.
 #[inline(always)]
-pub(super) unsafe fn exponentials<S: Simd>(
-    simd: S,
-    scores: *mut f32,
-    at: usize,
-    end: usize,
-    [maximum, factor, rescale]: [f32; 3],
-    sums: *mut f32,
-) {
-    let (maximum, factor, rescale) = (simd.splat(maximum), simd.splat(factor), simd.splat(rescale));
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut lanes = [simd.zero(); 4];
-        let vectors = MAX_LANES / S::LANES;
-        for v in 0..vectors {
-            lanes[v] = simd.mul(simd.load(sums.add(v * S::LANES)), rescale);
-        }
-        let mut at = at;
-        while at < end {
-            for v in 0..vectors {
-                let place = scores.add(at + v * S::LANES);
-                let x = simd.mul(simd.sub(simd.load(place), maximum), factor);
-                let p = math::exp2_nonpositive(simd, x);
-                simd.store(place, p);
-                lanes[v] = simd.add(lanes[v], p);
-            }
-            at += MAX_LANES;
-        }
-        for v in 0..vectors {
-            simd.store(sums.add(v * S::LANES), lanes[v]);
-        }
+pub(super) unsafe fn score_tile<S: Simd, const MASK: bool>(simd: S, rows: usize, tile: ScoreTile<'_, MR, MASK>) {
+    let ScoreTile { q, packed, dim, keys, seen, scores, maxima } = tile;
+    debug_assert!((1..=MR).contains(&rows));
+    match rows {
+        1 => simd.call(ScoreTile::<1, MASK> { q, packed, dim, keys, seen, scores, maxima }),
+        2 => simd.call(ScoreTile::<2, MASK> { q, packed, dim, keys, seen, scores, maxima }),
+        3 => simd.call(ScoreTile::<3, MASK> { q, packed, dim, keys, seen, scores, maxima }),
+        4 => simd.call(ScoreTile::<4, MASK> { q, packed, dim, keys, seen, scores, maxima }),
+        5 => simd.call(ScoreTile::<5, MASK> { q, packed, dim, keys, seen, scores, maxima }),
+        _ => simd.call(tile),
+    }
+}
+
+/// Scores of few rows, their number chosen at run time.
+///
+/// # Safety
+/// - The contract of [`DotTile`]; `rows` is 1 to `MR`.
+#[inline(always)]
+pub(super) unsafe fn dot_tile<S: Simd>(simd: S, rows: usize, tile: DotTile<MR>) {
+    let DotTile { q, k, v, dim, v_dim, keys, scores } = tile;
+    debug_assert!((1..=MR).contains(&rows));
+    match rows {
+        1 => simd.call(DotTile::<1> { q, k, v, dim, v_dim, keys, scores }),
+        2 => simd.call(DotTile::<2> { q, k, v, dim, v_dim, keys, scores }),
+        3 => simd.call(DotTile::<3> { q, k, v, dim, v_dim, keys, scores }),
+        4 => simd.call(DotTile::<4> { q, k, v, dim, v_dim, keys, scores }),
+        5 => simd.call(DotTile::<5> { q, k, v, dim, v_dim, keys, scores }),
+        _ => simd.call(tile),
     }
 }

@@ -1,7 +1,7 @@
 //! Small shapes of every kind against the reference in f64.
 
 use super::*;
-use crate::reference::attention_forward;
+use crate::reference::{attention_backward, attention_forward};
 use crate::{Isa, Parallelism, View, ViewMut};
 
 /// Random numbers from a seed.
@@ -210,6 +210,64 @@ impl Case {
         (out, lse)
     }
 
+    fn gradient_sizes(&self) -> ([usize; 5], [usize; 4]) {
+        let pairs = [self.shape.batch, self.spec.heads, self.shape.q_len, self.shape.kv_len];
+        let axes = self.bias.as_ref().map_or([false; 4], |(_, axes)| *axes);
+        let dbias = [0, 1, 2, 3].map(|axis| if axes[axis] { pairs[axis] } else { pairs[axis].min(1) });
+        let sinks = self.sinks.as_ref().map_or(0, Vec::len);
+        ([self.q.len(), self.k.len(), self.v.len(), dbias.iter().product(), sinks], dbias)
+    }
+
+    fn gradients<'a, T: Copy>(&self, of: &'a mut [Vec<T>; 5], dbias: [usize; 4]) -> Gradients<'a, 'a, T> {
+        let [dq, dk, dv, of_bias, of_sinks] = of;
+        let mut gradients = Gradients::new(self.view_mut(dq, 0), self.view_mut(dk, 1), self.view_mut(dv, 2));
+        if self.bias.is_some() {
+            gradients = gradients.dbias(ViewMut::new(of_bias, dbias).unwrap());
+        }
+        if self.sinks.is_some() {
+            gradients = gradients.dsinks(of_sinks);
+        }
+        gradients
+    }
+
+    fn backward(&self, isa: Isa, parallelism: Parallelism, out: &[f32], lse: &[f32]) -> [Vec<f32>; 5] {
+        let plan = Attention::with_isa(self.spec, isa).unwrap();
+        let inputs = self.inputs(self.data());
+        let (sizes, dbias) = self.gradient_sizes();
+        let mut of = sizes.map(|len| vec![f32::NAN; len]);
+        let gradients = self.gradients(&mut of, dbias);
+        let mut workspace = vec![f32::NAN; plan.backward_workspace_len(self.shape, parallelism.threads()).unwrap()];
+        let (out, dout) = (self.view(out, 3), self.view(&self.dout, 3));
+        plan.backward(&inputs, &out, &dout, lse, gradients, &mut workspace, parallelism).unwrap();
+        if self.bias.is_none() {
+            of[3].clear();
+        }
+        of
+    }
+
+    fn reference_gradients(&self) -> [Vec<f64>; 5] {
+        let wide = self.data().map(|data| data.iter().map(|&x| x as f64).collect::<Vec<_>>());
+        let dout: Vec<f64> = self.dout.iter().map(|&x| x as f64).collect();
+        let inputs = self.inputs(std::array::from_fn(|i| &wide[i][..]));
+        let (sizes, dbias) = self.gradient_sizes();
+        let mut of = sizes.map(|len| vec![0.0; len]);
+        let mut gradients = self.gradients(&mut of, dbias);
+        attention_backward(&self.spec, &inputs, &self.view(&dout, 3), &mut gradients).unwrap();
+        drop(gradients);
+        if self.bias.is_none() {
+            of[3].clear();
+        }
+        of
+    }
+
+    /// Weights err as in the output; a gradient is a sum of as many products with elements of `dout . v`.
+    fn gradient_tolerance(&self) -> f64 {
+        let Shape { batch, q_len, .. } = self.shape;
+        let rows = (batch * q_len * self.spec.heads) as f64;
+        let products = 2.0 * (self.spec.v_dim as f64).sqrt() * (1.0 + self.spec.scale.abs() as f64);
+        self.tolerance() * products * (1.0 + 0.25 * rows.sqrt())
+    }
+
     fn reference(&self) -> (Vec<f64>, Vec<f64>) {
         let wide = self.data().map(|data| data.iter().map(|&x| x as f64).collect::<Vec<_>>());
         let inputs = self.inputs(std::array::from_fn(|i| &wide[i][..]));
@@ -245,6 +303,29 @@ fn every_feature_agrees_with_the_reference() {
                     "{}: lse[{at}] {given} {expected} on {isa}",
                     case.name(seed)
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_every_feature_agree_with_the_reference() {
+    for isa in Isa::available() {
+        for seed in 0..600 {
+            let case = Case::new(seed);
+            let (out, lse) = case.forward(isa, Parallelism::Serial);
+            let given = case.backward(isa, Parallelism::Serial, &out, &lse);
+            let expected = case.reference_gradients();
+            let tolerance = case.gradient_tolerance();
+            for (which, (given, expected)) in given.iter().zip(&expected).enumerate() {
+                let name = ["dq", "dk", "dv", "dbias", "dsinks"][which];
+                for (at, (&given, &expected)) in given.iter().zip(expected).enumerate() {
+                    assert!(
+                        close(given, expected, tolerance),
+                        "{}: {name}[{at}] {given} {expected} on {isa}",
+                        case.name(seed)
+                    );
+                }
             }
         }
     }

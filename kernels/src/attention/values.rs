@@ -7,7 +7,7 @@ use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_masked};
 use crate::simd::{Job, Simd};
 
 /// A row of exponentials that are exactly 0 because the key is hidden, marked in the slow path.
-const HIDDEN: u32 = 0x8000_0000;
+pub(super) const HIDDEN: u32 = 0x8000_0000;
 
 /// Rows of scores.
 #[derive(Clone, Copy)]
@@ -21,6 +21,38 @@ impl LhsAddress for ScoreRows {
     }
 }
 
+/// Weights of a tile, by row and by what is summed over.
+pub(super) trait Weights: LhsAddress {
+    /// Those of `count` terms later.
+    fn skip(self, count: usize) -> Self;
+}
+
+impl Weights for ScoreRows {
+    #[inline(always)]
+    fn skip(self, count: usize) -> Self {
+        Self(self.0.wrapping_add(count))
+    }
+}
+
+impl Weights for ScoreColumns {
+    #[inline(always)]
+    fn skip(self, count: usize) -> Self {
+        Self(self.0.wrapping_add(count * SCORE_STRIDE))
+    }
+}
+
+/// Columns of scores: a tile of keys.
+#[derive(Clone, Copy)]
+pub(super) struct ScoreColumns(pub *const f32);
+
+impl LhsAddress for ScoreColumns {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.0.add(k * SCORE_STRIDE + i) }
+    }
+}
+
 /// Where the sums of a tile come from and go to.
 #[derive(Clone, Copy)]
 pub(super) struct SumEnds {
@@ -30,9 +62,17 @@ pub(super) struct SumEnds {
     pub rescale: [f32; MR],
     /// Where unfinished sums go, `stride` apart like those of earlier blocks.
     pub sums: *mut f32,
-    pub stride: usize,
+    pub stride: isize,
     /// In the last block: the output's rows, the distance of their elements, and what to divide by.
     pub out: Option<([*mut f32; MR], isize, [f32; MR])>,
+}
+
+impl SumEnds {
+    /// Adds to sums, `stride` apart.
+    #[inline(always)]
+    pub fn add_to(sums: *mut f32, stride: isize) -> Self {
+        Self { from: sums, rescale: [1.0; MR], sums, stride, out: None }
+    }
 }
 
 /// `M` rows of sums over the keys `seen` of a block. Returns whether all of them are finite.
@@ -40,8 +80,8 @@ pub(super) struct SumEnds {
 /// Whoever makes one vouches that
 /// - `weights` has `M` rows, `values` rows of `dim` neighbouring elements, for the keys `seen`;
 /// - `ends` is readable and writable for `M` rows of `dim` elements.
-pub(super) struct ValueTile<const M: usize> {
-    pub weights: *const f32,
+pub(super) struct ValueTile<L, const M: usize> {
+    pub weights: L,
     pub values: Rows<f32>,
     pub seen: Seen,
     pub dim: usize,
@@ -50,7 +90,7 @@ pub(super) struct ValueTile<const M: usize> {
     pub careful: bool,
 }
 
-impl<const M: usize> Job for ValueTile<M> {
+impl<L: Weights, const M: usize> Job for ValueTile<L, M> {
     type Output = bool;
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
@@ -58,7 +98,7 @@ impl<const M: usize> Job for ValueTile<M> {
     }
 }
 
-impl<const M: usize> ValueTile<M> {
+impl<L: Weights, const M: usize> ValueTile<L, M> {
     #[inline(always)]
     fn columns<S: Simd, const NV: usize>(self, simd: S) -> bool {
         debug_assert_eq!(NV, panel_vectors(S::REGISTERS));
@@ -92,18 +132,19 @@ impl<const M: usize> ValueTile<M> {
     unsafe fn tile<S: Simd, const NV: usize>(&self, simd: S, at: usize, last: usize) -> bool {
         let SumEnds { from, rescale, sums, stride, out } = self.ends;
         let mut acc = [[simd.zero(); NV]; M];
-        let mask = simd.mask_first(last);
-        // SAFETY: the contracts of the function and of the job. Unfinished sums have room for whole vectors.
+        let (mask, whole) = (simd.mask_first(last), last == S::LANES);
+        // SAFETY: the contracts of the function and of the job.
         unsafe {
             if !from.is_null() {
                 for i in 0..M {
                     for v in 0..NV {
-                        let sum = simd.load(from.add(i * stride + at + v * S::LANES));
+                        let from = from.offset(i as isize * stride).add(at + v * S::LANES);
+                        let sum = if whole || v + 1 < NV { simd.load(from) } else { simd.load_masked(from, mask) };
                         acc[i][v] = simd.mul(sum, simd.splat(rescale[i]));
                     }
                 }
             }
-            let lhs = ScoreRows(self.weights.add(self.seen.first));
+            let lhs = self.weights.skip(self.seen.first);
             let rhs = StridedRhs { start: self.values.at(self.seen.first, at), row_stride: self.values.row_stride };
             let depth = self.seen.end - self.seen.first;
             if self.careful {
@@ -114,13 +155,12 @@ impl<const M: usize> ValueTile<M> {
                     for v in 0..NV {
                         simd.store(sums.as_mut_ptr().add(v * S::LANES), acc[i][v]);
                     }
-                    let weights = self.weights.add(i * SCORE_STRIDE);
-                    add_careful(weights, values, self.seen, &mut sums[..columns]);
+                    add_careful(self.weights, i, values, self.seen, &mut sums[..columns]);
                     for v in 0..NV {
                         acc[i][v] = simd.load(sums.as_ptr().add(v * S::LANES));
                     }
                 }
-            } else if last == S::LANES {
+            } else if whole {
                 multiply::<S, M, NV>(simd, &mut acc, lhs, rhs, depth);
             } else {
                 multiply_masked::<S, M, NV>(simd, &mut acc, lhs, rhs, depth, mask);
@@ -130,7 +170,12 @@ impl<const M: usize> ValueTile<M> {
                 None => {
                     for i in 0..M {
                         for v in 0..NV {
-                            simd.store(sums.add(i * stride + at + v * S::LANES), acc[i][v]);
+                            let to = sums.offset(i as isize * stride).add(at + v * S::LANES);
+                            if whole || v + 1 < NV {
+                                simd.store(to, acc[i][v]);
+                            } else {
+                                simd.store_masked(to, mask, acc[i][v]);
+                            }
                         }
                     }
                 }
@@ -152,17 +197,35 @@ impl<const M: usize> ValueTile<M> {
     }
 }
 
+/// Sums of a tile whose number of rows is chosen at run time.
+///
+/// # Safety
+/// - The contract of [`ValueTile`]; `rows` is 1 to `MR`.
+#[inline(always)]
+pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile: ValueTile<L, MR>) -> bool {
+    let ValueTile { weights, values, seen, dim, ends, careful } = tile;
+    debug_assert!((1..=MR).contains(&rows));
+    match rows {
+        1 => simd.call(ValueTile::<L, 1> { weights, values, seen, dim, ends, careful }),
+        2 => simd.call(ValueTile::<L, 2> { weights, values, seen, dim, ends, careful }),
+        3 => simd.call(ValueTile::<L, 3> { weights, values, seen, dim, ends, careful }),
+        4 => simd.call(ValueTile::<L, 4> { weights, values, seen, dim, ends, careful }),
+        5 => simd.call(ValueTile::<L, 5> { weights, values, seen, dim, ends, careful }),
+        _ => simd.call(tile),
+    }
+}
+
 /// Continues the chains of `sums` from key to key, without the hidden ones.
 ///
 /// # Safety
 /// - The row of weights, and as many columns of `values` as there are sums, are readable for the keys `seen`.
 #[cold]
 #[inline(never)]
-unsafe fn add_careful(weights: *const f32, values: Rows<f32>, seen: Seen, sums: &mut [f32]) {
+unsafe fn add_careful<L: Weights>(weights: L, row: usize, values: Rows<f32>, seen: Seen, sums: &mut [f32]) {
     for key in seen.first..seen.end {
         // SAFETY: the caller's contract.
         unsafe {
-            let weight = *weights.add(key);
+            let weight = *weights.at(row, key);
             if weight.to_bits() != HIDDEN {
                 for c in 0..sums.len() {
                     sums[c] = weight.mul_add(*values.at(key, c), sums[c]);
@@ -196,6 +259,9 @@ pub(super) unsafe fn store_row<S: Simd>(simd: S, to: *mut f32, step: isize, lane
 pub(super) struct Hidden([u64; super::call::MAX_BLOCK / 64]);
 
 impl Hidden {
+    /// No key.
+    pub const NONE: Self = Self([0; super::call::MAX_BLOCK / 64]);
+
     /// Of the logits `at..end`.
     ///
     /// # Safety
