@@ -10,7 +10,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use kernels::attention::{Attention, AttentionSpec, Causal, Inputs, Shape};
+use kernels::attention::{Attention, AttentionSpec, Causal, Gradients, Inputs, Shape};
 use kernels::{Parallelism, Team, View, ViewMut, Workspace};
 
 use crate::failure::Failure;
@@ -242,20 +242,38 @@ fn study(head: &Head, options: &Options, peak: f64, parallelism: Parallelism) ->
     let plan = Attention::with_isa(head.spec, options.isa)?;
     let inputs = problem.inputs()?;
     let mut out = vec![f32::NAN; problem.q.len()];
-    let len = plan.workspace_len(head.shape, options.threads)?;
-    let mut workspace = Workspace::with_len(len)?;
-    let mut forward = |out: &mut [f32]| -> Result<(), Failure> {
-        let view = ViewMut::new(out, problem.q_shape())?;
-        Ok(plan.forward(&inputs, view, None, &mut workspace, parallelism)?)
+    let forward_len = plan.workspace_len(head.shape, options.threads)?;
+    let len = match options.pass {
+        Pass::Forward => forward_len,
+        Pass::Backward => plan.backward_workspace_len(head.shape, options.threads)?,
     };
+    let mut workspace = Workspace::with_len(len.max(forward_len))?;
+    let mut lse = vec![f32::NAN; problem.q.len() / head.spec.head_dim];
     let elements = 2 * (problem.q.len() + problem.k.len());
-    let (timing, checked, operations) = match options.pass {
-        Pass::Forward => {
-            forward(&mut out)?;
-            let checked = check(&problem, &out, false)?;
-            (time(Budget::default(), || forward(&mut out))?, checked, 1.0)
+    let mut forward = |out: &mut [f32], lse: Option<&mut [f32]>| -> Result<(), Failure> {
+        let view = ViewMut::new(out, problem.q_shape())?;
+        Ok(plan.forward(&inputs, view, lse, &mut workspace, parallelism)?)
+    };
+    forward(&mut out, Some(&mut lse))?;
+    let mut checked = check(&problem, &out, false)?;
+    let (timing, operations) = match options.pass {
+        Pass::Forward => (time(Budget::default(), || forward(&mut out, None))?, 1.0),
+        Pass::Backward => {
+            let [mut dq, mut dk, mut dv] = [&problem.q, &problem.k, &problem.v].map(|of| vec![f32::NAN; of.len()]);
+            let mut backward = || -> Result<(), Failure> {
+                let (q_shape, kv_shape) = (problem.q_shape(), problem.kv_shape());
+                let gradients = Gradients::new(
+                    ViewMut::new(&mut dq, q_shape)?,
+                    ViewMut::new(&mut dk, kv_shape)?,
+                    ViewMut::new(&mut dv, kv_shape)?,
+                );
+                let (out, dout) = (View::new(&out, q_shape)?, View::new(&problem.dout, q_shape)?);
+                Ok(plan.backward(&inputs, &out, &dout, &lse, gradients, &mut workspace, parallelism)?)
+            };
+            let timing = time(Budget::default(), &mut backward)?;
+            checked = check(&problem, &dq, true)?;
+            (timing, 2.5)
         }
-        Pass::Backward => return Err(Failure::study("attention: no backward pass")),
     };
     let speed = operations * head.spec.flops(head.shape)? / timing.seconds_min;
     Ok(Row {

@@ -131,7 +131,7 @@ impl Outputs {
         gradients: &mut Gradients<'_, '_>,
         bias: Option<Raw<f32>>,
     ) -> Self {
-        let mut raw = |view: &mut crate::ViewMut<'_, f32, 4>| {
+        let raw = |view: &mut crate::ViewMut<'_, f32, 4>| {
             let strides = view.strides();
             Raw { start: view.as_mut_ptr().cast_const(), strides }
         };
@@ -211,9 +211,6 @@ struct Unit<'a> {
 struct RowBlock {
     head: usize,
     tiles: Tiles,
-    /// The tiles `first..end`.
-    first: usize,
-    end: usize,
     q: Rows<f32>,
     dout: Rows<f32>,
 }
@@ -429,7 +426,7 @@ impl<'a> Unit<'a> {
             };
             let q = rows(&call.q, spec.head_dim, layout.q_rows);
             let dout = rows(&outputs.dout, spec.v_dim, layout.dout_rows);
-            let rows = RowBlock { head, tiles, first, end, q, dout };
+            let rows = RowBlock { head, tiles, q, dout };
             for tile in first..end {
                 self.tile(simd, block, &rows, first_row, tile);
             }

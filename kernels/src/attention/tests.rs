@@ -56,7 +56,8 @@ fn broadcast_strides(shape: [usize; 4], full: [bool; 4]) -> ([isize; 4], usize) 
     for axis in (0..4).rev() {
         if full[axis] {
             strides[axis] = step as isize;
-            step *= shape[axis];
+            // A stride of 0 would say that the dimension is broadcast.
+            step *= shape[axis].max(1);
         }
     }
     (strides, step)
