@@ -18,12 +18,12 @@ pub(super) const SCORE_STRIDE: usize = MAX_BLOCK + 16;
 /// The distance of a tile's rows of queries, which are copied so that it is a constant.
 pub(super) const QUERY_STRIDE: usize = super::spec::MAX_HEAD_DIM + 16;
 
-/// Keys of a block, which order the sums of a row: the packed keys and the values of a block take up to 256 KiB of the
-/// second-level cache. A part of the algorithm, so it depends on the dimensions alone.
+/// Keys of a block, which order the sums of a row: the packed keys and the values of a block take up to 256 KiB, half
+/// of a second-level cache. A part of the algorithm, so it depends on the dimensions alone.
 pub(super) fn block_keys(spec: &AttentionSpec) -> usize {
     match spec.head_dim.max(spec.v_dim) {
-        ..=128 => MAX_BLOCK,
-        129..=256 => 128,
+        ..=64 => MAX_BLOCK,
+        65..=256 => 128,
         _ => 64,
     }
 }

@@ -29,9 +29,9 @@ use crate::simd::{Isa, Job, Simd, dispatch, math};
 use crate::softmax::ln;
 use crate::workspace::round_up;
 
-/// Rows of a task, about: packing a block of keys and copying it costs less than a hundredth of what the rows do with
-/// it, and what is kept of the rows stays in the caches.
-const TASK_ROWS: usize = 768;
+/// Elements of the queries and outputs of a task, about: enough rows for packing a block of keys to cost less than a
+/// hundredth of what they do with it, and so few that what is kept of them stays in the caches.
+const TASK_ELEMENTS: usize = 768 * 128;
 
 /// Operations of a task, at least: far more than handing it out costs.
 const TASK_FLOPS: f64 = 2e6;
@@ -76,10 +76,11 @@ impl Cut {
         let (shape, spec) = (call.shape, &call.spec);
         let group = spec.group();
         let few = few_rows(spec, shape);
-        let pieces = if few { 1 } else { shape.q_len.div_ceil(TASK_ROWS) };
+        let task_rows = TASK_ELEMENTS / (spec.head_dim + spec.v_dim);
+        let pieces = if few { 1 } else { shape.q_len.div_ceil(task_rows) };
         let heads = match (few, pieces) {
             (true, _) => group,
-            (false, 1) => (TASK_ROWS / shape.q_len.max(1)).clamp(1, group),
+            (false, 1) => (task_rows / shape.q_len.max(1)).clamp(1, group),
             _ => 1,
         };
         let key_pieces = if few { shape.kv_len.div_ceil(PIECE).max(1) } else { 0 };

@@ -8,8 +8,6 @@ mod pack;
 mod plan;
 mod scores;
 mod spec;
-#[cfg(test)]
-mod tests;
 mod values;
 
 pub use gradients::Gradients;
