@@ -226,9 +226,7 @@ impl Case {
         let inputs = self.inputs(std::array::from_fn(|i| &wide[i][..]));
         let (sizes, dbias) = self.gradient_sizes();
         let mut of = sizes.map(|len| vec![0.0; len]);
-        let mut gradients = self.gradients(&mut of, dbias);
-        attention_backward(&self.spec, &inputs, &self.view(&dout, 3), &mut gradients).unwrap();
-        drop(gradients);
+        attention_backward(&self.spec, &inputs, &self.view(&dout, 3), &mut self.gradients(&mut of, dbias)).unwrap();
         if self.bias.is_none() {
             of[3].clear();
         }

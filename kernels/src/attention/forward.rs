@@ -507,9 +507,7 @@ impl<'a> Unit<'a> {
             let sums = self.sums.add(tile.index * MR * layout.stride);
             let from = if block.first { std::ptr::null() } else { sums.cast_const() };
             let mut ends = SumEnds { from, rescale: [1.0; MR], sums, stride: layout.stride as isize, out: None };
-            for i in 0..rows {
-                ends.rescale[i] = rescale[i];
-            }
+            ends.rescale[..rows].copy_from_slice(&rescale[..rows]);
             if block.last && !few {
                 let mut totals = [0.0f32; 16];
                 fold_sums(simd, state, &mut totals);
