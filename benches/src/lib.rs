@@ -1,7 +1,7 @@
 //! Performance studies: what `kernelbench` and the Criterion suites share.
 //!
 //! ```text
-//! main ──► overview | conv
+//! main ──► overview | conv | attention | gemm | parallel
 //!             │
 //!             ├── shapes    layers by name, from CSV files
 //!             ├── machine   the CPU's name, its FMA peak, its read bandwidth, pools of threads
@@ -11,6 +11,7 @@
 //!             └── report    rows as text, JSON or CSV
 //! ```
 
+pub mod attention;
 pub mod conv;
 pub mod failure;
 pub mod gemm;

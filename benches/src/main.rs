@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use benches::failure::Failure;
 use benches::options::{Command, HELP, Options};
-use benches::{conv, gemm, machine, overview, parallel};
+use benches::{attention, conv, gemm, machine, overview, parallel};
 
 fn run() -> Result<(), Failure> {
     let options = Options::parse(lexopt::Parser::from_env())?;
@@ -13,6 +13,7 @@ fn run() -> Result<(), Failure> {
     match options.command {
         Command::Overview => overview::run(options.isa, machine::hardware_threads(), &mut out)?,
         Command::Conv => conv::run(&options, &mut out)?,
+        Command::Attention => attention::run(&options, &mut out)?,
         Command::Gemm => {
             // SAFETY: no other thread has been started yet.
             unsafe { std::env::set_var(gemm::MATRIXMULTIPLY_THREADS, options.threads.to_string()) };

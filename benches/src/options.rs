@@ -16,6 +16,8 @@ kernelbench: how fast this machine runs the kernels, and how close that is to wh
 
     kernelbench                     the machine, its ceiling and a dozen layers, in less than a minute
     kernelbench conv [OPTIONS]      convolutions, checked against the definition and then timed
+    kernelbench attention [OPTIONS] attentions, checked and timed; takes --threads, --isa, --format, --only, --pass, and
+                                    --shapes FILE.csv with name,batch,heads,kv_heads,q_len,kv_len,head_dim,causal
     kernelbench gemm [OPTIONS]      matrix products beside the crates matrixmultiply and gemm; takes --threads, --isa,
                                     --format and --shapes FILE.csv with the header name,m,n,k
     kernelbench parallel            what a parallel loop costs, in a team and with rayon::join
@@ -46,6 +48,8 @@ pub enum Command {
     Overview,
     /// Convolutions.
     Conv,
+    /// Attentions.
+    Attention,
     /// Matrix products.
     Gemm,
     /// Parallel loops.
@@ -171,13 +175,17 @@ impl Options {
                     let name = name.string()?;
                     let among = [
                         ("conv", Command::Conv),
+                        ("attention", Command::Attention),
                         ("gemm", Command::Gemm),
                         ("parallel", Command::Parallel),
                         ("help", Command::Help),
                     ];
                     let found = among.into_iter().find(|(known, _)| *known == name).map(|(_, command)| command);
-                    let unknown =
-                        || Failure::Usage(format!("unknown command `{name}`; expected conv, gemm, parallel or help"));
+                    let unknown = || {
+                        Failure::Usage(format!(
+                            "unknown command `{name}`; expected conv, attention, gemm, parallel or help"
+                        ))
+                    };
                     command = Some(found.ok_or_else(unknown)?);
                 }
                 Arg::Long(name) => {
@@ -260,7 +268,7 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_named() {
         let message = |line: &str| parse(line).unwrap_err().to_string();
-        assert_eq!(message("convolve"), "unknown command `convolve`; expected conv, gemm, parallel or help");
+        assert_eq!(message("convolve"), "unknown command `convolve`; expected conv, attention, gemm, parallel or help");
         assert_eq!(message("conv --thread 2"), "unknown option `--thread`");
         assert_eq!(message("conv --threads 0"), "--threads: expected a number from 1 to 4096, given 0");
         assert_eq!(message("conv --pass sideways"), "--pass: expected forward, backward, given sideways");

@@ -2,6 +2,7 @@
 #![warn(missing_docs)]
 
 pub mod activation;
+pub mod attention;
 pub mod conv;
 mod error;
 mod execution;

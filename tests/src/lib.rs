@@ -10,6 +10,7 @@
 //! | module | is |
 //! | --- | --- |
 //! | [`allocations`] | how many there were |
+//! | [`attention`] | random attentions with every feature, and the bounds of their errors |
 //! | [`case`] | a convolution and how to run it, as one line of text |
 //! | [`decode`] | a case from bytes |
 //! | [`data`] | the operands of a case |
@@ -28,6 +29,7 @@
 struct Readme;
 
 pub mod allocations;
+pub mod attention;
 pub mod case;
 pub mod check;
 pub mod crash;

@@ -4,6 +4,7 @@
 //! the specs that describe a problem. Slow on purpose: a reader should see at a glance that they are right.
 
 mod activation;
+mod attention;
 mod conv;
 mod gemm;
 mod linear;
@@ -12,6 +13,7 @@ mod softmax;
 mod winograd;
 
 pub use activation::{activation_backward, activation_forward};
+pub use attention::{attention_backward, attention_forward};
 pub use conv::{
     conv_transpose2d_forward, conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weights, conv2d_forward,
 };

@@ -70,6 +70,23 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.select(simd.lt(x, simd.splat(EXP_LOWEST)), simd.zero(), scaled)
 }
 
+/// 2^f = 1 + f q(f) on [-0.5, 0.5]; 0.27.
+const EXP2: [f32; 6] =
+    [std::f32::consts::LN_2, 0.240_226_48, 0.055_503_324, 0.009_618_437, 0.001_339_887_4, 0.000_153_533_62];
+/// As [`ROUND`], with the bias of the exponent on top: the low bits of the sum are those of the power.
+const ROUND_BIASED: f32 = 12_582_912.0 + 127.0;
+
+/// 2 to the power of `x` for `x <= 0`: at most 1.2 ULP down to -126, 0 below; `exp2(0) = 1` exactly. NaN for NaN.
+#[inline(always)]
+pub(crate) fn exp2_nonpositive<S: Simd>(simd: S, x: S::F) -> S::F {
+    let rounded = simd.add(x, simd.splat(ROUND_BIASED));
+    let f = simd.sub(x, simd.sub(rounded, simd.splat(ROUND_BIASED)));
+    let fraction = simd.fma(f, polynomial(simd, EXP2, f), simd.splat(1.0));
+    // A product, not a sum of integers: whatever the power is for NaN, the product with NaN is NaN.
+    let power = simd.int_to_bits(simd.shl_int::<23>(simd.bits_to_int(rounded)));
+    simd.select(simd.lt(x, simd.splat(-126.0)), simd.zero(), simd.mul(fraction, power))
+}
+
 /// The natural logarithm: at most 1 ULP. `ln(1) = +0`; -infinity for either zero, NaN below and for NaN.
 #[inline(always)]
 pub(crate) fn ln<S: Simd>(simd: S, x: S::F) -> S::F {
@@ -126,10 +143,13 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Function {
         Exp,
+        Exp2,
         Ln,
         Tanh,
         Sigmoid,
     }
+
+    const ALL: [Function; 5] = [Function::Exp, Function::Exp2, Function::Ln, Function::Tanh, Function::Sigmoid];
 
     /// Applies a function in place.
     struct Apply<'a>(Function, &'a mut [f32]);
@@ -147,6 +167,7 @@ mod tests {
                     let x = simd.load_first(p, count);
                     let y = match function {
                         Function::Exp => exp(simd, x),
+                        Function::Exp2 => exp2_nonpositive(simd, x),
                         Function::Ln => ln(simd, x),
                         Function::Tanh => tanh(simd, x),
                         Function::Sigmoid => sigmoid(simd, x),
@@ -167,6 +188,7 @@ mod tests {
         fn exact(self, x: f64) -> f64 {
             match self {
                 Self::Exp => x.exp(),
+                Self::Exp2 => x.exp2(),
                 Self::Ln => x.ln(),
                 Self::Tanh => x.tanh(),
                 Self::Sigmoid => 1.0 / (1.0 + (-x).exp()),
@@ -177,6 +199,7 @@ mod tests {
         fn promise(self) -> (f64, std::ops::RangeInclusive<f32>) {
             match self {
                 Self::Exp => (1.1, EXP_LOWEST..=EXP_HIGHEST),
+                Self::Exp2 => (1.2, -126.0..=-0.0),
                 Self::Ln => (1.0, f32::from_bits(1)..=f32::MAX),
                 Self::Tanh => (1.8, f32::NEG_INFINITY..=f32::INFINITY),
                 Self::Sigmoid => (2.5, EXP_LOWEST..=f32::INFINITY),
@@ -221,7 +244,7 @@ mod tests {
     #[test]
     fn errors_stay_below_the_promised_ulp_over_a_dense_sample() {
         for isa in Isa::available() {
-            for function in [Function::Exp, Function::Ln, Function::Tanh, Function::Sigmoid] {
+            for function in ALL {
                 // An odd step visits all mantissa endings: 2^22 floats of both signs.
                 let (error, at) = worst(isa, function, 0..1 << 32, 1023);
                 println!("{function:?} on {isa}: {error:.3} ULP at {at:e}");
@@ -233,7 +256,7 @@ mod tests {
     #[ignore = "takes minutes: all 2^32 floats"]
     fn errors_stay_below_the_promised_ulp_for_every_float() {
         for isa in Isa::available() {
-            for function in [Function::Exp, Function::Ln, Function::Tanh, Function::Sigmoid] {
+            for function in ALL {
                 let (error, at) = worst(isa, function, 0..1 << 32, 1);
                 println!("{function:?} on {isa}: {error:.4} ULP at {at:e}");
             }
@@ -251,6 +274,9 @@ mod tests {
             assert!(y[4].is_nan());
             assert_eq!(y[5..9], [f32::INFINITY, 0.0, f32::INFINITY, 0.0]);
 
+            let y = apply(isa, Function::Exp2, &[0.0, -0.0, f32::NEG_INFINITY, f32::MIN, -126.0, -126.000_01, -1e-30]);
+            assert_eq!(y, [1.0, 1.0, 0.0, 0.0, f32::MIN_POSITIVE, 0.0, 1.0]);
+
             let y = apply(isa, Function::Ln, &x);
             assert_eq!(y[..3], [f32::NEG_INFINITY, f32::NEG_INFINITY, f32::INFINITY]);
             assert!(y[3].is_nan() && y[4].is_nan() && y[6].is_nan());
@@ -267,7 +293,7 @@ mod tests {
             assert!(y[4].is_nan());
             assert_eq!(y[5..7], [1.0, 0.0]);
 
-            for function in [Function::Exp, Function::Ln, Function::Tanh, Function::Sigmoid] {
+            for function in ALL {
                 assert!(apply(isa, function, &nans).iter().all(|y| y.is_nan()), "{function:?} on {isa}");
             }
         }
@@ -285,7 +311,7 @@ mod tests {
     #[test]
     fn instruction_sets_with_fused_operations_agree_to_the_last_bit() {
         let x: Vec<f32> = (0..1u64 << 32).step_by(16381).map(|bits| f32::from_bits(bits as u32)).collect();
-        for function in [Function::Exp, Function::Ln, Function::Tanh, Function::Sigmoid] {
+        for function in ALL {
             let fused: Vec<_> = Isa::available().filter(|&isa| isa != Isa::Portable).collect();
             for pair in fused.windows(2) {
                 let (a, b) = (apply(pair[0], function, &x), apply(pair[1], function, &x));

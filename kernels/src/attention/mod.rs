@@ -1,0 +1,42 @@
+//! Scaled dot-product attention, forward and backward, without a matrix of scores.
+//!
+//! ```text
+//! AttentionSpec ──► Attention::new(spec) ──► forward(inputs, out, lse, workspace)    out = softmax(q k^T ...) v
+//! (checked once)    (instruction set)        backward(inputs, out, dout, lse, gradients, workspace)
+//! ```
+//!
+//! | path | for | sums are cut |
+//! | --- | --- | --- |
+//! | blocks of keys | any number of queries | every 256, 128 or 64 keys, by the head's dimension |
+//! | few rows | up to 12 rows for each head of keys: decoding | every 64 keys, and into pieces of 1024 |
+//! | backward | every shape | every gradient is one chain |
+//!
+//! Bits depend on the spec, on one sequence's shape and on the data: not on threads, batch, memory order or workspace,
+//! nor on AVX2 against AVX-512.
+//!
+//! # Numerical error
+//! With `u = 2^-24`, a logit errs by at most `beta = |scale| gamma(head_dim + 2) sum |q k| + u |logit|` (and a rounding for
+//! each of softcap, bias and slope); a weight by `theta = 2 beta + 3 u (largest - smallest logit) + 2.4 u` and 4.4 u more
+//! for each block, relative to itself; and the output by `expm1(2 theta) + gamma(2 kv_len + 3 blocks + 3)` times the weighted
+//! sum of `|v|`. Weights below 2^-126 are 0. Equal logits give the exact mean of values whose sums are exact.
+//!
+//! # Special values
+//! Hidden keys contribute nothing, whatever they hold, and neither do keys whose logit is -infinity. A row without keys
+//! gives zeros, a log-sum-exp of -infinity and no gradients. NaN in a query reaches its row; in a key or a value, the rows
+//! that see it. A logit of +infinity makes its row NaN.
+
+mod backward;
+mod call;
+mod forward;
+mod gradients;
+mod pack;
+mod plan;
+mod scores;
+mod spec;
+mod values;
+
+pub use gradients::Gradients;
+pub(crate) use gradients::check_gradients;
+pub use plan::{Attention, attention};
+pub(crate) use spec::check_shape;
+pub use spec::{AttentionSpec, Causal, Inputs, MAX_HEAD_DIM, Shape, Window};

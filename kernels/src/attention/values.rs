@@ -1,0 +1,292 @@
+//! The weighted sum of values: rows of exponentials times the values of a block, in place.
+
+use super::call::{MAX_PANEL, MR, Rows, SCORE_STRIDE};
+use super::pack::panel_vectors;
+use super::scores::Seen;
+use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_masked};
+use crate::simd::{Job, Simd};
+
+/// A row of exponentials that are exactly 0 because the key is hidden, marked in the slow path.
+pub(super) const HIDDEN: u32 = 0x8000_0000;
+
+/// Rows of scores.
+#[derive(Clone, Copy)]
+pub(super) struct ScoreRows(pub *const f32);
+
+impl LhsAddress for ScoreRows {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.0.add(i * SCORE_STRIDE + k) }
+    }
+}
+
+/// Weights of a tile, by row and by what is summed over.
+pub(super) trait Weights: LhsAddress {
+    /// Those of `count` terms later.
+    fn skip(self, count: usize) -> Self;
+}
+
+impl Weights for ScoreRows {
+    #[inline(always)]
+    fn skip(self, count: usize) -> Self {
+        Self(self.0.wrapping_add(count))
+    }
+}
+
+impl Weights for ScoreColumns {
+    #[inline(always)]
+    fn skip(self, count: usize) -> Self {
+        Self(self.0.wrapping_add(count * SCORE_STRIDE))
+    }
+}
+
+/// Columns of scores: a tile of keys.
+#[derive(Clone, Copy)]
+pub(super) struct ScoreColumns(pub *const f32);
+
+impl LhsAddress for ScoreColumns {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.0.add(k * SCORE_STRIDE + i) }
+    }
+}
+
+/// Where the sums of a tile come from and go to.
+#[derive(Clone, Copy)]
+pub(super) struct SumEnds {
+    /// The sums of earlier blocks, to be multiplied by `rescale`; null to start at +0.
+    pub from: *const f32,
+    /// One for each row.
+    pub rescale: [f32; MR],
+    /// Where unfinished sums go, `stride` apart like those of earlier blocks.
+    pub sums: *mut f32,
+    pub stride: isize,
+    /// In the last block: the output's rows, the distance of their elements, and what to divide by.
+    pub out: Option<([*mut f32; MR], isize, [f32; MR])>,
+}
+
+impl SumEnds {
+    /// Adds to sums, `stride` apart.
+    #[inline(always)]
+    pub fn add_to(sums: *mut f32, stride: isize) -> Self {
+        Self { from: sums, rescale: [1.0; MR], sums, stride, out: None }
+    }
+}
+
+/// `M` rows of sums over the keys `seen` of a block. Returns whether all of them are finite.
+///
+/// Whoever makes one vouches that
+/// - `weights` has `M` rows, `values` rows of `dim` neighbouring elements, for the keys `seen`;
+/// - `ends` is readable and writable for `M` rows of `dim` elements.
+pub(super) struct ValueTile<L, const M: usize> {
+    pub weights: L,
+    pub values: Rows<f32>,
+    pub seen: Seen,
+    pub dim: usize,
+    pub ends: SumEnds,
+    /// Leaves out hidden keys one by one.
+    pub careful: bool,
+}
+
+impl<L: Weights, const M: usize> Job for ValueTile<L, M> {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> bool {
+        if S::REGISTERS >= 32 { self.columns::<S, 4>(simd) } else { self.columns::<S, 2>(simd) }
+    }
+}
+
+impl<L: Weights, const M: usize> ValueTile<L, M> {
+    #[inline(always)]
+    fn columns<S: Simd, const NV: usize>(self, simd: S) -> bool {
+        debug_assert_eq!(NV, panel_vectors(S::REGISTERS));
+        let width = NV * S::LANES;
+        let mut finite = true;
+        let mut at = 0;
+        // SAFETY: the job's contract covers `dim` columns.
+        unsafe {
+            while at + width <= self.dim {
+                finite &= self.tile::<S, NV>(simd, at, S::LANES);
+                at += width;
+            }
+            let rest = self.dim - at;
+            let last = rest - rest.saturating_sub(1) / S::LANES * S::LANES;
+            match rest.div_ceil(S::LANES) {
+                0 => {}
+                1 => finite &= self.tile::<S, 1>(simd, at, last),
+                2 => finite &= self.tile::<S, 2>(simd, at, last),
+                3 if NV > 3 => finite &= self.tile::<S, 3>(simd, at, last),
+                _ => finite &= self.tile::<S, NV>(simd, at, last),
+            }
+        }
+        finite
+    }
+
+    /// `NV` vectors of columns from `at` on, `last` lanes in the last of them.
+    ///
+    /// # Safety
+    /// - The columns are within `dim`.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const NV: usize>(&self, simd: S, at: usize, last: usize) -> bool {
+        let SumEnds { from, rescale, sums, stride, out } = self.ends;
+        let mut acc = [[simd.zero(); NV]; M];
+        let (mask, whole) = (simd.mask_first(last), last == S::LANES);
+        // SAFETY: the contracts of the function and of the job.
+        unsafe {
+            if !from.is_null() {
+                for i in 0..M {
+                    for v in 0..NV {
+                        let from = from.offset(i as isize * stride).add(at + v * S::LANES);
+                        let sum = if whole || v + 1 < NV { simd.load(from) } else { simd.load_masked(from, mask) };
+                        acc[i][v] = simd.mul(sum, simd.splat(rescale[i]));
+                    }
+                }
+            }
+            let lhs = self.weights.skip(self.seen.first);
+            let rhs = StridedRhs { start: self.values.at(self.seen.first, at), row_stride: self.values.row_stride };
+            let depth = self.seen.end - self.seen.first;
+            if self.careful {
+                let columns = (NV - 1) * S::LANES + last;
+                let values = Rows { start: self.values.at(0, at), ..self.values };
+                for i in 0..M {
+                    let mut sums = [0.0f32; MAX_PANEL];
+                    for v in 0..NV {
+                        simd.store(sums.as_mut_ptr().add(v * S::LANES), acc[i][v]);
+                    }
+                    add_careful(self.weights, i, values, self.seen, &mut sums[..columns]);
+                    for v in 0..NV {
+                        acc[i][v] = simd.load(sums.as_ptr().add(v * S::LANES));
+                    }
+                }
+            } else if whole {
+                multiply::<S, M, NV>(simd, &mut acc, lhs, rhs, depth);
+            } else {
+                multiply_masked::<S, M, NV>(simd, &mut acc, lhs, rhs, depth, mask);
+            }
+            let mut finite = simd.eq(simd.zero(), simd.zero());
+            match out {
+                None => {
+                    for i in 0..M {
+                        for v in 0..NV {
+                            let to = sums.offset(i as isize * stride).add(at + v * S::LANES);
+                            if whole || v + 1 < NV {
+                                simd.store(to, acc[i][v]);
+                            } else {
+                                simd.store_masked(to, mask, acc[i][v]);
+                            }
+                        }
+                    }
+                }
+                Some((rows, step, divisors)) => {
+                    for i in 0..M {
+                        let divisor = simd.splat(divisors[i]);
+                        for v in 0..NV {
+                            let value = simd.div(acc[i][v], divisor);
+                            finite = simd.and(finite, simd.eq(simd.sub(value, value), simd.zero()));
+                            let lanes = if v + 1 < NV { S::LANES } else { last };
+                            let to = rows[i].wrapping_offset((at + v * S::LANES) as isize * step);
+                            store_row(simd, to, step, lanes, value);
+                        }
+                    }
+                }
+            }
+            simd.bits(finite).count_ones() as usize == S::LANES
+        }
+    }
+}
+
+/// Sums of a tile whose number of rows is chosen at run time.
+///
+/// # Safety
+/// - The contract of [`ValueTile`]; `rows` is 1 to `MR`.
+#[inline(always)]
+pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile: ValueTile<L, MR>) -> bool {
+    let ValueTile { weights, values, seen, dim, ends, careful } = tile;
+    debug_assert!((1..=MR).contains(&rows));
+    match rows {
+        1 => simd.call(ValueTile::<L, 1> { weights, values, seen, dim, ends, careful }),
+        2 => simd.call(ValueTile::<L, 2> { weights, values, seen, dim, ends, careful }),
+        3 => simd.call(ValueTile::<L, 3> { weights, values, seen, dim, ends, careful }),
+        4 => simd.call(ValueTile::<L, 4> { weights, values, seen, dim, ends, careful }),
+        5 => simd.call(ValueTile::<L, 5> { weights, values, seen, dim, ends, careful }),
+        _ => simd.call(tile),
+    }
+}
+
+/// Continues the chains of `sums` from key to key, without the hidden ones.
+///
+/// # Safety
+/// - The row of weights, and as many columns of `values` as there are sums, are readable for the keys `seen`.
+#[cold]
+#[inline(never)]
+unsafe fn add_careful<L: Weights>(weights: L, row: usize, values: Rows<f32>, seen: Seen, sums: &mut [f32]) {
+    for key in seen.first..seen.end {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let weight = *weights.at(row, key);
+            if weight.to_bits() != HIDDEN {
+                for c in 0..sums.len() {
+                    sums[c] = weight.mul_add(*values.at(key, c), sums[c]);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the first `lanes` lanes to elements `step` apart.
+///
+/// # Safety
+/// - These elements are writable.
+#[inline(always)]
+pub(super) unsafe fn store_row<S: Simd>(simd: S, to: *mut f32, step: isize, lanes: usize, value: S::F) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if step == 1 {
+            if lanes == S::LANES { simd.store(to, value) } else { simd.store_first(to, lanes, value) }
+        } else {
+            let mut buffer = [0.0f32; 16];
+            simd.store(buffer.as_mut_ptr(), value);
+            for l in 0..lanes {
+                *to.offset(l as isize * step) = buffer[l];
+            }
+        }
+    }
+}
+
+/// Marks the weights of keys whose logits are -infinity, before and after these become weights.
+pub(super) struct Hidden([u64; super::call::MAX_BLOCK / 64]);
+
+impl Hidden {
+    /// No key.
+    pub const NONE: Self = Self([0; super::call::MAX_BLOCK / 64]);
+
+    /// Of the logits `at..end`.
+    ///
+    /// # Safety
+    /// - They are readable, and `end` is at most a block.
+    pub unsafe fn find(logits: *const f32, at: usize, end: usize) -> Self {
+        let mut hidden = [0; super::call::MAX_BLOCK / 64];
+        for key in at..end {
+            // SAFETY: the caller's contract.
+            if unsafe { *logits.add(key) } == f32::NEG_INFINITY {
+                hidden[key / 64] |= 1 << (key % 64);
+            }
+        }
+        Self(hidden)
+    }
+
+    /// Marks the weights.
+    ///
+    /// # Safety
+    /// - As for [`Hidden::find`], and they are writable.
+    pub unsafe fn mark(&self, weights: *mut f32, at: usize, end: usize) {
+        for key in at..end {
+            if self.0[key / 64] >> (key % 64) & 1 == 1 {
+                // SAFETY: the caller's contract.
+                unsafe { *weights.add(key) = f32::from_bits(HIDDEN) };
+            }
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Attention with every feature, forward and backward, against the reference within derived bounds; and what must hold
+//! to the last bit.
+//!
+//! `KERNELS_TEST_CASES=N` checks `N` problems instead of the usual number.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kernels::attention::{Attention, AttentionSpec, Causal, Inputs, Shape};
+use kernels::{Error, Isa, Parallelism, View, ViewMut};
+use tests::attention::{Case, Memory, judge};
+use tests::guard::Side;
+
+/// Problems of a usual run; each goes forward and backward on every instruction set.
+const PROBLEMS: u64 = 500;
+
+fn problems() -> u64 {
+    std::env::var("KERNELS_TEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(PROBLEMS)
+}
+
+fn check(case: &Case, memory: &mut Memory) -> Result<[f64; 2], String> {
+    let (expected_out, expected_lse) = case.reference();
+    let expected = case.reference_gradients();
+    let bounds = case.bounds(&expected_out, &expected_lse);
+    let mut worst = [0.0f64; 2];
+    for isa in Isa::available() {
+        let side = if case.seed.is_multiple_of(2) { Side::Left } else { Side::Right };
+        let (out, lse) = case.forward(isa, Parallelism::Serial, memory, side);
+        worst[0] = worst[0].max(judge("out", &out, &expected_out, &bounds.out)?);
+        judge("lse", &lse, &expected_lse, &bounds.lse)?;
+        let given = case.backward(isa, Parallelism::Serial, memory, side, (&out, &lse));
+        for (which, name) in ["dq", "dk", "dv", "dbias", "dsinks"].into_iter().enumerate() {
+            let error = judge(name, &given[which], &expected[which], &bounds.gradients[which])?;
+            worst[1] = worst[1].max(error);
+        }
+    }
+    Ok(worst)
+}
+
+#[test]
+fn every_feature_stays_within_its_bound_forward_and_backward() {
+    tests::crash::report_faults();
+    let (next, worst) = (AtomicU64::new(0), Mutex::new([0.0f64; 2]));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                let mut memory = Memory::default();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= problems() {
+                        return;
+                    }
+                    let case = Case::new(seed);
+                    match check(&case, &mut memory) {
+                        Ok(error) => {
+                            let mut worst = worst.lock().unwrap();
+                            *worst = [worst[0].max(error[0]), worst[1].max(error[1])];
+                        }
+                        Err(message) => panic!("seed {seed}, {}: {message}", case.spec),
+                    }
+                }
+            });
+        }
+    });
+    println!("worst errors as shares of their bounds, forward and backward: {:?}", worst.into_inner().unwrap());
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    // NaN is NaN, and a zero is a zero.
+    values
+        .iter()
+        .map(|x| {
+            if x.is_nan() {
+                u32::MAX
+            } else if *x == 0.0 {
+                0
+            } else {
+                x.to_bits()
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    for threads in [2, 3, 7] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut memory = Memory::default();
+            for seed in 0..60 {
+                let case = Case::new(seed);
+                for isa in Isa::available() {
+                    let (out, lse) = case.forward(isa, Parallelism::Serial, &mut memory, Side::Left);
+                    let (also_out, also_lse) = case.forward(isa, Parallelism::Current, &mut memory, Side::Left);
+                    assert_eq!((bits(&out), bits(&lse)), (bits(&also_out), bits(&also_lse)), "seed {seed}");
+                    let serial = case.backward(isa, Parallelism::Serial, &mut memory, Side::Left, (&out, &lse));
+                    let shared = case.backward(isa, Parallelism::Current, &mut memory, Side::Left, (&out, &lse));
+                    assert_eq!(serial.map(|of| bits(&of)), shared.map(|of| bits(&of)), "seed {seed}");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn a_team_gives_the_same_bits_as_one_thread() {
+    let spec = AttentionSpec::new(5, 64).causal(Causal::BottomRight);
+    let shape = [2, 5, 300, 64];
+    let data: Vec<f32> = (0..2 * 5 * 300 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+    let view = View::new(&data, shape).unwrap();
+    let inputs = Inputs::new(view, view, view);
+    let plan = Attention::new(spec).unwrap();
+    let run = |parallelism: Parallelism| {
+        let mut out = vec![f32::NAN; data.len()];
+        let mut workspace = vec![f32::NAN; plan.workspace_len(Shape::new(2, 300, 300), 3).unwrap()];
+        let to = ViewMut::new(&mut out, shape).unwrap();
+        plan.forward(&inputs, to, None, &mut workspace, parallelism).unwrap();
+        bits(&out)
+    };
+    let serial = run(Parallelism::Serial);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let team = pool.install(|| kernels::Team::scope(|team| run(Parallelism::Team(team))));
+    assert_eq!(serial, team);
+}
+
+#[test]
+fn hidden_keys_do_not_show_whatever_they_hold() {
+    let mut memory = Memory::default();
+    let mut hidden = 0;
+    for seed in 0..400 {
+        let case = Case::new(seed);
+        let Some(lens) = &case.kv_lens else { continue };
+        if case.order != [0, 1, 2, 3] {
+            continue;
+        }
+        // Poison what lies beyond each sequence's length.
+        let mut poisoned = case.clone();
+        let (kv_heads, kv_len) = (case.spec.kv_heads, case.shape.kv_len);
+        for (data, dim) in [(&mut poisoned.k, case.spec.head_dim), (&mut poisoned.v, case.spec.v_dim)] {
+            for (batch, &len) in lens.iter().enumerate() {
+                for head in 0..kv_heads {
+                    let first = (batch * kv_heads + head) * kv_len;
+                    data[(first + len) * dim..(first + kv_len) * dim].fill(f32::NAN);
+                    hidden += kv_len - len;
+                }
+            }
+        }
+        for isa in Isa::available() {
+            let clean = case.forward(isa, Parallelism::Serial, &mut memory, Side::Left);
+            let given = poisoned.forward(isa, Parallelism::Serial, &mut memory, Side::Left);
+            assert_eq!((bits(&clean.0), bits(&clean.1)), (bits(&given.0), bits(&given.1)), "seed {seed}");
+            let of = (&clean.0[..], &clean.1[..]);
+            let expected = case.backward(isa, Parallelism::Serial, &mut memory, Side::Left, of);
+            let given = poisoned.backward(isa, Parallelism::Serial, &mut memory, Side::Left, of);
+            assert_eq!(expected.map(|of| bits(&of)), given.map(|of| bits(&of)), "seed {seed}");
+        }
+    }
+    assert!(hidden > 1000);
+}
+
+/// Of causal heads: which outputs are NaN if key `poisoned` of the values is.
+#[test]
+fn a_nan_in_a_value_reaches_the_rows_that_see_it_and_no_other() {
+    for (len, poisoned) in [(17, 3), (40, 39), (300, 7), (300, 258), (5, 4)] {
+        for isa in Isa::available() {
+            let spec = AttentionSpec::new(1, 8).causal(Causal::TopLeft);
+            let shape = [1, 1, len, 8];
+            let data: Vec<f32> = (0..len * 8).map(|i| (i % 13) as f32 / 13.0).collect();
+            let run = |v: &[f32], k: &[f32]| {
+                let view = |data| View::new(data, shape).unwrap();
+                let inputs = Inputs::new(view(&data), view(k), view(v));
+                let plan = Attention::with_isa(spec, isa).unwrap();
+                let mut out = vec![0.0; len * 8];
+                let mut workspace = vec![f32::NAN; plan.workspace_len(Shape::new(1, len, len), 1).unwrap()];
+                let to = ViewMut::new(&mut out, shape).unwrap();
+                plan.forward(&inputs, to, None, &mut workspace, Parallelism::Serial).unwrap();
+                out
+            };
+            let clean = run(&data, &data);
+            let mut bad = data.clone();
+            bad[poisoned * 8 + 2] = f32::NAN;
+            let given = run(&bad, &data);
+            let of_keys = run(&data, &bad);
+            for row in 0..len {
+                for c in 0..8 {
+                    let at = row * 8 + c;
+                    let reached = row >= poisoned;
+                    assert_eq!(given[at].is_nan(), reached && c == 2, "row {row} of {len}, column {c} on {isa}");
+                    assert_eq!(of_keys[at].is_nan(), reached, "row {row} of {len}, column {c} on {isa}");
+                    if !reached {
+                        assert_eq!(given[at].to_bits(), clean[at].to_bits());
+                        assert_eq!(of_keys[at].to_bits(), clean[at].to_bits());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn equal_logits_give_the_mean_and_a_leading_one_its_value_exactly() {
+    for (rows, keys) in [(1, 64), (7, 16), (40, 256), (64, 512), (3, 2048)] {
+        for isa in Isa::available() {
+            let plan = Attention::with_isa(AttentionSpec::new(1, 16).scale(0.25), isa).unwrap();
+            let run = |q: &[f32], k: &[f32], v: &[f32]| {
+                let inputs = Inputs::new(
+                    View::new(q, [1, 1, rows, 16]).unwrap(),
+                    View::new(k, [1, 1, keys, 16]).unwrap(),
+                    View::new(v, [1, 1, keys, 16]).unwrap(),
+                );
+                let mut out = vec![f32::NAN; rows * 16];
+                let mut workspace = vec![f32::NAN; plan.workspace_len(Shape::new(1, rows, keys), 1).unwrap()];
+                let to = ViewMut::new(&mut out, [1, 1, rows, 16]).unwrap();
+                plan.forward(&inputs, to, None, &mut workspace, Parallelism::Serial).unwrap();
+                out
+            };
+            let (q, k) = (vec![3.0; rows * 16], vec![1.7; keys * 16]);
+            let v: Vec<f32> = (0..keys * 16).map(|i| ((i * 31 % 61) as f32) - 30.0).collect();
+            let out = run(&q, &k, &v);
+            for c in 0..16 {
+                let sum: f32 = (0..keys).map(|j| v[j * 16 + c]).sum();
+                for row in 0..rows {
+                    assert_eq!(out[row * 16 + c], sum / keys as f32, "{rows} x {keys} on {isa}");
+                }
+            }
+            let winner = keys * 5 / 7;
+            let mut k = vec![0.0; keys * 16];
+            k[winner * 16..(winner + 1) * 16].fill(100.0);
+            let out = run(&q, &k, &v);
+            for row in 0..rows {
+                assert_eq!(out[row * 16..][..16], v[winner * 16..][..16], "{rows} x {keys} on {isa}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_alone_and_in_a_batch() {
+    for (q_len, kv_len, dim) in [(1, 3000, 64), (50, 50, 40), (300, 300, 64)] {
+        let spec = AttentionSpec::new(2, dim).causal(Causal::BottomRight);
+        let plan = Attention::new(spec).unwrap();
+        let numbers = |len: usize| (0..len).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 500.0).collect::<Vec<f32>>();
+        let (q, kv) = (numbers(3 * 2 * q_len * dim), numbers(3 * 2 * kv_len * dim));
+        let run = |batch: usize, q: &[f32], kv: &[f32]| {
+            let kv = View::new(kv, [batch, 2, kv_len, dim]).unwrap();
+            let inputs = Inputs::new(View::new(q, [batch, 2, q_len, dim]).unwrap(), kv, kv);
+            let mut out = vec![f32::NAN; q.len()];
+            let mut workspace = vec![f32::NAN; plan.workspace_len(Shape::new(batch, q_len, kv_len), 1).unwrap()];
+            let to = ViewMut::new(&mut out, [batch, 2, q_len, dim]).unwrap();
+            plan.forward(&inputs, to, None, &mut workspace, Parallelism::Serial).unwrap();
+            out
+        };
+        let all = run(3, &q, &kv);
+        for batch in 0..3 {
+            let (of_q, of_kv) = (2 * q_len * dim, 2 * kv_len * dim);
+            let alone = run(1, &q[batch * of_q..][..of_q], &kv[batch * of_kv..][..of_kv]);
+            assert_eq!(bits(&alone), bits(&all[batch * of_q..][..of_q]));
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named_and_outputs_stay_untouched() {
+    let data = [1.0f32; 64];
+    let view = |shape: [usize; 4]| View::new(&data[..shape[0] * shape[1] * shape[2] * shape[3]], shape).unwrap();
+    let plan = Attention::new(AttentionSpec::new(2, 4)).unwrap();
+    let good = Inputs::new(view([1, 2, 3, 4]), view([1, 2, 3, 4]), view([1, 2, 3, 4]));
+    let call = |inputs: &Inputs<'_>, out: usize, workspace: usize| {
+        let mut memory = [7.0f32; 64];
+        let mut workspace = vec![0.0; workspace];
+        let to = ViewMut::new(&mut memory[..out * 8], [1, 2, out, 4]).unwrap();
+        let result = plan.forward(inputs, to, None, &mut workspace, Parallelism::Serial);
+        assert!(result.is_ok() || memory == [7.0; 64]);
+        result
+    };
+    assert_eq!(call(&good, 3, 1 << 16), Ok(()));
+    let bad = Inputs { k: view([1, 1, 3, 4]), ..good };
+    let shape = |argument, expected: [usize; 4], given: [usize; 4]| {
+        Err(Error::Shape { argument, expected: expected.to_vec(), given: given.to_vec() })
+    };
+    assert_eq!(call(&bad, 3, 1 << 16), shape("k", [1, 2, 3, 4], [1, 1, 3, 4]));
+    assert_eq!(call(&good, 2, 1 << 16), shape("out", [1, 2, 3, 4], [1, 2, 2, 4]));
+    assert!(matches!(call(&good, 3, 5), Err(Error::Length { argument: "workspace", .. })));
+    assert!(matches!(call(&good.kv_lens(&[4]), 3, 1 << 16), Err(Error::Invalid { argument: "kv_lens", .. })));
+    assert!(matches!(call(&good.sinks(&[0.0]), 3, 1 << 16), Err(Error::Length { argument: "sinks", .. })));
+    for spec in [
+        AttentionSpec::new(0, 4),
+        AttentionSpec::new(2, 0),
+        AttentionSpec::new(2, 513),
+        AttentionSpec::new(3, 4).kv_heads(2),
+        AttentionSpec::new(2, 4).scale(f32::NAN),
+        AttentionSpec::new(2, 4).softcap(0.0),
+    ] {
+        assert!(Attention::new(spec).is_err(), "{spec:?}");
+    }
+    assert!(plan.workspace_len(Shape::new(usize::MAX, usize::MAX, 2), 1).is_err());
+    assert!(plan.backward_workspace_len(Shape::new(1, 1, usize::MAX), 1).is_err());
+}
