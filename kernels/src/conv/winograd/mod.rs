@@ -310,12 +310,12 @@ impl Winograd {
         }
         let blocks = [tiles[0].div_ceil(rows), tiles[1].div_ceil(columns.max(1))];
         let all = blocks[0] * blocks[1] * batch * self.groups;
-        let shared = slots > 1 && all < 4 * slots && all % slots != 0;
+        let shared = slots > 1 && all < 4 * slots && !all.is_multiple_of(slots);
         let panel = NV * lanes;
         // Whole panels, and a whole vector at the end of the last row; an odd number of cache lines.
         let needed =
             (rows * columns).max((rows - 1) * columns + columns.next_multiple_of(lanes)).next_multiple_of(panel);
-        let tiles_stride = if needed / LINE % 2 == 0 { needed + LINE } else { needed };
+        let tiles_stride = if (needed / LINE).is_multiple_of(2) { needed + LINE } else { needed };
         let height = max_height(self.isa.registers(), NV);
         let out_strips = if shared {
             self.strips.count
