@@ -1,6 +1,6 @@
 //! The weighted sum of values: rows of exponentials times the values of a block, in place.
 
-use super::call::{MAX_PANEL, MR, Rows, SCORE_STRIDE};
+use super::call::{MR, Rows, SCORE_STRIDE};
 use super::pack::panel_vectors;
 use super::scores::Seen;
 use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_masked};
@@ -148,16 +148,19 @@ impl<L: Weights, const M: usize> ValueTile<L, M> {
             let rhs = StridedRhs { start: self.values.at(self.seen.first, at), row_stride: self.values.row_stride };
             let depth = self.seen.end - self.seen.first;
             if self.careful {
-                let columns = (NV - 1) * S::LANES + last;
-                let values = Rows { start: self.values.at(0, at), ..self.values };
                 for i in 0..M {
-                    let mut sums = [0.0f32; MAX_PANEL];
-                    for v in 0..NV {
-                        simd.store(sums.as_mut_ptr().add(v * S::LANES), acc[i][v]);
-                    }
-                    add_careful(self.weights, i, values, self.seen, &mut sums[..columns]);
-                    for v in 0..NV {
-                        acc[i][v] = simd.load(sums.as_ptr().add(v * S::LANES));
+                    for key in self.seen.first..self.seen.end {
+                        let weight = *self.weights.at(i, key);
+                        if weight.to_bits() == HIDDEN {
+                            continue;
+                        }
+                        let row = self.values.at(key, at);
+                        for v in 0..NV {
+                            let from = row.add(v * S::LANES);
+                            let value =
+                                if whole || v + 1 < NV { simd.load(from) } else { simd.load_masked(from, mask) };
+                            acc[i][v] = simd.fma(simd.splat(weight), value, acc[i][v]);
+                        }
                     }
                 }
             } else if whole {
@@ -212,26 +215,6 @@ pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile:
         4 => simd.call(ValueTile::<L, 4> { weights, values, seen, dim, ends, careful }),
         5 => simd.call(ValueTile::<L, 5> { weights, values, seen, dim, ends, careful }),
         _ => simd.call(tile),
-    }
-}
-
-/// Continues the chains of `sums` from key to key, without the hidden ones.
-///
-/// # Safety
-/// - The row of weights, and as many columns of `values` as there are sums, are readable for the keys `seen`.
-#[cold]
-#[inline(never)]
-unsafe fn add_careful<L: Weights>(weights: L, row: usize, values: Rows<f32>, seen: Seen, sums: &mut [f32]) {
-    for key in seen.first..seen.end {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let weight = *weights.at(row, key);
-            if weight.to_bits() != HIDDEN {
-                for c in 0..sums.len() {
-                    sums[c] = weight.mul_add(*values.at(key, c), sums[c]);
-                }
-            }
-        }
     }
 }
 
