@@ -5,7 +5,7 @@ use crate::conv::{Conv2dSpec, ConvTranspose2dSpec, Layout, Shape};
 use crate::error::{Error, check_len};
 
 /// Where element `[n, c, h, w]` of an image stands.
-fn at(layout: Layout, channels: usize, [height, width]: [usize; 2], [n, c, h, w]: [usize; 4]) -> usize {
+pub(super) fn at(layout: Layout, channels: usize, [height, width]: [usize; 2], [n, c, h, w]: [usize; 4]) -> usize {
     match layout {
         Layout::Nchw => ((n * channels + c) * height + h) * width + w,
         Layout::Nhwc => ((n * height + h) * width + w) * channels + c,

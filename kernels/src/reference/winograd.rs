@@ -10,7 +10,8 @@
 //! magnitude. A direct convolution's shadow is the sum of its products' magnitudes, so the two compare:
 //! [`Algorithm::amplification`] is their ratio where all data are of one magnitude.
 
-use crate::conv::{Algorithm, Axis, Conv2dSpec, Layout, Padding, Shape, winograd_axes};
+use super::conv::at;
+use crate::conv::{Algorithm, Axis, Conv2dSpec, Padding, Shape, winograd_axes};
 use crate::error::{Error, check_len};
 
 /// The roundings on the way to an output beside those of the sum over the input channels.
@@ -161,14 +162,6 @@ pub fn winograd_shadow_backward_data(
     }
     let dy_shape = Shape::new(shape.batch, sizes.output[0], sizes.output[1]);
     winograd_shadow(&gradient, dy_shape, algorithm, dy, &filters, shadow)
-}
-
-/// Where element `[n, c, h, w]` of an image stands.
-fn at(layout: Layout, channels: usize, [height, width]: [usize; 2], [n, c, h, w]: [usize; 4]) -> usize {
-    match layout {
-        Layout::Nchw => ((n * channels + c) * height + h) * width + w,
-        Layout::Nhwc => ((n * height + h) * width + w) * channels + c,
-    }
 }
 
 fn for_each_pair(rows: usize, columns: usize, mut visit: impl FnMut(usize, usize)) {
