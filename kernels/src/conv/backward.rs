@@ -299,7 +299,7 @@ impl Conv2dBackward {
             }
         }
         if !self.finite {
-            border::backward_data(&self.spec, shape, &sizes, dy, &self.weights, |index, sum| dx[index] = sum);
+            border::backward_data(self.isa, &self.spec, shape, &sizes, dy, &self.weights, |index, sum| dx[index] = sum);
         }
     }
 

@@ -5,6 +5,7 @@
 //! hangs over the image are computed again.
 
 use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
+use crate::simd::Isa;
 
 /// Where element `[n, c, h, w]` of an image stands.
 fn at(layout: Layout, channels: usize, [height, width]: [usize; 2], [n, c, h, w]: [usize; 4]) -> usize {
@@ -23,6 +24,7 @@ fn tap(spec: &Conv2dSpec, axis: usize, out: usize, k: usize, size: usize) -> Opt
 
 /// Calls `write(index of y, index of its channel, sum)` for each output whose window hangs over the image.
 pub(super) fn forward(
+    isa: Isa,
     spec: &Conv2dSpec,
     shape: Shape,
     sizes: &Sizes,
@@ -50,7 +52,7 @@ pub(super) fn forward(
                                 let Some(iw) = tap(spec, 1, ow, kw, sizes.input[1]) else { continue };
                                 let x = x[at(spec.layout, spec.in_channels, sizes.input, [n, ic, ih, iw])];
                                 let w = weights[((oc * group_in + g_ic) * kernel_height + kh) * kernel_width + kw];
-                                sum = x.mul_add(w, sum);
+                                sum = isa.mul_add(x, w, sum);
                             }
                         }
                     }
@@ -63,6 +65,7 @@ pub(super) fn forward(
 
 /// Calls `write(index of dx, sum)` for each pixel that some tap reaches only from outside of the output.
 pub(super) fn backward_data(
+    isa: Isa,
     spec: &Conv2dSpec,
     shape: Shape,
     sizes: &Sizes,
@@ -97,7 +100,7 @@ pub(super) fn backward_data(
                                 let Some(ow) = out(1, iw, kw) else { continue };
                                 let dy = dy[at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh, ow])];
                                 let w_at = ((oc * group_in + ic % group_in) * kernel_height + kh) * kernel_width + kw;
-                                sum = dy.mul_add(weights[w_at], sum);
+                                sum = isa.mul_add(dy, weights[w_at], sum);
                             }
                         }
                     }

@@ -271,7 +271,7 @@ impl Conv2d {
             Kernel::Baseline(kernel) => kernel.forward(call),
         }
         if !self.finite {
-            border::forward(&self.spec, shape, &sizes, x, &self.weights, |index, oc, sum| {
+            border::forward(self.isa, &self.spec, shape, &sizes, x, &self.weights, |index, oc, sum| {
                 let sum = sum + bias.map_or(0.0, |bias| bias[oc]) + residual.map_or(0.0, |residual| residual[index]);
                 y[index] = apply_one(self.isa, self.spec.activation, sum);
             });

@@ -220,7 +220,7 @@ impl WeightGradient {
                     for ow in 0..sizes.output[1] {
                         let Some(iw) = position(1, ow) else { continue };
                         let x = x[at(in_channels, sizes.input, [n, ic, ih, iw])];
-                        sum = x.mul_add(dy[at(out_channels, sizes.output, [n, oc, oh, ow])], sum);
+                        sum = self.isa.mul_add(x, dy[at(out_channels, sizes.output, [n, oc, oh, ow])], sum);
                     }
                 }
             }

@@ -124,11 +124,6 @@ impl Matrix2 {
     }
 }
 
-/// One step of a chain on an instruction set.
-fn step(isa: Isa, a: f32, b: f32, c: f32) -> f32 {
-    if isa == Isa::Portable && !cfg!(target_feature = "fma") { a * b + c } else { a.mul_add(b, c) }
-}
-
 fn activate(isa: Isa, activation: Activation, x: f32) -> f32 {
     match activation {
         Activation::Relu => {
@@ -159,7 +154,7 @@ fn expected(isa: Isa, options: &Gemm<'_>, lhs: View<'_, f32, 2>, rhs: View<'_, f
         for j in 0..n {
             let mut x = if options.accumulate { out.data[out.at(i, j)] } else { 0.0 };
             for l in 0..k {
-                x = step(isa, lhs.get([i, l]), rhs.get([l, j]), x);
+                x = isa.mul_add(lhs.get([i, l]), rhs.get([l, j]), x);
             }
             match options.epilogue.bias {
                 Bias::None => {}
@@ -355,7 +350,7 @@ fn a_batch_has_the_bits_of_its_products() {
                         for j in 0..n {
                             let mut x = 0.0;
                             for l in 0..k {
-                                x = step(isa, lhs.get([b, i, l]), rhs[l * n + j], x);
+                                x = isa.mul_add(lhs.get([b, i, l]), rhs[l * n + j], x);
                             }
                             x += residual.get([b * m + i, j]);
                             assert_eq!(out[(b * m + i) * n + j].to_bits(), x.to_bits());

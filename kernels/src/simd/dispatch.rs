@@ -97,6 +97,12 @@ impl Isa {
         }
     }
 
+    /// `a * b + c` as a lane of this instruction set computes it: what is summed again by definition has the same bits.
+    pub(crate) fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
+        let fused = self != Self::Portable || cfg!(target_feature = "fma") || cfg!(target_arch = "aarch64");
+        if fused { a.mul_add(b, c) } else { a * b + c }
+    }
+
     /// Vector registers.
     pub(crate) const fn registers(self) -> usize {
         match self {

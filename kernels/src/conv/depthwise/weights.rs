@@ -521,7 +521,7 @@ unsafe fn by_definition(
                     }
                     let a = *x.start.add(ih as usize * x.strides[0] + iw as usize * x.strides[1]);
                     let b = *dy.start.add(oh * dy.strides[0] + ow * dy.strides[1]);
-                    lanes[ow % LANES] = b.mul_add(a, lanes[ow % LANES]);
+                    lanes[ow % LANES] = gradient.isa.mul_add(b, a, lanes[ow % LANES]);
                 }
             }
         }

@@ -500,7 +500,7 @@ impl Context<'_> {
                             ((group * in_channels + ic) * out_channels + oc) * taps + taps - 1 - tap
                         }
                     };
-                    sum = x.mul_add(self.weights[w], sum);
+                    sum = self.plan.isa.mul_add(x, self.weights[w], sum);
                 }
             }
         }
