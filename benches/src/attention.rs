@@ -287,6 +287,7 @@ fn study(head: &Head, options: &Options, peak: f64, parallelism: Parallelism) ->
         seconds_min: timing.seconds_min,
         seconds_median: timing.seconds_median,
         calls: timing.calls,
+        stages: None,
         seconds_prepare: 0.0,
         gflops: speed / 1e9,
         share_of_peak: speed / peak,

@@ -9,6 +9,7 @@ use crate::failure::Failure;
 use crate::machine;
 use crate::options::{Format, Options, Pass};
 use crate::problem::{Outcome, Problem, Refusal};
+use crate::random_layers;
 use crate::report::{Report, Row};
 use crate::shapes::{self, Layer};
 use crate::timing::Budget;
@@ -44,6 +45,7 @@ pub fn row(layer: &Layer, problem: &Problem, setting: Setting, algorithm: Algori
         seconds_min: seconds,
         seconds_median: outcome.timing.seconds_median,
         calls: outcome.timing.calls,
+        stages: outcome.stages,
         seconds_prepare: outcome.seconds_prepare,
         gflops: speed / 1e9,
         share_of_peak: speed / setting.peak,
@@ -54,9 +56,13 @@ pub fn row(layer: &Layer, problem: &Problem, setting: Setting, algorithm: Algori
     }
 }
 
+/// The seed of `--random`.
+const RANDOM_SEED: u64 = 1;
+
 /// The layers that the command line asks for.
 fn layers(options: &Options) -> Result<Vec<Layer>, Failure> {
     let mut layers = match (&options.shapes, options.pass) {
+        _ if options.random.is_some() => random_layers::layers(options.random.unwrap_or(0), RANDOM_SEED),
         (Some(path), _) => shapes::read(path)?,
         (None, Pass::Forward) => shapes::parse(shapes::NETWORKS, "conv_networks.csv")?,
         (None, Pass::Backward) => shapes::parse(shapes::TRAINING, "conv_training.csv")?,
@@ -111,12 +117,15 @@ fn rows(
         None => std::iter::once(Algorithm::Auto).chain(Algorithm::ALL).collect(),
     };
     let (mut done, mut failures, mut last_refusal) = (0, 0, None);
+    let mut regrets = Vec::new();
     for layer in layers {
         let problem = Problem::new(layer.clone(), setting.pass)?;
+        let mut times = Vec::new();
         for &algorithm in &algorithms {
-            match problem.study(setting.isa, algorithm, parallelism, Budget::default()) {
+            match problem.study(setting.isa, algorithm, parallelism, Budget::default(), options.stages) {
                 Ok(outcome) => {
                     report.row(&row(layer, &problem, setting, algorithm, &outcome))?;
+                    times.push((algorithm, outcome.chosen.clone(), outcome.timing.seconds_min));
                     done += 1;
                 }
                 Err(Refusal::Unsuitable(error)) => {
@@ -131,10 +140,36 @@ fn rows(
                 }
             }
         }
+        regrets.extend(regret(layer, &times));
+    }
+    if options.algorithm.is_none() && options.format == Format::Text && !regrets.is_empty() {
+        report.note(&summary(&mut regrets))?;
     }
     match (failures, done, last_refusal) {
         (0, 0, Some(error)) => Err(error.into()),
         (0, ..) => Ok(()),
         _ => Err(Failure::study(format!("{failures} of {} rows failed", failures + done))),
     }
+}
+
+/// How much longer than the fastest algorithm that a layer's accuracy allows the chosen one takes: both timed under
+/// their own names, in the same minute.
+fn regret(layer: &Layer, times: &[(Algorithm, Option<String>, f64)]) -> Option<(f64, String)> {
+    let chosen = times.iter().find(|time| time.0 == Algorithm::Auto)?.1.clone()?;
+    let named = |time: &&(Algorithm, Option<String>, f64)| time.0 != Algorithm::Auto;
+    let own = times.iter().filter(named).find(|time| time.0.to_string() == chosen)?.2;
+    let allowed = times.iter().filter(named).filter(|time| time.0.is_allowed(&layer.spec));
+    let best = allowed.min_by(|a, b| a.2.total_cmp(&b.2))?;
+    Some((own / best.2 - 1.0, format!("{}: {chosen} instead of {}", layer.name, best.0)))
+}
+
+/// What the choice costs.
+fn summary(regrets: &mut [(f64, String)]) -> String {
+    regrets.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mean = regrets.iter().map(|regret| regret.0).sum::<f64>() / regrets.len() as f64;
+    let mut text = format!("\nThe choice costs {:.1} % over the best on average; the worst:\n", 100.0 * mean);
+    for (regret, what) in regrets.iter().take(12) {
+        text += &format!("  {:5.1} %  {what}\n", 100.0 * regret);
+    }
+    text
 }

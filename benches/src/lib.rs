@@ -4,6 +4,7 @@
 //! main ──► overview | conv | attention | gemm | parallel
 //!             │
 //!             ├── shapes    layers by name, from CSV files
+//!             ├── random_layers   layers that nobody named
 //!             ├── machine   the CPU's name, its FMA peak, its read bandwidth, pools of threads
 //!             ├── sample    the definition of a convolution, one output at a time, in f64
 //!             ├── problem   a layer with data and plans: checked, then timed
@@ -20,7 +21,9 @@ pub mod options;
 pub mod overview;
 pub mod parallel;
 pub mod problem;
+pub mod random_layers;
 pub mod report;
 pub mod sample;
 pub mod shapes;
+mod split_mix;
 pub mod timing;

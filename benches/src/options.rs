@@ -26,6 +26,8 @@ Options
     --shapes FILE.csv               the layers, one a line:
                                     name,n,c,h,w,k,r,s,stride_h,stride_w,pad_h,pad_w,dilation_h,dilation_w,groups
                                     (default: layers of known networks)
+    --random N                      N layers made at random, the same ones each time
+    --stages                        beside each row, the seconds of its stages, summed over the threads
     --only TEXT                     only those whose name contains the text
     --pass forward|backward         backward is data, weights and bias in one call (default: forward)
     --threads N                     (default: as many as the CPU has)
@@ -101,6 +103,10 @@ pub struct Options {
     pub shapes: Option<PathBuf>,
     /// Only shapes whose name contains this.
     pub only: Option<String>,
+    /// So many layers made at random, instead of named ones.
+    pub random: Option<usize>,
+    /// Whether the time of each stage is shown.
+    pub stages: bool,
     /// The direction.
     pub pass: Pass,
     /// Threads that work at once.
@@ -147,12 +153,12 @@ fn isa(given: &str) -> Result<Isa, Failure> {
 /// Threads beyond this are a slip of the finger.
 const MOST_THREADS: usize = 4096;
 
-fn threads(given: &str) -> Result<usize, Failure> {
-    given
-        .parse()
-        .ok()
-        .filter(|threads| (1..=MOST_THREADS).contains(threads))
-        .ok_or_else(|| Failure::Usage(format!("--threads: expected a number from 1 to {MOST_THREADS}, given {given}")))
+/// Layers made at random beyond this would take more than a day.
+const MOST_LAYERS: usize = 100_000;
+
+fn count(option: &str, given: &str, most: usize) -> Result<usize, Failure> {
+    let count = given.parse().ok().filter(|count| (1..=most).contains(count));
+    count.ok_or_else(|| Failure::Usage(format!("--{option}: expected a number from 1 to {most}, given {given}")))
 }
 
 impl Options {
@@ -163,6 +169,7 @@ impl Options {
     pub fn parse(mut parser: Parser) -> Result<Self, Failure> {
         let mut command = None;
         let (mut shapes, mut only, mut chosen_isa) = (None, None, None);
+        let (mut random, mut stages) = (None, false);
         let (mut pass, mut format, mut layout) = (Pass::default(), Format::default(), Layout::default());
         let (mut accuracy, mut chosen_algorithm) = (Accuracy::default(), Some(Algorithm::Auto));
         let mut chosen_threads = machine::hardware_threads();
@@ -193,8 +200,10 @@ impl Options {
                     match name.to_string().as_str() {
                         "shapes" => shapes = Some(PathBuf::from(parser.value()?)),
                         "only" => only = Some(parser.value()?.string()?),
+                        "random" => random = Some(count("random", &parser.value()?.string()?, MOST_LAYERS)?),
+                        "stages" => stages = true,
                         "isa" => chosen_isa = Some(isa(&parser.value()?.string()?)?),
-                        "threads" => chosen_threads = threads(&parser.value()?.string()?)?,
+                        "threads" => chosen_threads = count("threads", &parser.value()?.string()?, MOST_THREADS)?,
                         "algorithm" => chosen_algorithm = algorithm(&parser.value()?.string()?)?,
                         "pass" => {
                             let among = [Pass::Forward, Pass::Backward].map(|pass| (pass.name(), pass));
@@ -234,6 +243,8 @@ impl Options {
             command,
             shapes,
             only,
+            random,
+            stages,
             pass,
             threads: chosen_threads,
             algorithm: chosen_algorithm,

@@ -7,26 +7,15 @@ use std::fmt;
 use std::time::Instant;
 
 use kernels::conv::{Algorithm, Conv2d, Conv2dBackward, Options, Sizes};
+use kernels::study::{Stage, stages};
 use kernels::{Error, Isa, Parallelism, Workspace};
 
 use crate::failure::Failure;
 use crate::options::Pass;
 use crate::sample::{Definition, Expected};
 use crate::shapes::Layer;
+use crate::split_mix::SplitMix;
 use crate::timing::{self, Budget, Timing};
-
-/// A generator of pseudo-random bits (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
 
 /// The numbers of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +121,8 @@ pub struct Outcome {
     pub chosen: Option<String>,
     /// How long a call takes.
     pub timing: Timing,
+    /// Where its time goes, if that was asked for.
+    pub stages: Option<StageSeconds>,
     /// How long it takes to make the plan: the choice, and packing the weights.
     pub seconds_prepare: f64,
     /// Scratch memory of a call.
@@ -335,11 +326,13 @@ impl Problem {
         algorithm: Algorithm,
         parallelism: Parallelism,
         budget: Budget,
+        stages: bool,
     ) -> Result<Outcome, Refusal> {
         let mut prepared = self.prepare(isa, algorithm, parallelism)?;
         let timing = timing::time(budget, || prepared.call(parallelism))?;
+        let stages = if stages { Some(prepared.stages(parallelism)?) } else { None };
         let Prepared { chosen, seconds_prepare, workspace_bytes, checked, .. } = prepared;
-        Ok(Outcome { chosen, timing, seconds_prepare, workspace_bytes, checked })
+        Ok(Outcome { chosen, timing, stages, seconds_prepare, workspace_bytes, checked })
     }
 }
 
@@ -364,7 +357,19 @@ impl Prepared<'_> {
         let Self { problem, plan, results, workspace, .. } = self;
         problem.call(plan, &problem.real, results, workspace, parallelism)
     }
+
+    /// The seconds of a call in each stage, summed over the threads: the mean of some calls.
+    fn stages(&mut self, parallelism: Parallelism) -> Result<StageSeconds, Error> {
+        let (result, seconds) = stages(|| (0..STAGE_CALLS).try_for_each(|_| self.call(parallelism)));
+        result.map(|()| seconds.map(|seconds| seconds / STAGE_CALLS as f64))
+    }
 }
+
+/// Calls whose stages are measured.
+const STAGE_CALLS: usize = 10;
+
+/// Seconds of each stage, in the order of [`Stage::ALL`].
+pub type StageSeconds = [f64; Stage::ALL.len()];
 
 /// Compares a result with the truth: exactly where integers allow it, else within the rounding error, which the
 /// algorithm may amplify.
@@ -409,7 +414,7 @@ mod tests {
             [(Pass::Forward, sizes.y_len), (Pass::Backward, sizes.x_len + sizes.w_len + layer.spec.out_channels)]
         {
             let problem = Problem::new(layer.clone(), pass).unwrap();
-            let Ok(outcome) = problem.study(Isa::Portable, Algorithm::Auto, Parallelism::Serial, BRIEF) else {
+            let Ok(outcome) = problem.study(Isa::Portable, Algorithm::Auto, Parallelism::Serial, BRIEF, true) else {
                 panic!("{} {}", layer.name, pass.name());
             };
             assert_eq!(outcome.checked.elements, 2 * elements);

@@ -2,7 +2,10 @@
 
 use std::io::{self, Write};
 
+use kernels::study::Stage;
+
 use crate::options::Format;
+use crate::problem::StageSeconds;
 
 /// One algorithm on one layer.
 #[derive(Clone, Debug)]
@@ -27,6 +30,8 @@ pub struct Row {
     pub seconds_median: f64,
     /// Calls that were timed.
     pub calls: usize,
+    /// The seconds of each stage, summed over the threads, if they were asked for.
+    pub stages: Option<StageSeconds>,
     /// Making the plan.
     pub seconds_prepare: f64,
     /// Operations of a direct convolution a nanosecond, in the fastest call.
@@ -51,7 +56,8 @@ enum Value<'a> {
 }
 
 impl Row {
-    fn fields(&self) -> [(&'static str, Value<'_>); 17] {
+    fn fields(&self) -> [(&'static str, Value<'_>); 21] {
+        let stage = |stage: Stage| self.stages.map_or(Value::Missing, |stages| Value::Number(stages[stage as usize]));
         [
             ("name", Value::Text(&self.name)),
             ("pass", Value::Text(self.pass)),
@@ -63,6 +69,10 @@ impl Row {
             ("seconds_min", Value::Number(self.seconds_min)),
             ("seconds_median", Value::Number(self.seconds_median)),
             ("calls", Value::Count(self.calls)),
+            ("seconds_pack", stage(Stage::Pack)),
+            ("seconds_transform", stage(Stage::Transform)),
+            ("seconds_product", stage(Stage::Product)),
+            ("seconds_epilogue", stage(Stage::Epilogue)),
             ("seconds_prepare", Value::Number(self.seconds_prepare)),
             ("gflops", Value::Number(self.gflops)),
             ("share_of_peak", Value::Number(self.share_of_peak)),
@@ -124,6 +134,10 @@ impl<'a> Report<'a> {
                     row.gigabytes_per_second,
                     bytes(row.workspace_bytes),
                 )?;
+                if let Some(stages) = row.stages {
+                    let parts = Stage::ALL.map(|stage| format!("{stage} {}", duration(stages[stage as usize])));
+                    writeln!(self.out, "{:22} {}", "", parts.join(", "))?;
+                }
             }
             Format::Json => {
                 let fields: Vec<String> =
@@ -136,6 +150,16 @@ impl<'a> Report<'a> {
             }
         }
         self.out.flush()
+    }
+}
+
+impl Report<'_> {
+    /// A remark below the rows, for people.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub fn note(&mut self, text: &str) -> io::Result<()> {
+        writeln!(self.out, "{text}")
     }
 }
 
@@ -208,6 +232,7 @@ mod tests {
             seconds_min: 0.001,
             seconds_median: 0.00125,
             calls: 200,
+            stages: Some([0.0, 1e-4, 2e-3, 0.0]),
             seconds_prepare: 0.01,
             gflops: 100.0,
             share_of_peak: 0.5,
@@ -250,7 +275,13 @@ mod tests {
     #[test]
     fn the_table_says_what_was_chosen_and_uses_readable_units() {
         let text = written(Format::Text);
-        assert!(text.contains("auto: direct") && text.contains("1.000 ms") && text.contains("50%"), "{text}");
+        assert!(
+            text.contains("product 2.000 ms")
+                && text.contains("auto: direct")
+                && text.contains("1.000 ms")
+                && text.contains("50%"),
+            "{text}"
+        );
         assert_eq!(duration(12.5e-6), "12.50 us");
         assert_eq!(duration(2.0), "2.000 s");
         assert_eq!(bytes(3 << 20), "3072 KiB");

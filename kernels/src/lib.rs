@@ -15,6 +15,7 @@ pub mod pool;
 pub mod reference;
 mod simd;
 pub mod softmax;
+mod stages;
 pub mod study;
 mod tensor;
 mod workspace;

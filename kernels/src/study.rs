@@ -11,6 +11,9 @@ use std::hint::black_box;
 
 use crate::error::Error;
 use crate::simd::{Isa, Job, Simd, dispatch};
+pub use crate::stages::Stage;
+#[cfg(feature = "stages")]
+pub use crate::stages::stages;
 
 /// Independent chains in flight. Two units with a latency of four cycles need 8; multiplication and addition
 /// apart (the portable path) need 12; and 12 accumulators with two operands fit into 16 registers.

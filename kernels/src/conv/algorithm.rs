@@ -77,8 +77,8 @@ impl Algorithm {
         }
     }
 
-    /// Whether the error of a spec's convolution is one that its accuracy allows.
-    pub(super) fn is_allowed(self, spec: &Conv2dSpec) -> bool {
+    /// Whether the error of a spec's convolution is one that its accuracy allows: `Auto` chooses among these.
+    pub fn is_allowed(self, spec: &Conv2dSpec) -> bool {
         let five = spec.kernel.contains(&5);
         let least = match self {
             Self::Winograd2 if five => Accuracy::Fast,

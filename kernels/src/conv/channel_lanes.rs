@@ -26,6 +26,7 @@ use crate::activation::apply;
 use crate::error::Error;
 use crate::gemm::micro::{OffsetLhs, PackedPanel, StridedRhs, multiply};
 use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up, split_indices};
 
 /// Pixels of a tile: as many row addresses as the general registers hold.
@@ -294,6 +295,7 @@ impl Job for Task<'_> {
         let channel_step = if plan.layout == Layout::Nchw { plane } else { 1 };
         let input = input.wrapping_add(group * slide.in_channels * channel_step);
 
+        let mut laps = Laps::start();
         for block in 0..cut.channel_blocks {
             let first_in = block * cut.channel_block;
             let in_block = cut.channel_block.min(slide.in_channels - first_in.min(slide.in_channels));
@@ -351,6 +353,7 @@ impl Job for Task<'_> {
                     }
                 }
             }
+            laps.lap(Stage::Pack);
             for panel in first_panel..last_panel {
                 let row_len = plan.row_len(panel);
                 let rhs = weights.wrapping_add(panel * plan.panel_len * slide.depth() + first_in * taps * row_len);
@@ -373,6 +376,7 @@ impl Job for Task<'_> {
                         }
                     }
                 }
+                laps.lap(Stage::Product);
                 if last {
                     let oc = group * slide.out_channels + panel * plan.panel_len;
                     let channels = (slide.out_channels - panel * plan.panel_len).min(plan.panel_len);
@@ -384,6 +388,7 @@ impl Job for Task<'_> {
                             Layout::Nchw => finish.transposed(simd, panel_sums, pixels),
                         }
                     }
+                    laps.lap(Stage::Epilogue);
                 }
             }
         }

@@ -29,6 +29,7 @@ use crate::error::Error;
 use crate::gemm::micro::{OffsetRhs, PackedPanel, RhsAddress, StridedRhs, multiply};
 use crate::parallel::Parallelism;
 use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, split_indices};
 
 /// Vectors of a tile's row.
@@ -403,6 +404,7 @@ impl Job for Task<'_> {
             plane: context.out_size[0] * context.out_size[1],
             column_step: slide.out_step[1],
         };
+        let mut laps = Laps::start();
         for block in 0..cut.channel_blocks {
             let first_in = block * cut.channel_block;
             let in_block = cut.channel_block.min(slide.in_channels - first_in.min(slide.in_channels));
@@ -465,6 +467,7 @@ impl Job for Task<'_> {
                         }
                     }
                 }
+                laps.lap(Stage::Pack);
                 for panel in first_panel..last_panel {
                     let (start, end) = (panels.start(panel), panels.start(panel + 1));
                     let rows = end - start;
@@ -494,11 +497,14 @@ impl Job for Task<'_> {
                                 Tile { lhs, rhs, depth, sums: tile_sums, first, whole }.multiply(simd, rows, len);
                             }
                             if last && whole.is_none() {
+                                laps.lap(Stage::Product);
                                 finish.tile(simd, tile_sums, rows, channel, offset, places);
+                                laps.lap(Stage::Epilogue);
                             }
                         }
                     }
                 }
+                laps.lap(Stage::Product);
                 strip += strip_tiles;
             }
         }

@@ -33,6 +33,7 @@ use crate::gemm::micro::ContiguousColumns;
 use crate::gemm::tile::{Ends, NV, Panels, max_height, tiles_of};
 use crate::gemm::{Ahead, Strips};
 use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
 use input::InputTransform;
 use output::OutputTransform;
@@ -376,7 +377,9 @@ impl Winograd {
                 let m = v.wrapping_add(frequencies * context.cut.v_plane);
                 let own = v.wrapping_add(products);
                 let channels = 0..self.in_channels;
+                let mut laps = Laps::start();
                 dispatch(self.isa, InputTransform { context, block, channels, v, scratch: own });
+                laps.lap(Stage::Transform);
                 let mut strip = 0;
                 while strip < self.strips.count {
                     let strips = strip..self.strips.count.min(strip + context.cut.out_strips);
@@ -384,7 +387,9 @@ impl Winograd {
                     let channels = first..self.strips.start(strips.end);
                     let (all, frequencies) = (strips.clone(), 0..frequencies);
                     dispatch(self.isa, Products { context, block, frequencies, strips: all, first, v, m });
+                    laps.lap(Stage::Product);
                     dispatch(self.isa, OutputTransform { context, block, channels, first, m, scratch: own });
+                    laps.lap(Stage::Transform);
                     strip = strips.end;
                 }
             });
@@ -404,20 +409,26 @@ impl Winograd {
             let tasks = slots.min(self.in_channels.div_ceil(16)).max(1);
             parallelism.for_each(tasks, slots, &|task, slot| {
                 let channels = part(self.in_channels, 16, tasks, task);
+                let mut laps = Laps::start();
                 dispatch(self.isa, InputTransform { context, block, channels, v: v.at(0), scratch: own(slot) });
+                laps.lap(Stage::Transform);
             });
             // Weights are read once: each frequency by one thread.
             let tasks = frequencies.min(4 * slots);
             parallelism.for_each(tasks, slots, &|task, _| {
                 let frequencies = part(frequencies, 1, tasks, task);
                 let (strips, v, m) = (whole.clone(), v.at(0), m.at(0));
+                let mut laps = Laps::start();
                 dispatch(self.isa, Products { context, block, frequencies, strips, first: 0, v, m });
+                laps.lap(Stage::Product);
             });
             let tasks = slots.min(self.out_channels.div_ceil(16)).max(1);
             parallelism.for_each(tasks, slots, &|task, slot| {
                 let channels = part(self.out_channels, 16, tasks, task);
                 let (m, scratch) = (m.at(0), own(slot));
+                let mut laps = Laps::start();
                 dispatch(self.isa, OutputTransform { context, block, channels, first: 0, m, scratch });
+                laps.lap(Stage::Transform);
             });
         }
     }
