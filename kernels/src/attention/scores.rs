@@ -263,7 +263,7 @@ impl<const M: usize, const MASK: bool> ScoreTile<'_, M, MASK> {
         unsafe {
             let start = self.packed.add(at * self.dim);
             let rhs = StridedRhs { start, row_stride: (NV * S::LANES) as isize };
-            multiply::<S, M, NV>(simd, &mut acc, self.q, rhs, self.dim);
+            multiply::<S, _, M, NV>(simd, &mut acc, self.q, rhs, self.dim);
             if MASK && (at < self.seen.inner.first || at + NV * S::LANES > self.seen.inner.end) {
                 let hidden = simd.splat(f32::NEG_INFINITY);
                 for i in 0..M {

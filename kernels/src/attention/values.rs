@@ -164,9 +164,9 @@ impl<L: Weights, const M: usize> ValueTile<L, M> {
                     }
                 }
             } else if whole {
-                multiply::<S, M, NV>(simd, &mut acc, lhs, rhs, depth);
+                multiply::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth);
             } else {
-                multiply_masked::<S, M, NV>(simd, &mut acc, lhs, rhs, depth, mask);
+                multiply_masked::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth, mask);
             }
             let mut finite = simd.eq(simd.zero(), simd.zero());
             match out {

@@ -22,6 +22,15 @@ use crate::simd::Simd;
 
 /// Where the tile's `MR` left-hand elements of column `k` are.
 pub(crate) trait LhsAddress: Copy {
+    /// Columns that lie at regular distances; after so many, [`LhsAddress::from`] says where the next are.
+    const BLOCK: usize = usize::MAX;
+
+    /// The operand from column `k` on, a multiple of `BLOCK`.
+    #[inline(always)]
+    fn from(self, _k: usize) -> Self {
+        self
+    }
+
     /// The address of the element in row `i` of column `k`.
     ///
     /// # Safety
@@ -91,6 +100,29 @@ impl LhsAddress for ContiguousColumns {
     }
 }
 
+/// Blocks of 16 columns, a row of a block in one cache line and the rows side by side: what a transform leaves that works
+/// on 16 channels at once. The addresses of a block differ by constants.
+#[derive(Clone, Copy)]
+pub(crate) struct ColumnBlocks {
+    pub start: *const f32,
+    pub block_stride: usize,
+}
+
+impl LhsAddress for ColumnBlocks {
+    const BLOCK: usize = 16;
+
+    #[inline(always)]
+    fn from(self, k: usize) -> Self {
+        Self { start: self.start.wrapping_add(k / Self::BLOCK * self.block_stride), ..self }
+    }
+
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.start.add(i * Self::BLOCK + k) }
+    }
+}
+
 /// Rows at any address, each a run of elements `step` apart.
 #[derive(Clone, Copy)]
 pub(crate) struct RowsLhs<const ROWS: usize> {
@@ -157,11 +189,33 @@ impl RhsAddress for OffsetRhs {
 /// - `lhs.at(i, k)` is readable for `i < MR`, `k < depth`.
 /// - `NV * LANES` floats are readable at `rhs.row(k)` for `k < depth`.
 #[inline(always)]
-pub(crate) unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(
+pub(crate) unsafe fn multiply<S: Simd, L: LhsAddress, const MR: usize, const NV: usize>(
+    simd: S,
+    acc: &mut [[S::F; NV]; MR],
+    lhs: L,
+    rhs: impl RhsAddress,
+    depth: usize,
+) {
+    let mut first = 0;
+    while first < depth {
+        let len = L::BLOCK.min(depth - first);
+        // SAFETY: the caller's contract, for these columns.
+        unsafe { multiply_block(simd, acc, lhs.from(first), rhs, first, len) };
+        first = first.saturating_add(L::BLOCK);
+    }
+}
+
+/// [`multiply`] for the columns `first .. first + depth`; `lhs` starts with them.
+///
+/// # Safety
+/// - As for [`multiply`], for these columns.
+#[inline(always)]
+unsafe fn multiply_block<S: Simd, const MR: usize, const NV: usize>(
     simd: S,
     acc: &mut [[S::F; NV]; MR],
     lhs: impl LhsAddress,
     rhs: impl RhsAddress,
+    first: usize,
     depth: usize,
 ) {
     // Where another thread shares the core's front end, half of its slots are left: a tile of 6 x 2 vectors needs 20 of 36
@@ -172,14 +226,14 @@ pub(crate) unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(
     // SAFETY: the caller's contract, for each `k`.
     unsafe {
         while k < unrolled {
-            step(simd, acc, lhs, rhs, k);
-            step(simd, acc, lhs, rhs, k + 1);
-            step(simd, acc, lhs, rhs, k + 2);
-            step(simd, acc, lhs, rhs, k + 3);
+            step(simd, acc, lhs, rhs, first, k);
+            step(simd, acc, lhs, rhs, first, k + 1);
+            step(simd, acc, lhs, rhs, first, k + 2);
+            step(simd, acc, lhs, rhs, first, k + 3);
             k += 4;
         }
         while k < depth {
-            step(simd, acc, lhs, rhs, k);
+            step(simd, acc, lhs, rhs, first, k);
             k += 1;
         }
     }
@@ -188,21 +242,22 @@ pub(crate) unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(
 /// Tiles of fewer accumulators are not unrolled.
 const UNROLL_FROM: usize = 8;
 
-/// One step of [`multiply`].
+/// One step of [`multiply_block`].
 ///
 /// # Safety
-/// - As for [`multiply`], for this `k`.
+/// - As for [`multiply_block`], for this `k`.
 #[inline(always)]
 unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
     simd: S,
     acc: &mut [[S::F; NV]; MR],
     lhs: impl LhsAddress,
     rhs: impl RhsAddress,
+    first: usize,
     k: usize,
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        let row = rhs.row(k);
+        let row = rhs.row(first + k);
         let mut b = [simd.zero(); NV];
         for v in 0..NV {
             b[v] = simd.load(row.add(v * S::LANES));
@@ -222,15 +277,16 @@ unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
 /// - `lhs.at(i, k)` is readable for `i < MR`, `k < depth`.
 /// - `(NV - 1) * LANES` floats, and then the lanes of `mask`, are readable at `rhs.row(k)` for `k < depth`.
 #[inline(always)]
-pub(crate) unsafe fn multiply_masked<S: Simd, const MR: usize, const NV: usize>(
+pub(crate) unsafe fn multiply_masked<S: Simd, L: LhsAddress, const MR: usize, const NV: usize>(
     simd: S,
     acc: &mut [[S::F; NV]; MR],
-    lhs: impl LhsAddress,
+    lhs: L,
     rhs: impl RhsAddress,
     depth: usize,
     mask: S::M,
 ) {
     for k in 0..depth {
+        let lhs = lhs.from(k / L::BLOCK * L::BLOCK);
         // SAFETY: the caller's contract, for this `k`.
         unsafe {
             let row = rhs.row(k);
@@ -240,7 +296,7 @@ pub(crate) unsafe fn multiply_masked<S: Simd, const MR: usize, const NV: usize>(
             }
             b[NV - 1] = simd.load_masked(row.add((NV - 1) * S::LANES), mask);
             for i in 0..MR {
-                let a = simd.splat(*lhs.at(i, k));
+                let a = simd.splat(*lhs.at(i, k % L::BLOCK));
                 for v in 0..NV {
                     acc[i][v] = simd.fma(a, b[v], acc[i][v]);
                 }

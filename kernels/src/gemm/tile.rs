@@ -190,16 +190,16 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const IN_PLACE: bool> Job 
                 if IN_PLACE {
                     let rhs = StridedRhs { start, row_stride: rhs.row_stride };
                     if whole {
-                        multiply::<S, MR, NV>(simd, &mut acc, lhs, rhs, depth);
+                        multiply::<S, _, MR, NV>(simd, &mut acc, lhs, rhs, depth);
                     } else {
-                        multiply_masked::<S, MR, NV>(simd, &mut acc, lhs, rhs, depth, mask);
+                        multiply_masked::<S, _, MR, NV>(simd, &mut acc, lhs, rhs, depth, mask);
                     }
                 } else {
                     // Distances that are constants cost no instruction in the loop.
                     let rhs = StridedRhs { start, row_stride: (NV * S::LANES) as isize };
                     match lhs.packed_panel(MR) {
-                        Some(panel) => multiply::<S, MR, NV>(simd, &mut acc, PackedPanel::<MR>(panel), rhs, depth),
-                        None => multiply::<S, MR, NV>(simd, &mut acc, lhs, rhs, depth),
+                        Some(panel) => multiply::<S, _, MR, NV>(simd, &mut acc, PackedPanel::<MR>(panel), rhs, depth),
+                        None => multiply::<S, _, MR, NV>(simd, &mut acc, lhs, rhs, depth),
                     }
                 }
                 for i in 0..MR {

@@ -1,11 +1,11 @@
 //! Winograd's algorithm: convolutions of stride 1 with a half to a fifth of the multiplications.
 //!
 //! ```text
-//!   x ──► tiles of (m + r - 1)², overlapping ──► Bᵀ d B ──► v[frequency][in channel][tile]
+//!   x ──► tiles of (m + r - 1)², overlapping ──► Bᵀ d B ──► v[frequency][tile][in channel]
 //!                                                               │  one matrix product per frequency
-//!   w ──► G w Gᵀ, in f64, when the plan is made ──► u ──────────┤  m[f] = u[f] * v[f]
+//!   w ──► G w Gᵀ, in f64, when the plan is made ──► u ──────────┤  m[f] = v[f] * u[f]
 //!                                                               ▼
-//!   y ◄── bias, residual, activation ◄── tiles of m² ◄── Aᵀ m A ◄── m[frequency][out channel][tile]
+//!   y ◄── bias, residual, activation ◄── tiles of m² ◄── Aᵀ m A ◄── m[frequency][tile][out channel]
 //! ```
 //!
 //! The tile is chosen apart for height and width, [`points`] has the transforms. A block of tiles goes through all steps
@@ -16,28 +16,29 @@
 //! One chain of fused multiply-adds over the input channels for each frequency; transforms add in the order written in
 //! [`points`]. Nothing depends on blocks or threads.
 
+mod cut;
 mod input;
 mod output;
 pub(crate) mod points;
+mod products;
 #[cfg(test)]
 mod tests;
-
-use std::ops::Range;
 
 use super::algorithm::Algorithm;
 use super::dense::PEAK_FLOPS;
 use super::pixel_lanes::{Call, Post};
 use super::spec::{Conv2dSpec, Layout};
 use crate::error::{Error, checked_len};
-use crate::gemm::micro::ContiguousColumns;
-use crate::gemm::tile::{Ends, NV, Panels, max_height, tiles_of};
-use crate::gemm::{Ahead, Strips};
-use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::gemm::tile::NV;
+use crate::parallel::Parallelism;
+use crate::simd::{Isa, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
+use cut::{Cut, GROUP};
 use input::InputTransform;
 use output::OutputTransform;
 pub(crate) use points::Axis;
+use products::Products;
 
 /// Which gradient, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,101 +62,17 @@ pub(super) struct Winograd {
     groups: usize,
     layout: Layout,
     isa: Isa,
-    strips: Strips,
-    /// `[group][frequency][strip][in channel][row of the strip]`, each frequency from a cache line on.
+    /// `[group][frequency][panel of out channels][in channel][column]`, each frequency from a cache line on.
     u: Workspace,
 }
 
-/// Floats of `v` and `m` of a block of tiles, at most: they go through the cache once in each step.
-const BLOCK: usize = 512 * 1024;
-/// Tiles of a block beyond which nothing is won any more.
-const BLOCK_TILES: usize = 224;
-/// Depth of a product after which the sums are stored: strip and panel fit L1.
-const DEPTH: usize = 256;
-/// Output channels whose products are computed before they are transformed, at least.
-const OUT_BLOCK: usize = 48;
 /// The most floats of a block's `v` for which the algorithm is taken into account: its workspace is bounded.
 const MOST_SCRATCH: usize = 768 * 1024;
-
-/// How a call is cut.
-struct Cut {
-    /// Tiles of an image, down and along.
-    tiles: [usize; 2],
-    /// Tiles of a block, down and along.
-    block: [usize; 2],
-    /// Blocks of an image, down and along.
-    blocks: [usize; 2],
-    /// Strips of output channels that are multiplied before they are transformed.
-    out_strips: usize,
-    /// From channel to channel of `v` and of `m`.
-    tiles_stride: usize,
-    /// From frequency to frequency of `v`, and of `m`.
-    v_plane: usize,
-    m_plane: usize,
-    /// From row to row of a plane, and of finished rows: whole vectors.
-    width: usize,
-    /// Rows of a plane, and of finished rows.
-    plane_rows: usize,
-    out_rows: usize,
-    axes: [Axis; 2],
-    /// Threads share the steps of a block.
-    shared: bool,
-}
-
-impl Cut {
-    /// Floats of a plane.
-    fn plane_len(&self) -> usize {
-        round_up(self.plane_rows * self.width)
-    }
-
-    /// Floats of one channel's finished rows.
-    fn rows_len(&self) -> usize {
-        round_up(self.out_rows * self.width)
-    }
-
-    /// Columns of the image that `tiles` tiles side by side see.
-    fn shown(&self, tiles: usize) -> usize {
-        tiles * self.axes[1].outputs + self.axes[1].taps - 1
-    }
-
-    /// Rows of the image that `tiles` rows of tiles see.
-    fn shown_rows(&self, tiles: usize) -> usize {
-        tiles * self.axes[0].outputs + self.axes[0].taps - 1
-    }
-
-    fn frequencies(&self) -> usize {
-        self.axes[0].points() * self.axes[1].points()
-    }
-
-    /// Floats of what a task needs for the transforms alone.
-    fn transform_scratch(&self) -> usize {
-        // Planes of a vector of channels, and one row of tiles; or their finished rows.
-        let planes = 16 * self.plane_len() + round_up(self.axes[0].points() * self.width);
-        let columns = self.axes[0].outputs * self.axes[1].points() * self.width;
-        planes.max(16 * self.rows_len() + round_up(columns))
-    }
-
-    /// Floats of `v` and of `m`.
-    fn products(&self) -> usize {
-        self.frequencies() * (self.v_plane + self.m_plane)
-    }
-}
-
-/// A block of tiles of one image and group.
-#[derive(Clone, Copy)]
-struct Block {
-    image: usize,
-    group: usize,
-    /// Its first tile, and how many it has.
-    row: usize,
-    column: usize,
-    rows: usize,
-    columns: usize,
-}
 
 /// A call, as its tasks see it.
 struct Context<'a> {
     plan: &'a Winograd,
+    batch: usize,
     cut: Cut,
     weights: &'a [f32],
     input: &'a [f32],
@@ -191,7 +108,7 @@ impl Winograd {
         let [in_channels, out_channels] = channels(spec, direction);
         let frequencies = axes[0].points() * axes[1].points();
         // A block of the fewest tiles.
-        let least = frequencies.saturating_mul(in_channels.saturating_add(OUT_BLOCK)).saturating_mul(48);
+        let least = frequencies.saturating_mul(in_channels.saturating_add(64)).saturating_mul(28);
         let weights = frequencies.checked_mul(in_channels)?.checked_mul(out_channels)?.checked_mul(spec.groups)?;
         (least <= MOST_SCRATCH * 2 && weights <= isize::MAX as usize / 64).then_some(axes)
     }
@@ -211,11 +128,10 @@ impl Winograd {
         let tiles = [0, 1].map(|axis| out_size[axis].div_ceil(axes[axis].outputs));
         let frequencies = (axes[0].points() * axes[1].points()) as f64;
         let images = (batch * spec.groups) as f64;
-        // Vectors of tiles: dense in the products, one row at a time in the transforms.
-        let in_products = (tiles[0] as f64 * tiles[1] as f64 / lanes as f64).ceil();
-        let in_transforms = tiles[0] as f64 * tiles[1].div_ceil(lanes) as f64;
-        let products = images * frequencies * in_products * ic * oc * (2 * lanes) as f64 / PEAK_FLOPS;
-        let transforms = images * frequencies * in_transforms * (ic + oc) * TRANSFORM_SECONDS;
+        let tiles = images * (tiles[0] * tiles[1]) as f64;
+        let vectors = |channels: f64| (channels / lanes as f64).ceil();
+        let products = frequencies * tiles * ic * vectors(oc) * (2 * lanes) as f64 / PEAK_FLOPS;
+        let transforms = frequencies * tiles * (vectors(ic) + vectors(oc)) * TRANSFORM_SECONDS;
         let weights = spec.groups as f64 * frequencies * ic * oc * WEIGHT_SECONDS;
         Some((PRODUCTS_SLOWER + TILE_DEPTH / ic) * products + transforms + weights)
     }
@@ -229,7 +145,7 @@ impl Winograd {
             Direction::BackwardData => [0, 1].map(|axis| spec.kernel[axis] - 1 - padding[axis]),
         };
         let frequencies = axes[0].points() * axes[1].points();
-        let plane = round_up(in_channels * out_channels);
+        let plane = plane(in_channels, out_channels, isa);
         Ok(Self {
             axes,
             direction,
@@ -240,9 +156,14 @@ impl Winograd {
             groups: spec.groups,
             layout: spec.layout,
             isa,
-            strips: Strips::new(out_channels, max_height(isa.registers(), NV)),
             u: Workspace::with_len(checked_len("weights", &[spec.groups, frequencies, plane])?)?,
         })
+    }
+
+    /// Where the weights of a frequency start in `u`.
+    fn frequency(&self, group: usize, f: usize) -> usize {
+        let [down, along] = self.axes;
+        (group * down.points() * along.points() + f) * plane(self.in_channels, self.out_channels, self.isa)
     }
 
     /// Transforms the weights. Allocates nothing.
@@ -250,36 +171,34 @@ impl Winograd {
         let Self { axes, in_channels, out_channels, groups, direction, .. } = *self;
         let [down, along] = axes;
         let taps = down.taps * along.taps;
-        let plane = round_up(in_channels * out_channels);
+        let lanes = self.isa.lanes();
+        let panel = NV * lanes;
         for group in 0..groups {
-            for strip in 0..self.strips.count {
-                let (start, height) = (self.strips.start(strip), self.strips.height(strip));
-                for row in 0..height {
-                    for ic in 0..in_channels {
-                        let oc = start + row;
-                        let filter = match direction {
-                            Direction::Forward => (group * out_channels + oc) * in_channels + ic,
-                            Direction::BackwardData => (group * in_channels + ic) * out_channels + oc,
-                        };
-                        let filter = &weights[filter * taps..][..taps];
-                        // G w, then times G transposed.
-                        let mut columns = [[0.0f64; points::MOST]; points::MOST];
-                        for p in 0..down.points() {
-                            for kw in 0..along.taps {
-                                for kh in 0..down.taps {
-                                    let tap = kh * along.taps + kw;
-                                    let tap = if direction == Direction::Forward { tap } else { taps - 1 - tap };
-                                    columns[p][kw] += down.weight(p, kh) * f64::from(filter[tap]);
-                                }
+            for oc in 0..out_channels {
+                let first = oc / panel * panel;
+                let width = if out_channels - first > lanes { panel } else { lanes };
+                for ic in 0..in_channels {
+                    let filter = match direction {
+                        Direction::Forward => (group * out_channels + oc) * in_channels + ic,
+                        Direction::BackwardData => (group * in_channels + ic) * out_channels + oc,
+                    };
+                    let filter = &weights[filter * taps..][..taps];
+                    // G w, then times G transposed.
+                    let mut columns = [[0.0f64; points::MOST]; points::MOST];
+                    for p in 0..down.points() {
+                        for kw in 0..along.taps {
+                            for kh in 0..down.taps {
+                                let tap = kh * along.taps + kw;
+                                let tap = if direction == Direction::Forward { tap } else { taps - 1 - tap };
+                                columns[p][kw] += down.weight(p, kh) * f64::from(filter[tap]);
                             }
                         }
-                        for p in 0..down.points() {
-                            for q in 0..along.points() {
-                                let sum: f64 = (0..along.taps).map(|kw| columns[p][kw] * along.weight(q, kw)).sum();
-                                let f = p * along.points() + q;
-                                let at = (group * down.points() * along.points() + f) * plane;
-                                self.u[at + start * in_channels + ic * height + row] = sum as f32;
-                            }
+                    }
+                    for p in 0..down.points() {
+                        for q in 0..along.points() {
+                            let sum: f64 = (0..along.taps).map(|kw| columns[p][kw] * along.weight(q, kw)).sum();
+                            let at = self.frequency(group, p * along.points() + q);
+                            self.u[at + first * in_channels + ic * width + oc - first] = sum as f32;
                         }
                     }
                 }
@@ -287,66 +206,9 @@ impl Winograd {
         }
     }
 
-    fn cut(&self, batch: usize, out_size: [usize; 2], slots: usize) -> Cut {
-        let lanes = self.isa.lanes();
-        let tiles = [0, 1].map(|axis| out_size[axis].div_ceil(self.axes[axis].outputs));
-        let frequencies = self.axes[0].points() * self.axes[1].points();
-        let out_channels = self.out_channels;
-        // As many tiles as fit with all of their channels, along the rows first.
-        let fitting =
-            (BLOCK / (frequencies * (self.in_channels + out_channels.min(4 * OUT_BLOCK)))).clamp(16, BLOCK_TILES);
-        let count = |tiles: usize, most: usize| tiles.div_ceil(tiles.div_ceil(most.max(1)).max(1)).max(1);
-        let columns = if tiles[1] <= fitting { tiles[1] } else { count(tiles[1], fitting / 16 * 16) };
-        let columns = if columns < tiles[1] { columns.next_multiple_of(lanes) } else { columns };
-        let mut rows = count(tiles[0], fitting / columns.max(1));
-        let blocks_of = |rows: usize| tiles[0].div_ceil(rows) * tiles[1].div_ceil(columns.max(1)) * batch * self.groups;
-        // Even work for all threads: smaller blocks where that is enough, else shared steps.
-        while slots > 1
-            && blocks_of(rows) % slots != 0
-            && blocks_of(rows) < 4 * slots
-            && rows * columns >= 64
-            && rows > 1
-        {
-            rows = count(tiles[0], rows - 1);
-        }
-        let blocks = [tiles[0].div_ceil(rows), tiles[1].div_ceil(columns.max(1))];
-        let all = blocks[0] * blocks[1] * batch * self.groups;
-        let shared = slots > 1 && all < 4 * slots && !all.is_multiple_of(slots);
-        let panel = NV * lanes;
-        // Whole panels, and a whole vector at the end of the last row; an odd number of cache lines.
-        let needed =
-            (rows * columns).max((rows - 1) * columns + columns.next_multiple_of(lanes)).next_multiple_of(panel);
-        let tiles_stride = if (needed / LINE).is_multiple_of(2) { needed + LINE } else { needed };
-        let height = max_height(self.isa.registers(), NV);
-        let out_strips = if shared {
-            self.strips.count
-        } else {
-            let room = (BLOCK / frequencies).saturating_sub(self.in_channels * tiles_stride) / tiles_stride;
-            (room.max(OUT_BLOCK) / height).clamp(1, self.strips.count.max(1))
-        };
-        let out_strips = count(self.strips.count, out_strips);
-        let along = self.axes[1];
-        // A transposition reads a vector from each of a vector of tiles.
-        let width = (columns.next_multiple_of(lanes) * along.outputs + 16 + points::MOST).next_multiple_of(LINE);
-        Cut {
-            tiles,
-            block: [rows, columns],
-            blocks,
-            out_strips,
-            tiles_stride,
-            v_plane: self.in_channels * tiles_stride,
-            m_plane: (out_strips * height).min(out_channels) * tiles_stride,
-            width,
-            plane_rows: rows * self.axes[0].outputs + self.axes[0].taps - 1,
-            out_rows: self.axes[0].outputs,
-            axes: self.axes,
-            shared,
-        }
-    }
-
     /// Scratch of a call, in elements.
     pub fn workspace_len(&self, batch: usize, out_size: [usize; 2], slots: usize) -> usize {
-        let cut = self.cut(batch, out_size, slots);
+        let cut = Cut::new(self, batch, out_size, slots);
         let copies = if cut.shared { 1 } else { slots };
         LINE + copies * round_up(cut.products()) + slots * cut.transform_scratch()
     }
@@ -354,87 +216,98 @@ impl Winograd {
     /// Computes every output of a call; `weights` are those that were packed.
     pub fn run(&self, call: Call<'_>, weights: &[f32]) {
         let Call { batch, input, in_size, output, out_size, post, workspace, slots, parallelism } = call;
-        let cut = self.cut(batch, out_size, slots);
-        let blocks = cut.blocks[0] * cut.blocks[1] * batch * self.groups;
-        let frequencies = cut.frequencies();
-        let products = round_up(cut.products());
-        let transforms = cut.transform_scratch();
-        let shared = cut.shared;
+        let cut = Cut::new(self, batch, out_size, slots);
+        let (products, transforms, shared) = (round_up(cut.products()), cut.transform_scratch(), cut.shared);
         let scratch = aligned(workspace);
         debug_assert!(scratch.len() >= if shared { products } else { slots * products } + slots * transforms);
         let scratch = Scratch(scratch.as_mut_ptr());
-        let context = Context { plan: self, cut, weights, input, in_size, output: output.as_mut_ptr(), out_size, post };
         let flops = 2.0
             * (batch * self.groups * self.out_channels * self.in_channels) as f64
-            * (context.cut.tiles[0] * context.cut.tiles[1] * frequencies) as f64;
+            * (cut.tiles[0] * cut.tiles[1] * cut.frequencies) as f64;
         let parallelism = parallelism.for_seconds(flops / FLOPS_PER_SECOND);
-        let context = &context;
-        let whole = 0..self.strips.count;
+        let context =
+            &Context { plan: self, batch, cut, weights, input, in_size, output: output.as_mut_ptr(), out_size, post };
+        let blocks = context.cut.count(self.groups);
         if !shared {
             parallelism.for_each(blocks, slots, &|index, slot| {
-                let block = context.block(index);
-                let v = scratch.at(slot * (products + transforms));
-                let m = v.wrapping_add(frequencies * context.cut.v_plane);
-                let own = v.wrapping_add(products);
-                let channels = 0..self.in_channels;
-                let mut laps = Laps::start();
-                dispatch(self.isa, InputTransform { context, block, channels, v, scratch: own });
-                laps.lap(Stage::Transform);
-                let mut strip = 0;
-                while strip < self.strips.count {
-                    let strips = strip..self.strips.count.min(strip + context.cut.out_strips);
-                    let first = self.strips.start(strips.start);
-                    let channels = first..self.strips.start(strips.end);
-                    let (all, frequencies) = (strips.clone(), 0..frequencies);
-                    dispatch(self.isa, Products { context, block, frequencies, strips: all, first, v, m });
-                    laps.lap(Stage::Product);
-                    dispatch(self.isa, OutputTransform { context, block, channels, first, m, scratch: own });
-                    laps.lap(Stage::Transform);
-                    strip = strips.end;
-                }
+                context.block_alone(index, scratch.at(slot * (products + transforms)));
             });
             return;
         }
-        let v = scratch.at(0);
-        let m = v.wrapping_add(frequencies * context.cut.v_plane);
-        let (v, m) = (Scratch(v), Scratch(m));
         for index in 0..blocks {
-            let block = context.block(index);
-            // Whole vectors of channels, for NHWC.
-            let part = |items: usize, unit: usize, parts: usize, part: usize| {
-                let units = items.div_ceil(unit);
-                (units * part / parts * unit).min(items)..(units * (part + 1) / parts * unit).min(items)
-            };
-            let own = |slot: usize| scratch.at(products + slot * transforms);
-            let tasks = slots.min(self.in_channels.div_ceil(16)).max(1);
-            parallelism.for_each(tasks, slots, &|task, slot| {
-                let channels = part(self.in_channels, 16, tasks, task);
-                let mut laps = Laps::start();
-                dispatch(self.isa, InputTransform { context, block, channels, v: v.at(0), scratch: own(slot) });
-                laps.lap(Stage::Transform);
-            });
-            // Weights are read once: each frequency by one thread.
-            let tasks = frequencies.min(4 * slots);
-            parallelism.for_each(tasks, slots, &|task, _| {
-                let frequencies = part(frequencies, 1, tasks, task);
-                let (strips, v, m) = (whole.clone(), v.at(0), m.at(0));
-                let mut laps = Laps::start();
-                dispatch(self.isa, Products { context, block, frequencies, strips, first: 0, v, m });
-                laps.lap(Stage::Product);
-            });
-            let tasks = slots.min(self.out_channels.div_ceil(16)).max(1);
-            parallelism.for_each(tasks, slots, &|task, slot| {
-                let channels = part(self.out_channels, 16, tasks, task);
-                let (m, scratch) = (m.at(0), own(slot));
-                let mut laps = Laps::start();
-                dispatch(self.isa, OutputTransform { context, block, channels, first: 0, m, scratch });
-                laps.lap(Stage::Transform);
-            });
+            context.block_shared(index, scratch, slots, parallelism);
         }
     }
 }
 
-/// What a vector of tiles costs in each transform, per frequency: measured on Zen 3.
+impl Context<'_> {
+    /// A block by one thread.
+    fn block_alone(&self, index: usize, v: *mut f32) {
+        let (plan, cut) = (self.plan, &self.cut);
+        let block = cut.at(plan.groups, self.batch, index);
+        let m = v.wrapping_add(cut.frequencies * cut.v_plane);
+        let scratch = v.wrapping_add(round_up(cut.products()));
+        let mut laps = Laps::start();
+        let channels = 0..plan.in_channels;
+        dispatch(plan.isa, InputTransform { context: self, block, channels, v, scratch });
+        laps.lap(Stage::Transform);
+        let all = plan.out_channels.div_ceil(cut.panel);
+        for first in (0..all).step_by(cut.out_panels) {
+            let panels = first..all.min(first + cut.out_panels);
+            let channels = panels.start * cut.panel..plan.out_channels.min(panels.end * cut.panel);
+            dispatch(plan.isa, Products { context: self, block, frequencies: 0..cut.frequencies, panels, v, m });
+            laps.lap(Stage::Product);
+            dispatch(plan.isa, OutputTransform { context: self, block, channels, skip: 0, m, scratch });
+            laps.lap(Stage::Transform);
+        }
+    }
+
+    /// A block by all threads: each takes some channels, then some frequencies, so weights are read once, then some
+    /// channels.
+    fn block_shared(&self, index: usize, scratch: Scratch, slots: usize, parallelism: Parallelism<'_>) {
+        let (plan, cut) = (self.plan, &self.cut);
+        let block = cut.at(plan.groups, self.batch, index);
+        let v = scratch;
+        let m = Scratch(v.at(cut.frequencies * cut.v_plane));
+        let own = Scratch(v.at(round_up(cut.products())));
+        let transforms = cut.transform_scratch();
+        let part = |items: usize, unit: usize, parts: usize, part: usize| {
+            let units = items.div_ceil(unit);
+            (units * part / parts * unit).min(items)..(units * (part + 1) / parts * unit).min(items)
+        };
+        let tasks = slots.min(plan.in_channels.div_ceil(GROUP)).max(1);
+        parallelism.for_each(tasks, slots, &|task, slot| {
+            let mut laps = Laps::start();
+            let (channels, scratch) = (part(plan.in_channels, GROUP, tasks, task), own.at(slot * transforms));
+            dispatch(plan.isa, InputTransform { context: self, block, channels, v: v.at(0), scratch });
+            laps.lap(Stage::Transform);
+        });
+        let tasks = cut.frequencies.min(4 * slots);
+        parallelism.for_each(tasks, slots, &|task, _| {
+            let mut laps = Laps::start();
+            let frequencies = part(cut.frequencies, 1, tasks, task);
+            let (panels, v, m) = (0..cut.out_panels, v.at(0), m.at(0));
+            dispatch(plan.isa, Products { context: self, block, frequencies, panels, v, m });
+            laps.lap(Stage::Product);
+        });
+        let lanes = plan.isa.lanes();
+        let tasks = slots.min(plan.out_channels.div_ceil(lanes)).max(1);
+        parallelism.for_each(tasks, slots, &|task, slot| {
+            let mut laps = Laps::start();
+            let channels = part(plan.out_channels, lanes, tasks, task);
+            let (skip, m, scratch) = (channels.start, m.at(0), own.at(slot * transforms));
+            dispatch(plan.isa, OutputTransform { context: self, block, channels, skip, m, scratch });
+            laps.lap(Stage::Transform);
+        });
+    }
+}
+
+/// Floats of a frequency's weights: whole vectors of output channels.
+fn plane(in_channels: usize, out_channels: usize, isa: Isa) -> usize {
+    round_up(in_channels * out_channels.next_multiple_of(isa.lanes()))
+}
+
+/// What a vector of channels of a tile costs in each transform, per frequency.
 const TRANSFORM_SECONDS: f64 = 1.8e-9;
 /// What a transformed weight costs to read from L3.
 const WEIGHT_SECONDS: f64 = 0.2e-9;
@@ -462,26 +335,12 @@ struct Scratch(*mut f32);
 unsafe impl Sync for Scratch {}
 
 impl Scratch {
-    fn at(&self, offset: usize) -> *mut f32 {
+    fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
 }
 
 impl Context<'_> {
-    fn block(&self, index: usize) -> Block {
-        let [down, along] = self.cut.blocks;
-        let (row, column) = (index / along % down * self.cut.block[0], index % along * self.cut.block[1]);
-        let image_group = index / along / down;
-        Block {
-            image: image_group / self.plan.groups,
-            group: image_group % self.plan.groups,
-            row,
-            column,
-            rows: self.cut.block[0].min(self.cut.tiles[0] - row),
-            columns: self.cut.block[1].min(self.cut.tiles[1] - column),
-        }
-    }
-
     /// An output as the loops of a lecture compute it, before bias and activation: for results that are not finite.
     fn by_definition(&self, image: usize, channel: usize, [row, column]: [usize; 2]) -> f32 {
         let spec = &self.plan.spec;
@@ -516,72 +375,5 @@ impl Context<'_> {
             }
         }
         sum
-    }
-}
-
-/// The products of some frequencies: `m[f][oc][tile] = u[f][oc][ic] * v[f][ic][tile]`.
-///
-/// Whoever makes one vouches that `v` holds the block's transformed input, and that `m` has room for the strips, the first
-/// of which starts with channel `first`.
-struct Products<'a> {
-    context: &'a Context<'a>,
-    block: Block,
-    frequencies: Range<usize>,
-    strips: Range<usize>,
-    first: usize,
-    v: *const f32,
-    m: *mut f32,
-}
-
-impl Job for Products<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { context, block, frequencies, strips, first, v, m } = self;
-        let (plan, cut) = (context.plan, &context.cut);
-        let (ic, oc) = (plan.in_channels, plan.out_channels);
-        let panel = NV * S::LANES;
-        let tiles = block.rows * block.columns;
-        // A last panel of one vector where that is enough.
-        let (whole, rest) = (tiles / panel, tiles % panel);
-        let (whole, narrow) = if rest > S::LANES { (whole + 1, false) } else { (whole, rest > 0) };
-        let stride = cut.tiles_stride as isize;
-        let mut ahead = Ahead::NONE;
-        for f in frequencies {
-            let u = plan.u[(block.group * cut.frequencies() + f) * round_up(ic * oc)..].as_ptr();
-            let (v, m) = (v.wrapping_add(f * cut.v_plane), m.wrapping_add(f * cut.m_plane));
-            let mut k = 0;
-            while k < ic {
-                let depth = DEPTH.min(ic - k);
-                for strip in strips.clone() {
-                    let (start, height) = (plan.strips.start(strip), plan.strips.height(strip));
-                    let lhs = ContiguousColumns {
-                        start: u.wrapping_add(start * ic + k * height),
-                        column_stride: height as isize,
-                    };
-                    let rhs = v.wrapping_add(k * cut.tiles_stride);
-                    let to = m.wrapping_add((start - first) * cut.tiles_stride);
-                    let ends = Ends { from: std::ptr::null(), from_stride: stride, to, to_stride: stride, columns: 0 };
-                    let ends = if k == 0 { ends } else { Ends { from: to, ..ends } };
-                    let rhs = Panels { start: rhs, row_stride: stride, step: panel, count: whole };
-                    // SAFETY: strips and panels are inside of `u`, `v` and `m`, whose rows hold whole panels.
-                    unsafe {
-                        if whole > 0 {
-                            let ends = Ends { columns: panel, ..ends };
-                            tiles_of::<S, _, true>(simd, [height, NV], lhs, rhs, depth, ends, &mut ahead);
-                        }
-                        if narrow {
-                            let at = whole * panel;
-                            let rhs = Panels { start: rhs.start.wrapping_add(at), count: 1, ..rhs };
-                            let from = if k == 0 { ends.from } else { ends.from.wrapping_add(at) };
-                            let ends = Ends { from, to: to.wrapping_add(at), columns: S::LANES, ..ends };
-                            tiles_of::<S, _, true>(simd, [height, 1], lhs, rhs, depth, ends, &mut ahead);
-                        }
-                    }
-                }
-                k += depth;
-            }
-        }
     }
 }

@@ -1,30 +1,33 @@
 //! The output transform: products to `Aᵀ m A` of every tile of a block, then bias, residual and activation.
 //!
 //! ```text
-//! m[frequency][channel][tile] ──► for each row of tiles:
-//!                                     down the columns, tiles in the lanes:   n rows ──► outputs of each column
-//!                                     along the rows, tiles in the lanes:     n columns ──► outputs
-//!                                     tiles side by side, after a small transposition: rows of the output
-//!                                 ──► results that are not finite again, by definition
-//!                                 ──► y = activation(row + bias + residual)
+//! m[frequency][panel][tile][channel] ──► for each vector of channels, each row of tiles:
+//!     down the columns:   n rows ──► rows of outputs
+//!     along the rows:     n columns ──► outputs       ──► finished[row][pixel][channel]
+//!     results that are not finite again, by definition
+//!     ──► y        NCHW: a small transposition; NHWC: as they are
 //! ```
+//!
+//! Bias and ReLU are applied on registers where nothing stands between them and the output; else as the pixels leave.
 
+use super::Context;
+use super::cut::Block;
 use super::points::{MOST, output};
-use super::{Block, Context};
-use crate::activation;
+use crate::activation::{Activation, apply};
 use crate::conv::spec::Layout;
 use crate::simd::{Job, Simd};
 
-/// Transforms the channels `channels` of a block of tiles, whose products stand at `m` with channel `first` in front. A
-/// function of its own.
+/// Transforms the channels `channels`, from a whole vector on, of a block of tiles, whose products stand at `m`.
 ///
-/// Whoever makes one vouches that block and channels are those of the context, that `m` holds their products, that no
-/// other task writes these outputs, and that `scratch` has room for [`Cut::transform_scratch`](super::Cut::transform_scratch) floats.
+/// Whoever makes one vouches that block and channels are those of the context, that `m` holds their products with the
+/// panel of `channels.start - skip` in front, that no other task writes these outputs, and that `scratch` has room for
+/// [`Cut::transform_scratch`](super::cut::Cut::transform_scratch) floats.
 pub(super) struct OutputTransform<'a> {
     pub context: &'a Context<'a>,
     pub block: Block,
     pub channels: std::ops::Range<usize>,
-    pub first: usize,
+    /// Channels of `m` before these.
+    pub skip: usize,
     pub m: *const f32,
     pub scratch: *mut f32,
 }
@@ -34,42 +37,245 @@ impl Job for OutputTransform<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { context, block, channels, first, m, scratch } = self;
+        let Self { context, block, channels, skip, m, scratch } = self;
         let cut = &context.cut;
-        let step = if context.plan.layout == Layout::Nhwc { S::LANES } else { 1 };
-        let mut channel = channels.start;
-        while channel < channels.end {
-            let count = step.min(channels.end - channel);
-            for tile_row in 0..block.rows {
-                // SAFETY: the maker's promise.
-                unsafe {
-                    for c in 0..count {
-                        let from = m.add((channel + c - first) * cut.tiles_stride + tile_row * block.columns);
-                        let columns = scratch.add(S::LANES * cut.rows_len());
-                        let [down, along] = context.plan.axes;
-                        let pass = Down { context, block, from, to: columns };
-                        match (down.pairs, down.outputs) {
-                            (0, _) => simd.call(Pass::<_, 0, 1>(pass)),
-                            (1, _) => simd.call(Pass::<_, 1, 2>(pass)),
-                            (2, 2) => simd.call(Pass::<_, 2, 2>(pass)),
-                            (2, _) => simd.call(Pass::<_, 2, 4>(pass)),
-                            (_, 4) => simd.call(Pass::<_, 3, 4>(pass)),
-                            _ => simd.call(Pass::<_, 3, 6>(pass)),
-                        }
-                        let pass = Along { context, block, from: columns, to: scratch.add(c * cut.rows_len()) };
-                        match (along.pairs, along.outputs) {
-                            (0, _) => simd.call(Pass::<_, 0, 1>(pass)),
-                            (1, _) => simd.call(Pass::<_, 1, 2>(pass)),
-                            (2, 2) => simd.call(Pass::<_, 2, 2>(pass)),
-                            (2, _) => simd.call(Pass::<_, 2, 4>(pass)),
-                            (_, 4) => simd.call(Pass::<_, 3, 4>(pass)),
-                            _ => simd.call(Pass::<_, 3, 6>(pass)),
-                        }
-                    }
-                    finish(simd, context, block, tile_row, [channel, count], scratch);
+        let outputs = context.plan.axes.map(|axis| axis.outputs);
+        let [height, width] = context.out_size;
+        let halves = scratch.wrapping_add(cut.finished_len);
+        for first in channels.clone().step_by(S::LANES) {
+            let place = skip + first - channels.start;
+            let m = m.wrapping_add(place / cut.panel * cut.m_panel + place % cut.panel);
+            for image in 0..block.images {
+                for row in 0..block.rows {
+                    let (top, left) = ((block.row + row) * outputs[0], block.column * outputs[1]);
+                    let rows = Rows {
+                        context,
+                        block,
+                        m: m.wrapping_add((image * block.rows + row) * block.columns * cut.panel),
+                        image: block.image + image,
+                        channel: block.group * context.plan.out_channels + first,
+                        count: S::LANES.min(channels.end - first),
+                        top,
+                        left,
+                        size: [outputs[0].min(height - top), (block.columns * outputs[1]).min(width - left)],
+                        finished: scratch,
+                        halves,
+                    };
+                    // SAFETY: the maker's promise.
+                    unsafe { rows.transform(simd) };
                 }
             }
-            channel += count;
+        }
+    }
+}
+
+/// The outputs of a row of tiles, of a vector of channels.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    context: &'a Context<'a>,
+    block: Block,
+    /// The products of the first tile.
+    m: *const f32,
+    image: usize,
+    /// The first channel, counted over all groups, and how many there are.
+    channel: usize,
+    count: usize,
+    /// Where the outputs lie in the image, and how many rows and columns of them there are.
+    top: usize,
+    left: usize,
+    size: [usize; 2],
+    /// `[row][pixel][lane]`, without a gap.
+    finished: *mut f32,
+    halves: *mut f32,
+}
+
+impl Rows<'_> {
+    /// Products to outputs.
+    ///
+    /// # Safety
+    /// - The fields hold what they say, and the scratch memory has room.
+    #[inline(always)]
+    unsafe fn transform<S: Simd>(&self, simd: S) {
+        let post = self.context.post;
+        let nchw = self.context.plan.layout == Layout::Nchw;
+        let on_registers =
+            nchw && post.residual.is_none() && matches!(post.activation, Activation::Identity | Activation::Relu);
+        // SAFETY: passed on.
+        unsafe {
+            let finite = self.passes(simd, on_registers);
+            if on_registers && finite {
+                return self.turn(simd);
+            }
+            if !finite {
+                if on_registers {
+                    self.passes(simd, false);
+                }
+                self.repair::<S>();
+            }
+            match self.context.plan.layout {
+                Layout::Nchw => self.turn_and_finish(simd),
+                Layout::Nhwc => self.finish(simd),
+            }
+        }
+    }
+
+    /// Both halves of the transform; with bias and activation if `post`. Whether all sums are finite.
+    ///
+    /// # Safety
+    /// - As for [`Rows::transform`].
+    #[inline(always)]
+    unsafe fn passes<S: Simd>(&self, simd: S, post: bool) -> bool {
+        let context = self.context;
+        let [down, along] = context.plan.axes;
+        let mut finite = true;
+        for column in (0..self.block.columns).step_by(context.cut.chunk) {
+            let tiles = column..self.block.columns.min(column + context.cut.chunk);
+            let pass = Down { rows: *self, tiles: tiles.clone() };
+            match (down.pairs, down.outputs) {
+                (0, _) => simd.call(Pass::<_, 0, 1>(pass)),
+                (1, _) => simd.call(Pass::<_, 1, 2>(pass)),
+                (2, 2) => simd.call(Pass::<_, 2, 2>(pass)),
+                (2, _) => simd.call(Pass::<_, 2, 4>(pass)),
+                (_, 4) => simd.call(Pass::<_, 3, 4>(pass)),
+                _ => simd.call(Pass::<_, 3, 6>(pass)),
+            }
+            let pass = Along { rows: *self, tiles, post };
+            finite &= match (along.pairs, along.outputs) {
+                (0, _) => simd.call(Pass::<_, 0, 1>(pass)),
+                (1, _) => simd.call(Pass::<_, 1, 2>(pass)),
+                (2, 2) => simd.call(Pass::<_, 2, 2>(pass)),
+                (2, _) => simd.call(Pass::<_, 2, 4>(pass)),
+                (_, 4) => simd.call(Pass::<_, 3, 4>(pass)),
+                _ => simd.call(Pass::<_, 3, 6>(pass)),
+            };
+        }
+        finite
+    }
+
+    /// Computes again what is not finite.
+    ///
+    /// # Safety
+    /// - As for [`Rows::transform`]; nothing is applied to the outputs yet.
+    #[cold]
+    #[inline(never)]
+    unsafe fn repair<S: Simd>(&self) {
+        let [rows, columns] = self.size;
+        for pixel in 0..rows * columns {
+            for lane in 0..self.count {
+                // SAFETY: the pixel is finished.
+                let at = unsafe { &mut *self.finished.add(pixel * S::LANES + lane) };
+                if !at.is_finite() {
+                    let place = [self.top + pixel / columns, self.left + pixel % columns];
+                    *at = self.context.by_definition(self.image, self.channel + lane, place);
+                }
+            }
+        }
+    }
+
+    /// Runs of pixels that are neighbours in a plane of the output: where each starts in the plane, and its first pixel and
+    /// their number among the finished ones.
+    #[inline(always)]
+    fn runs(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
+        let ([rows, columns], width) = (self.size, self.context.out_size[1]);
+        let start = self.top * width + self.left;
+        let (count, len) = if columns == width { (1, rows * columns) } else { (rows, columns) };
+        (0..count).map(move |run| [start + run * width, run * len, len])
+    }
+
+    /// Where the first channel's plane starts.
+    #[inline(always)]
+    fn plane(&self) -> [usize; 2] {
+        let plan = self.context.plan;
+        let plane = self.context.out_size[0] * self.context.out_size[1];
+        [(self.image * plan.groups * plan.out_channels + self.channel) * plane, plane]
+    }
+
+    /// NCHW, when nothing is left to be applied.
+    ///
+    /// # Safety
+    /// - As for [`Rows::transform`].
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(&self, simd: S) {
+        let [start, plane] = self.plane();
+        let mut block = [0.0f32; 16 * 16];
+        for [at, first, len] in self.runs() {
+            for pixel in (0..len).step_by(S::LANES) {
+                // SAFETY: the pixels are finished, with room for a whole block; they exist in the output.
+                unsafe {
+                    let from = self.finished.add((first + pixel) * S::LANES);
+                    let to = self.context.output.add(start + at + pixel);
+                    if self.count == S::LANES && len - pixel >= S::LANES {
+                        simd.transpose(from, S::LANES as isize, to, plane as isize);
+                        continue;
+                    }
+                    simd.transpose(from, S::LANES as isize, block.as_mut_ptr(), S::LANES as isize);
+                    for lane in 0..self.count {
+                        let v = simd.load(block.as_ptr().add(lane * S::LANES));
+                        simd.store_first(to.add(lane * plane), len - pixel, v);
+                    }
+                }
+            }
+        }
+    }
+
+    /// NCHW, with bias, residual and activation.
+    ///
+    /// # Safety
+    /// - As for [`Rows::transform`].
+    #[inline(always)]
+    unsafe fn turn_and_finish<S: Simd>(&self, simd: S) {
+        let post = self.context.post;
+        let [start, plane] = self.plane();
+        let mut block = [0.0f32; 16 * 16];
+        for [at, first, len] in self.runs() {
+            for pixel in (0..len).step_by(S::LANES) {
+                let left = len - pixel;
+                // SAFETY: the pixels are finished, with room for a whole block; they exist in residual and output.
+                unsafe {
+                    let from = self.finished.add((first + pixel) * S::LANES);
+                    simd.transpose(from, S::LANES as isize, block.as_mut_ptr(), S::LANES as isize);
+                    for lane in 0..self.count {
+                        let at = start + lane * plane + at + pixel;
+                        let mut v = simd.load(block.as_ptr().add(lane * S::LANES));
+                        if let Some(bias) = post.bias {
+                            v = simd.add(v, simd.splat(bias[self.channel + lane]));
+                        }
+                        if let Some(residual) = post.residual {
+                            v = simd.add(v, simd.load_first(residual[at..].as_ptr(), left));
+                        }
+                        v = apply(simd, post.activation, v);
+                        simd.store_first(self.context.output.add(at), left, v);
+                    }
+                }
+            }
+        }
+    }
+
+    /// NHWC, with bias, residual and activation.
+    ///
+    /// # Safety
+    /// - As for [`Rows::transform`].
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, simd: S) {
+        let (plan, post) = (self.context.plan, self.context.post);
+        let all = plan.groups * plan.out_channels;
+        let image = self.image * self.context.out_size[0] * self.context.out_size[1];
+        for [at, first, len] in self.runs() {
+            for pixel in 0..len {
+                let at = (image + at + pixel) * all + self.channel;
+                // SAFETY: `count` channels of the pixel are there in bias, residual and output.
+                unsafe {
+                    let mut v = simd.load(self.finished.add((first + pixel) * S::LANES));
+                    if let Some(bias) = post.bias {
+                        v = simd.add(v, simd.load_first(bias[self.channel..].as_ptr(), self.count));
+                    }
+                    if let Some(residual) = post.residual {
+                        v = simd.add(v, simd.load_first(residual[at..].as_ptr(), self.count));
+                    }
+                    v = apply(simd, post.activation, v);
+                    simd.store_first(self.context.output.add(at), self.count, v);
+                }
+            }
         }
     }
 }
@@ -77,12 +283,10 @@ impl Job for OutputTransform<'_> {
 /// A pass whose points and outputs are known at compile time.
 struct Pass<P, const PAIRS: usize, const OUTPUTS: usize>(P);
 
-/// Down the columns of one row of tiles of one channel, tiles in the lanes: to `to[output row][column point][tile]`.
+/// Down the columns of some tiles: to `halves[tile][output row][column point]`.
 struct Down<'a> {
-    context: &'a Context<'a>,
-    block: Block,
-    from: *const f32,
-    to: *mut f32,
+    rows: Rows<'a>,
+    tiles: std::ops::Range<usize>,
 }
 
 impl<const PAIRS: usize, const OUTPUTS: usize> Job for Pass<Down<'_>, PAIRS, OUTPUTS> {
@@ -90,174 +294,83 @@ impl<const PAIRS: usize, const OUTPUTS: usize> Job for Pass<Down<'_>, PAIRS, OUT
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Down { context, block, from, to } = self.0;
-        let (plane, across) = (context.cut.m_plane, context.plan.axes[1].points());
+        let Down { rows, tiles } = self.0;
+        let cut = &rows.context.cut;
+        let (plane, across) = (cut.m_plane, rows.context.plan.axes[1].points());
         let points = if PAIRS == 0 { 1 } else { 2 * PAIRS + 2 };
-        let stride = block.columns.next_multiple_of(S::LANES);
-        for tile in (0..block.columns).step_by(S::LANES) {
+        let mut to = rows.halves;
+        for tile in tiles {
             for j in 0..across {
-                // SAFETY: the products of whole vectors of tiles are there, and room for as many sums.
+                // SAFETY: the products of the block's tiles are there, and room for as many sums.
                 unsafe {
+                    let from = rows.m.add(tile * cut.panel + j * plane);
                     let mut m = [simd.zero(); MOST];
                     for i in 0..points {
-                        m[i] = simd.load(from.add((i * across + j) * plane + tile));
+                        m[i] = simd.load(from.add(i * across * plane));
                     }
                     let y = output::<S, PAIRS, OUTPUTS>(simd, &m);
                     for r in 0..OUTPUTS {
-                        simd.store(to.add((r * across + j) * stride + tile), y[r]);
+                        simd.store(to.add((r * across + j) * S::LANES), y[r]);
                     }
                 }
             }
+            to = to.wrapping_add(OUTPUTS * across * S::LANES);
         }
     }
 }
 
-/// Along the rows, then tile beside tile: to rows of the output.
+/// Along the rows of some tiles: to finished pixels. Whether all sums are finite.
 struct Along<'a> {
-    context: &'a Context<'a>,
-    block: Block,
-    from: *const f32,
-    to: *mut f32,
+    rows: Rows<'a>,
+    tiles: std::ops::Range<usize>,
+    post: bool,
 }
 
 impl<const PAIRS: usize, const OUTPUTS: usize> Job for Pass<Along<'_>, PAIRS, OUTPUTS> {
-    type Output = ();
+    type Output = bool;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Along { context, block, from, to } = self.0;
+    fn run<S: Simd>(self, simd: S) -> bool {
+        let Along { rows, tiles, post } = self.0;
         let points = if PAIRS == 0 { 1 } else { 2 * PAIRS + 2 };
-        let (stride, lanes) = (block.columns.next_multiple_of(S::LANES), S::LANES as isize);
-        let (mut side_by_side, mut turned) = ([0.0f32; 16 * 16], [0.0f32; 16 * 16]);
-        for r in 0..context.plan.axes[0].outputs {
-            for tile in (0..block.columns).step_by(S::LANES) {
-                // SAFETY: the sums of whole vectors of tiles are there, and a row has room for as many outputs.
+        let [height, width] = rows.size;
+        let outputs = rows.context.plan.axes[0].outputs;
+        let bias = rows.context.post.bias.filter(|_| post).map(|bias| {
+            // SAFETY: only the biases of existing channels are read.
+            unsafe { simd.load_first(bias[rows.channel..].as_ptr(), rows.count) }
+        });
+        let relu = post && rows.context.post.activation == Activation::Relu;
+        // 0 times a sum that is not finite is NaN, and NaN stays in a sum.
+        let mut finite = simd.zero();
+        let mut from = rows.halves;
+        for tile in tiles {
+            let first = tile * OUTPUTS;
+            for r in 0..height {
+                // SAFETY: the tile's half-transformed products are there, and room for its pixels inside of the image.
                 unsafe {
                     let mut m = [simd.zero(); MOST];
                     for j in 0..points {
-                        m[j] = simd.load(from.add((r * points + j) * stride + tile));
+                        m[j] = simd.load(from.add((r * points + j) * S::LANES));
                     }
                     let y = output::<S, PAIRS, OUTPUTS>(simd, &m);
-                    let to = to.add(r * context.cut.width + tile * OUTPUTS);
-                    if OUTPUTS == 1 {
-                        simd.store(to, y[0]);
-                        continue;
-                    }
+                    let to = rows.finished.add((r * width + first) * S::LANES);
                     for j in 0..OUTPUTS {
-                        simd.store(side_by_side.as_mut_ptr().add(j * S::LANES), y[j]);
-                    }
-                    for j in (0..OUTPUTS).step_by(S::LANES) {
-                        let count = if OUTPUTS - j < S::LANES { OUTPUTS - j } else { S::LANES };
-                        let from = side_by_side.as_ptr().add(j * S::LANES);
-                        simd.transpose(from, lanes, turned.as_mut_ptr(), lanes);
-                        for t in 0..S::LANES {
-                            let tile = turned.as_ptr().add(t * S::LANES);
-                            tile.copy_to_nonoverlapping(to.add(t * OUTPUTS + j), count);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Writes the finished rows of one row of tiles, of `count` channels from `channel` on.
-///
-/// # Safety
-/// - As for [`OutputTransform`]; `rows` holds the channels' rows.
-#[inline(always)]
-unsafe fn finish<S: Simd>(
-    simd: S,
-    context: &Context<'_>,
-    block: Block,
-    tile_row: usize,
-    [channel, count]: [usize; 2],
-    rows: *mut f32,
-) {
-    let (plan, cut) = (context.plan, &context.cut);
-    let [height, width] = context.out_size;
-    let [down, along] = plan.axes;
-    let (row, column) = ((block.row + tile_row) * down.outputs, block.column * along.outputs);
-    let columns = (block.columns * along.outputs).min(width - column);
-    let all = plan.groups * plan.out_channels;
-    let first = block.group * plan.out_channels + channel;
-    for r in 0..down.outputs.min(height - row) {
-        for c in 0..count {
-            // SAFETY: the row has so many columns.
-            unsafe {
-                let from = rows.add(c * cut.rows_len() + r * cut.width);
-                if !all_finite(simd, from, columns) {
-                    for i in 0..columns {
-                        if !(*from.add(i)).is_finite() {
-                            *from.add(i) = context.by_definition(block.image, first + c, [row + r, column + i]);
-                        }
-                    }
-                }
-            }
-        }
-        let post = context.post;
-        match plan.layout {
-            Layout::Nchw => {
-                let at = ((block.image * all + first) * height + row + r) * width + column;
-                let bias = simd.splat(post.bias.map_or(0.0, |bias| bias[first]));
-                for i in (0..columns).step_by(S::LANES) {
-                    let left = columns - i;
-                    // SAFETY: `left` floats are there in the row, in the residual and in the output.
-                    unsafe {
-                        let mut v = simd.load(rows.add(r * cut.width + i));
-                        if post.bias.is_some() {
-                            v = simd.add(v, bias);
-                        }
-                        if let Some(residual) = post.residual {
-                            v = simd.add(v, simd.load_first(residual[at + i..].as_ptr(), left));
-                        }
-                        v = activation::apply(simd, post.activation, v);
-                        simd.store_first(context.output.add(at + i), left, v);
-                    }
-                }
-            }
-            Layout::Nhwc => {
-                let mut turned = [0.0f32; 16 * 16];
-                for i in (0..columns).step_by(S::LANES) {
-                    // SAFETY: the rows of a vector of channels are there, whole vectors of pixels each.
-                    unsafe {
-                        let from = rows.add(r * cut.width + i);
-                        simd.transpose(from, cut.rows_len() as isize, turned.as_mut_ptr(), S::LANES as isize);
-                    }
-                    for p in 0..S::LANES.min(columns - i) {
-                        let pixel = (block.image * height + row + r) * width + column + i + p;
-                        let at = pixel * all + first;
-                        // SAFETY: `count` channels of the pixel are there in the bias, in the residual and in the output.
-                        unsafe {
-                            let mut v = simd.load(turned.as_ptr().add(p * S::LANES));
-                            if let Some(bias) = post.bias {
-                                v = simd.add(v, simd.load_first(bias[first..].as_ptr(), count));
+                        if first + j < width {
+                            finite = simd.fma(y[j], simd.zero(), finite);
+                            let mut v = y[j];
+                            if let Some(bias) = bias {
+                                v = simd.add(v, bias);
                             }
-                            if let Some(residual) = post.residual {
-                                v = simd.add(v, simd.load_first(residual[at..].as_ptr(), count));
+                            if relu {
+                                v = apply(simd, Activation::Relu, v);
                             }
-                            v = activation::apply(simd, post.activation, v);
-                            simd.store_first(context.output.add(at), count, v);
+                            simd.store(to.add(j * S::LANES), v);
                         }
                     }
                 }
             }
+            from = from.wrapping_add(outputs * points * S::LANES);
         }
+        simd.bits(simd.is_nan(finite)) == 0
     }
-}
-
-/// Whether none of `len` floats is NaN or infinite.
-///
-/// # Safety
-/// - `len` floats, rounded up to whole vectors, are readable.
-#[inline(always)]
-unsafe fn all_finite<S: Simd>(simd: S, from: *const f32, len: usize) -> bool {
-    // x - x is 0 for a finite x, else NaN, and NaN stays in a sum.
-    let mut sum = simd.zero();
-    for i in (0..len).step_by(S::LANES) {
-        // SAFETY: the caller's contract.
-        let x = unsafe { simd.load_first(from.add(i), len - i) };
-        sum = simd.add(sum, simd.sub(x, x));
-    }
-    simd.bits(simd.is_nan(sum)) == 0
 }

@@ -1,0 +1,189 @@
+//! How a call is cut into blocks of tiles, and where their data lie.
+//!
+//! ```text
+//! block:  images x rows x columns of tiles, counted one after the other
+//! v:      [frequency][16 in channels][tile][16]             rows of a product: tiles
+//! m:      [frequency][panel of out channels][tile][panel]
+//! ```
+//!
+//! Frequencies are an odd number of cache lines apart: a transform writes them all at once, and powers of two would
+//! send them to the same sets of the cache.
+
+use super::input::row_pixels;
+use super::{Winograd, points};
+use crate::gemm::tile::NV;
+use crate::simd::{Cpu, cpu};
+use crate::workspace::{LINE, round_up};
+
+/// Channels that lie side by side in `v`.
+pub(super) const GROUP: usize = 16;
+
+/// How a call is cut.
+pub(super) struct Cut {
+    /// Tiles of an image, down and along.
+    pub tiles: [usize; 2],
+    /// Images of a block, and its tiles down and along.
+    pub block: [usize; 3],
+    /// Blocks across the images, down and along.
+    pub blocks: [usize; 3],
+    /// Panels of output channels that are multiplied before they are transformed.
+    pub out_panels: usize,
+    /// Columns of a panel.
+    pub panel: usize,
+    /// From group to group of `v`, and from panel to panel of `m`.
+    pub v_group: usize,
+    pub m_panel: usize,
+    /// From frequency to frequency.
+    pub v_plane: usize,
+    pub m_plane: usize,
+    pub frequencies: usize,
+    /// Tiles side by side that are transformed at once.
+    pub chunk: usize,
+    /// Floats of the pixels that a chunk of tiles sees, for a vector of channels.
+    pub rows_len: usize,
+    /// Floats of a row of tiles of finished pixels, for a vector of channels.
+    pub finished_len: usize,
+    /// Threads share the steps of a block.
+    pub shared: bool,
+}
+
+/// Floats of `v` and `m` of a block: most of a core's second-level cache.
+fn block_floats() -> usize {
+    match cpu() {
+        Cpu::Zen3 | Cpu::Other => 256 * 1024,
+        Cpu::Zen4 => 256 * 1024,
+        Cpu::SapphireRapids => 448 * 1024,
+    }
+}
+
+/// Tiles of a block, at least where there are as many (each weight is read once per block), and at most.
+const BLOCK_TILES: std::ops::RangeInclusive<usize> = 28..=224;
+/// Output channels whose products are computed before they are transformed.
+const OUT_BLOCK: usize = 64;
+/// Floats of a chunk of tiles before and after the first half of a transform: a half of L1 each.
+const CHUNK: usize = 3 * 1024;
+/// Blocks of fewer tiles are not cut to give every thread as many.
+const EVEN_TILES: usize = 48;
+
+/// `items` in as few parts as possible of at most `most`, all about as large: the size of the largest.
+fn balanced(items: usize, most: usize) -> usize {
+    items.div_ceil(items.div_ceil(most.max(1)).max(1)).max(1)
+}
+
+impl Cut {
+    pub fn new(plan: &Winograd, batch: usize, out_size: [usize; 2], slots: usize) -> Self {
+        let lanes = plan.isa.lanes();
+        let panel = NV * lanes;
+        let [down, along] = plan.axes;
+        let tiles = [out_size[0].div_ceil(down.outputs), out_size[1].div_ceil(along.outputs)];
+        let frequencies = down.points() * along.points();
+        let groups = plan.in_channels.div_ceil(GROUP);
+        let out_floats = plan.out_channels.next_multiple_of(panel).min(OUT_BLOCK.next_multiple_of(panel));
+        let most = block_floats() / (frequencies * (groups * GROUP + out_floats));
+        let most = most.clamp(*BLOCK_TILES.start(), *BLOCK_TILES.end());
+
+        // Whole rows first, then whole images.
+        let columns = balanced(tiles[1], most);
+        let mut rows = if columns < tiles[1] { 1 } else { balanced(tiles[0], most / columns) };
+        let whole = rows >= tiles[0] && columns >= tiles[1];
+        let mut images = if whole { balanced(batch, most / (rows * columns).max(1)) } else { 1 };
+        let count = |images: usize, rows: usize| {
+            batch.div_ceil(images) * tiles[0].div_ceil(rows) * tiles[1].div_ceil(columns) * plan.groups
+        };
+        // Even work for all threads: smaller blocks where that is enough, else shared steps.
+        let uneven = |images: usize, rows: usize| {
+            slots > 1 && count(images, rows) < 4 * slots && !count(images, rows).is_multiple_of(slots)
+        };
+        while uneven(images, rows) && images * rows * columns >= EVEN_TILES && images * rows > 1 {
+            if images > 1 {
+                images = balanced(batch, images - 1);
+            } else {
+                rows = balanced(tiles[0], rows - 1);
+            }
+        }
+        let shared = uneven(images, rows);
+        let block_tiles = images * rows * columns;
+
+        let odd_lines = |len: usize| if (len / LINE).is_multiple_of(2) { len + LINE } else { len };
+        let out_panels = plan.out_channels.div_ceil(panel);
+        let out_panels = if shared { out_panels } else { balanced(out_panels, OUT_BLOCK.div_ceil(panel)) };
+        let (v_group, m_panel) = (block_tiles * GROUP, block_tiles * panel);
+
+        let per_tile = down.points() * along.outputs * lanes;
+        let overlap = down.points() * (along.taps - 1) * lanes;
+        let chunk = balanced(columns, (CHUNK.saturating_sub(overlap) / per_tile).max(1));
+        let shown = row_pixels(chunk * along.outputs + along.taps - 1, lanes);
+        Self {
+            tiles,
+            block: [images, rows, columns],
+            blocks: [batch.div_ceil(images), tiles[0].div_ceil(rows), tiles[1].div_ceil(columns)],
+            out_panels,
+            panel,
+            v_group,
+            m_panel,
+            v_plane: odd_lines(groups * v_group),
+            m_plane: odd_lines(round_up(out_panels * m_panel)),
+            frequencies,
+            chunk,
+            rows_len: round_up(down.points() * shown * lanes),
+            // A block of finished pixels is read whole.
+            finished_len: round_up((down.outputs * columns * along.outputs + lanes) * lanes),
+            shared,
+        }
+    }
+
+    /// Floats of `v` and of `m`.
+    pub fn products(&self) -> usize {
+        self.frequencies * (self.v_plane + self.m_plane)
+    }
+
+    /// Floats of what a task needs for the transforms alone.
+    pub fn transform_scratch(&self) -> usize {
+        // Pixels before and after the first half of the input transform; half-transformed products and finished pixels.
+        let halves = round_up(self.chunk * points::MOST * points::MOST * GROUP);
+        (2 * self.rows_len).max(halves + self.finished_len)
+    }
+
+    /// Blocks of a call.
+    pub fn count(&self, groups: usize) -> usize {
+        self.blocks.iter().product::<usize>() * groups
+    }
+
+    /// A block of a call with `batch` images.
+    pub fn at(&self, groups: usize, batch: usize, index: usize) -> Block {
+        let [_, down, along] = self.blocks;
+        let (row, column) = (index / along % down * self.block[1], index % along * self.block[2]);
+        let rest = index / along / down;
+        let image = rest / groups * self.block[0];
+        Block {
+            image,
+            images: self.block[0].min(batch - image),
+            group: rest % groups,
+            row,
+            column,
+            rows: self.block[1].min(self.tiles[0] - row),
+            columns: self.block[2].min(self.tiles[1] - column),
+        }
+    }
+}
+
+/// A block of tiles of some images and one group.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    /// The first image, and how many there are.
+    pub image: usize,
+    pub images: usize,
+    pub group: usize,
+    /// Its first tile in each image, and how many there are.
+    pub row: usize,
+    pub column: usize,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl Block {
+    /// Tiles of the block.
+    pub fn tiles(&self) -> usize {
+        self.images * self.rows * self.columns
+    }
+}
