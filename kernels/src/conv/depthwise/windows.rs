@@ -14,6 +14,7 @@ use super::nhwc::{ChannelLanes, TargetRows};
 use super::rows::{Channel, RowLayout, SPARE, fill};
 use super::tiles::{Finish, Tile, compute, is_dense};
 use crate::activation::{self, Activation};
+use crate::conv::dense::PEAK_FLOPS;
 use crate::conv::spec::{Conv2dSpec, Layout};
 use crate::error::Error;
 use crate::execution::Execution;
@@ -114,12 +115,10 @@ impl Windows {
 
     /// The seconds that a call may take on one thread: fused multiply-adds at what the tiles reach, and each
     /// element read and written once at the speed of a shared cache.
-    pub fn seconds(isa: Isa, products: f64, elements: f64, fma_share: f64) -> f64 {
-        /// Fused multiply-add instructions per second, both units, a moderate clock.
-        const FMA_RATE: f64 = 6e9;
+    pub fn seconds(products: f64, elements: f64, fma_share: f64) -> f64 {
         /// Bytes per second.
         const BANDWIDTH: f64 = 15e9;
-        products / (FMA_RATE * isa.lanes() as f64 * fma_share) + elements * 4.0 / BANDWIDTH
+        2.0 * products / (PEAK_FLOPS * fma_share) + elements * 4.0 / BANDWIDTH
     }
 
     /// Outputs from inputs.

@@ -10,9 +10,9 @@
 //! send them to the same sets of the cache.
 
 use super::input::row_pixels;
-use super::{Winograd, points};
+use super::{Axis, Winograd, points};
 use crate::gemm::tile::NV;
-use crate::simd::{Cpu, cpu};
+use crate::simd::{Cpu, Isa, cpu};
 use crate::workspace::{LINE, round_up};
 
 /// Channels that lie side by side in `v`.
@@ -50,8 +50,7 @@ pub(super) struct Cut {
 /// Floats of `v` and `m` of a block: most of a core's second-level cache.
 fn block_floats() -> usize {
     match cpu() {
-        Cpu::Zen3 | Cpu::Other => 256 * 1024,
-        Cpu::Zen4 => 256 * 1024,
+        Cpu::Zen3 | Cpu::Zen4 | Cpu::Other => 256 * 1024,
         Cpu::SapphireRapids => 448 * 1024,
     }
 }
@@ -78,9 +77,7 @@ impl Cut {
         let tiles = [out_size[0].div_ceil(down.outputs), out_size[1].div_ceil(along.outputs)];
         let frequencies = down.points() * along.points();
         let groups = plan.in_channels.div_ceil(GROUP);
-        let out_floats = plan.out_channels.next_multiple_of(panel).min(OUT_BLOCK.next_multiple_of(panel));
-        let most = block_floats() / (frequencies * (groups * GROUP + out_floats));
-        let most = most.clamp(*BLOCK_TILES.start(), *BLOCK_TILES.end());
+        let most = Self::most_tiles(plan.axes, [plan.in_channels, plan.out_channels], plan.isa);
 
         // Whole rows first, then whole images.
         let columns = balanced(tiles[1], most);
@@ -130,6 +127,15 @@ impl Cut {
             finished_len: round_up((down.outputs * columns * along.outputs + lanes) * lanes),
             shared,
         }
+    }
+
+    /// Tiles of a block, at most.
+    pub fn most_tiles(axes: [Axis; 2], [in_channels, out_channels]: [usize; 2], isa: Isa) -> usize {
+        let panel = NV * isa.lanes();
+        let out_floats = out_channels.next_multiple_of(panel).min(OUT_BLOCK.next_multiple_of(panel));
+        let channels = in_channels.next_multiple_of(GROUP) + out_floats;
+        let most = block_floats() / (axes[0].points() * axes[1].points() * channels);
+        most.clamp(*BLOCK_TILES.start(), *BLOCK_TILES.end())
     }
 
     /// Floats of `v` and of `m`.
