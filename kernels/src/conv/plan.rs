@@ -300,7 +300,8 @@ fn cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa
         Algorithm::Baseline => Baseline::cost(spec, hint, sizes, isa),
         #[cfg(not(feature = "baseline"))]
         Algorithm::Baseline => None,
-        Algorithm::Auto => None,
+        // Its products are those of gradients.
+        Algorithm::Gemm | Algorithm::Auto => None,
     }
 }
 
