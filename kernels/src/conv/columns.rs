@@ -44,12 +44,12 @@ use crate::gemm::{Strips, pack_panels};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
 
-/// Rows of a block of columns, at most: with [`MAX_PIXELS`], a quarter of a megabyte.
-const MAX_ROWS: usize = 126;
+/// Rows of a block of columns, at most: with [`MAX_PIXELS`], an eighth of a megabyte.
+const MAX_ROWS: usize = 144;
 /// Output pixels of a block, at most.
-const MAX_PIXELS: usize = 512;
-/// Elements that a plane may have beyond those of the image, for padding and the stride's phases: a quarter of what
-/// a slot may take.
+const MAX_PIXELS: usize = 256;
+/// Elements that the planes of a unit may have beyond those of the image, for padding and the stride's phases: a quarter
+/// of what a slot may take.
 const MAX_MARGIN: usize = 1 << 18;
 
 /// The gradient of the input, with packed weights.
@@ -158,10 +158,10 @@ impl Columns {
                 (pitch, pitch.checked_mul(spec.stride[1])?.checked_mul(height)?)
             }
         };
-        if plane_len > height * width + MAX_MARGIN {
+        let channels = self.units.height(0).max(1);
+        if plane_len.saturating_sub(height * width).saturating_mul(channels) > MAX_MARGIN {
             return None;
         }
-        let channels = self.units.height(0).max(1);
         // Planes that a task adds to share the second-level cache with its columns.
         let most_units = if in_place {
             self.units.count
@@ -175,10 +175,11 @@ impl Columns {
         while images * unit_blocks < wanted && unit_blocks < self.units.count {
             unit_blocks += 1;
         }
-        let panel = NV * self.isa.lanes();
         let pixels = (2 * blocking.sums / self.group_out()).min(blocking.pixels).clamp(1, MAX_PIXELS);
-        let pixels = if pixels > panel { pixels / panel * panel } else { pixels };
-        let pixels = pixels.min(grid[0].saturating_mul(grid[1])).max(1);
+        // Blocks of nearly the same size: 196 pixels are 112 and 84, not 128 and 68.
+        let all_pixels = grid[0].saturating_mul(grid[1]).max(1);
+        let pixels =
+            all_pixels.div_ceil(all_pixels.div_ceil(pixels)).next_multiple_of(self.isa.lanes()).min(all_pixels);
         let rows = channels.saturating_mul(self.taps()).min(MAX_ROWS.max(max_height(self.isa.registers(), NV)));
         let task_channels = self.units.count.div_ceil(unit_blocks).saturating_mul(channels).min(self.group_in());
         Some(Cut {
@@ -231,15 +232,15 @@ fn is_in_place(spec: &Conv2dSpec) -> bool {
         && [padding.top, padding.bottom, padding.left, padding.right] == [0; 4]
 }
 
-/// Units of as many channels as fill their strips best: three channels of 3x3 taps are 27 rows, two strips of 14 and 13.
+/// Units of as many channels as make the fewest strips: 128 channels of 3x3 taps are 9 units of 14 or 15, 83 strips in all.
 fn units(group_in: usize, taps: usize, isa: Isa) -> Strips {
     let height = max_height(isa.registers(), NV);
     let most = (MAX_ROWS / taps).clamp(1, group_in.max(1));
-    let filled = |channels: usize| {
-        let rows = channels * taps;
-        rows as f64 / (rows.div_ceil(height) * height) as f64
+    let strips_of = |most: usize| {
+        let units = Strips::new(group_in, most);
+        (0..units.count).map(|unit| (units.height(unit) * taps).div_ceil(height)).sum::<usize>()
     };
-    let best = (1..=most).rev().max_by(|&a, &b| filled(a).total_cmp(&filled(b))).unwrap_or(1);
+    let best = (1..=most).rev().min_by_key(|&most| strips_of(most)).unwrap_or(1);
     Strips::new(group_in, best)
 }
 
@@ -488,8 +489,11 @@ unsafe fn write_plane<S: Simd>(simd: S, context: &Context<'_>, n: usize, channel
     }
 }
 
-/// What an element of the columns costs beside its product, in operations of one vector on one element.
-const COLUMN_OPERATIONS: f64 = 4.0;
+/// What an element of the columns costs beside its product, and what a run of neighbours costs, in operations of one
+/// vector on one element. Measured on Zen 4, one thread: 10 to 17 an element where runs are 28 to 112 long, 44 where they
+/// are 10 long.
+const COLUMN_OPERATIONS: f64 = 10.0;
+const RUN_OPERATIONS: f64 = 250.0;
 
 impl Columns {
     /// The expected seconds on one thread.
@@ -499,7 +503,8 @@ impl Columns {
         let rows = group_in as f64 * (spec.kernel[0] * spec.kernel[1]) as f64;
         let pixels = sizes.output[0].saturating_mul(sizes.output[1]).next_multiple_of(vector) as f64;
         let images = hint.batch as f64 * spec.groups as f64;
-        let extra = if is_in_place(spec) { 0.5 } else { COLUMN_OPERATIONS };
+        let per_run = RUN_OPERATIONS / sizes.output[1].max(1) as f64;
+        let extra = if is_in_place(spec) { 0.5 } else { COLUMN_OPERATIONS + per_run };
         let operations = images * pixels * (rows * (group_out as f64 + extra) + group_out as f64);
         2.0 * operations / PEAK_FLOPS
     }
