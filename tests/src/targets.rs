@@ -98,7 +98,7 @@ pub fn conv_api(data: &[u8]) {
         Algorithm::Depthwise,
         Algorithm::Grouped,
         Algorithm::Baseline,
-        Algorithm::Auto,
+        Algorithm::Gemm,
         Algorithm::Auto,
     ]);
     let _ = (spec.check(), spec.output_size([shape.height, shape.width]), spec.flops(shape), spec.to_string());

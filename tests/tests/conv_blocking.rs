@@ -31,7 +31,7 @@ fn toy_blocking(seed: u64) -> Blocking {
 fn run(case: &ConvCase, data: &ConvData, options: Options, parallelism: Parallelism) -> Option<[Vec<f32>; 3]> {
     let (spec, shape) = (case.spec, case.shape);
     let sizes = spec.sizes(shape).unwrap();
-    let forward = Conv2d::with_options(spec, &data.weights, data.bias.as_deref(), shape, options).ok()?;
+    let forward = Conv2d::with_options(spec, &data.weights, data.bias.as_deref(), shape, options.forward()).ok()?;
     let backward = Conv2dBackward::with_options(spec, &data.weights, shape, options).ok()?;
     let (mut y, mut dx, mut dw) =
         (vec![f32::NAN; sizes.y_len], vec![f32::NAN; sizes.x_len], vec![f32::NAN; sizes.w_len]);
@@ -51,7 +51,7 @@ fn toy_blocks_do_not_change_bits() {
         let case = conv(&random_bytes(number), Kinds::Any).expect("random bytes have a known version");
         let Ok(sizes) = case.spec.sizes(case.shape) else { continue };
         let data = ConvData::new(&case, &sizes);
-        for algorithm in [Algorithm::Direct, Algorithm::Im2col] {
+        for algorithm in [Algorithm::Direct, Algorithm::Im2col, Algorithm::Gemm] {
             let options = Options { isa: Some(isa), algorithm, ..Options::default() };
             let toy = Options { blocking: Some(toy_blocking(number)), ..options };
             let Some(expected) = run(&case, &data, options, Parallelism::Serial) else { continue };

@@ -14,7 +14,7 @@ fn allocations_of_calls(case: &ConvCase, options: Options, parallelism: Parallel
     let (spec, shape) = (case.spec, case.shape);
     let sizes = spec.sizes(shape).unwrap();
     let data = ConvData::new(case, &sizes);
-    let forward = Conv2d::with_options(spec, &data.weights, data.bias.as_deref(), shape, options).unwrap();
+    let forward = Conv2d::with_options(spec, &data.weights, data.bias.as_deref(), shape, options.forward()).unwrap();
     let backward = Conv2dBackward::with_options(spec, &data.weights, shape, options).unwrap();
     let len = forward.workspace_len(shape, 2).unwrap().max(backward.workspace_len(shape, 2).unwrap());
     let mut workspace = vec![0.0; len];
@@ -47,7 +47,7 @@ fn planned_convolutions_allocate_nothing() {
             let options = Options { algorithm, ..Options::default() };
             let spec = case.spec;
             let weights = vec![0.0; spec.sizes(case.shape).unwrap().w_len];
-            if Conv2d::with_options(spec, &weights, None, case.shape, options).is_err()
+            if Conv2d::with_options(spec, &weights, None, case.shape, options.forward()).is_err()
                 || Conv2dBackward::with_options(spec, &weights, case.shape, options).is_err()
             {
                 continue; // not an algorithm for this spec

@@ -21,14 +21,14 @@ fn fused() -> impl Iterator<Item = Isa> {
     Isa::available().filter(|&isa| isa != Isa::Portable)
 }
 
-/// The hashes of `y`, `dx` and `dw`.
+/// The hashes of `y`, `dx` and `dw`. (`y` is a direct convolution's where only gradients have the algorithm.)
 fn hashes(case: ConvCase, algorithm: Algorithm, isa: Isa) -> [u64; 3] {
     let case = case.data(DataKind::Uniform);
     let (spec, shape) = (case.spec, case.shape);
     let sizes = spec.sizes(shape).unwrap();
     let data = ConvData::new(&case, &sizes);
     let options = Options { isa: Some(isa), algorithm, ..Options::default() };
-    let forward = Conv2d::with_options(spec, &data.weights, data.bias.as_deref(), shape, options).unwrap();
+    let forward = Conv2d::with_options(spec, &data.weights, data.bias.as_deref(), shape, options.forward()).unwrap();
     let backward = Conv2dBackward::with_options(spec, &data.weights, shape, options).unwrap();
     let (mut y, mut dx, mut dw) = (vec![0.0; sizes.y_len], vec![0.0; sizes.x_len], vec![0.0; sizes.w_len]);
     let len = forward.workspace_len(shape, 1).unwrap().max(backward.workspace_len(shape, 1).unwrap());
@@ -63,6 +63,12 @@ fn a_strided_convolution_keeps_its_bits() {
         &DENSE,
         [0x765bb2fe10d84605, 0xa25cbf77f2b6f067, 0x5432a4ee82072dc4],
     );
+}
+
+#[test]
+fn gradients_as_products_keep_their_bits() {
+    let case = ConvCase::new(5, 17, [5, 3]).batch(3).image(47, 45).stride(2, 1).padding(2, 1, 1, 0);
+    has_bits(case, &[Algorithm::Gemm], [0x07292019a21c5c44, 0x22bd02f294762f7b, 0x4ba93a1819cec4bc]);
 }
 
 #[test]

@@ -25,6 +25,9 @@ pub enum Algorithm {
     Depthwise,
     /// Few channels per group.
     Grouped,
+    /// Gradients only, each a product of matrices: the input's adds columns where their windows stand, in the order of the
+    /// output's pixels; the weights' adds up to eight pieces of the batch's pixels in a fixed tree.
+    Gemm,
     /// Winograd's F(2,3) or F(2,5) along each axis of more than one tap: stride 1 only, as for the others.
     Winograd2,
     /// F(2,3) down the columns, F(4,3) along the rows.
@@ -39,11 +42,12 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// Every algorithm but `Auto`.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Direct,
         Self::Im2col,
         Self::Depthwise,
         Self::Grouped,
+        Self::Gemm,
         Self::Winograd2,
         Self::Winograd2x4,
         Self::Winograd4,
@@ -99,6 +103,7 @@ impl fmt::Display for Algorithm {
             Self::Im2col => "im2col",
             Self::Depthwise => "depthwise",
             Self::Grouped => "grouped",
+            Self::Gemm => "gemm",
             Self::Winograd2 => "winograd2",
             Self::Winograd2x4 => "winograd2x4",
             Self::Winograd4 => "winograd4",

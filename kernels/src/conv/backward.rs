@@ -6,11 +6,13 @@ use super::algorithm::{Algorithm, BackwardDataCall, BackwardWeightsCall, Costs};
 #[cfg(feature = "baseline")]
 use super::baseline::{BaselineBackwardData, BaselineBackwardWeights};
 use super::bias_gradient::bias_gradient;
-use super::border;
+use super::border::{self, Pixels};
+use super::columns::Columns;
 use super::dense::{DenseBackwardData, Form};
 use super::depthwise::{DepthwiseBackwardData, DepthwiseBackwardWeights};
 use super::finish::finish;
 use super::grouped::{GroupedBackwardData, GroupedBackwardWeights};
+use super::patch_gradient::PatchGradient;
 use super::pixel_lanes::{Call, Post};
 use super::plan::{Options, choose, describe, slots};
 use super::spec::{Conv2dSpec, Shape, Sizes};
@@ -25,6 +27,7 @@ enum Data {
     Dense(Form, DenseBackwardData),
     Depthwise(DepthwiseBackwardData),
     Grouped(GroupedBackwardData),
+    Gemm(Columns),
     Winograd(Algorithm, Winograd),
     #[cfg(feature = "baseline")]
     Baseline(BaselineBackwardData),
@@ -35,6 +38,7 @@ enum Weights {
     Dense(WeightGradient),
     Depthwise(DepthwiseBackwardWeights),
     Grouped(GroupedBackwardWeights),
+    Gemm(PatchGradient),
     #[cfg(feature = "baseline")]
     Baseline(BaselineBackwardWeights),
 }
@@ -93,6 +97,7 @@ impl Conv2dBackward {
         let data = match choose("algorithm", &spec, options.algorithm, &costs[0])? {
             Algorithm::Depthwise => Data::Depthwise(DepthwiseBackwardData::new(&spec, hint, isa)?),
             Algorithm::Grouped => Data::Grouped(GroupedBackwardData::new(&spec, hint, isa)?),
+            Algorithm::Gemm => Data::Gemm(Columns::new(&spec, isa, blocking)?),
             #[cfg(feature = "baseline")]
             Algorithm::Baseline => Data::Baseline(BaselineBackwardData::new(&spec)),
             algorithm if algorithm.tile().is_some() => {
@@ -108,6 +113,7 @@ impl Conv2dBackward {
         let gradient = match choose("algorithm", &spec, options.algorithm, &costs[1])? {
             Algorithm::Depthwise => Weights::Depthwise(DepthwiseBackwardWeights::new(&spec, hint, isa)?),
             Algorithm::Grouped => Weights::Grouped(GroupedBackwardWeights::new(&spec, hint, isa)?),
+            Algorithm::Gemm => Weights::Gemm(PatchGradient::new(&spec, isa, blocking)),
             #[cfg(feature = "baseline")]
             Algorithm::Baseline => Weights::Baseline(BaselineBackwardWeights::new(&spec)),
             _ => Weights::Dense(WeightGradient::new(&spec, isa, blocking)),
@@ -134,6 +140,7 @@ impl Conv2dBackward {
             Data::Dense(_, kernel) => kernel.pack(&self.weights),
             Data::Depthwise(kernel) => kernel.pack(&self.weights),
             Data::Grouped(kernel) => kernel.pack(&self.weights),
+            Data::Gemm(kernel) => kernel.pack(&self.weights),
             Data::Winograd(_, kernel) => kernel.pack(&self.weights),
             #[cfg(feature = "baseline")]
             Data::Baseline(kernel) => kernel.pack(&self.weights),
@@ -152,6 +159,7 @@ impl Conv2dBackward {
             Data::Dense(Form::Im2col, _) => Algorithm::Im2col,
             Data::Depthwise(_) => Algorithm::Depthwise,
             Data::Grouped(_) => Algorithm::Grouped,
+            Data::Gemm(_) => Algorithm::Gemm,
             Data::Winograd(algorithm, _) => *algorithm,
             #[cfg(feature = "baseline")]
             Data::Baseline(_) => Algorithm::Baseline,
@@ -160,6 +168,7 @@ impl Conv2dBackward {
             Weights::Dense(_) => Algorithm::Direct,
             Weights::Depthwise(_) => Algorithm::Depthwise,
             Weights::Grouped(_) => Algorithm::Grouped,
+            Weights::Gemm(_) => Algorithm::Gemm,
             #[cfg(feature = "baseline")]
             Weights::Baseline(_) => Algorithm::Baseline,
         };
@@ -198,6 +207,7 @@ impl Conv2dBackward {
             Data::Dense(_, kernel) => kernel.workspace_len(shape, sizes, slots),
             Data::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),
             Data::Grouped(kernel) => kernel.workspace_len(shape, sizes, slots),
+            Data::Gemm(kernel) => kernel.workspace_len(shape, sizes, slots),
             Data::Winograd(_, kernel) => kernel.workspace_len(shape.batch, sizes.input, slots),
             #[cfg(feature = "baseline")]
             Data::Baseline(kernel) => kernel.workspace_len(sizes),
@@ -212,6 +222,7 @@ impl Conv2dBackward {
             Weights::Dense(kernel) => kernel.workspace_len(shape, sizes, slots),
             Weights::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),
             Weights::Grouped(kernel) => kernel.workspace_len(shape, sizes, slots),
+            Weights::Gemm(kernel) => kernel.workspace_len(shape, sizes, slots),
             #[cfg(feature = "baseline")]
             Weights::Baseline(kernel) => kernel.workspace_len(sizes),
         }
@@ -293,13 +304,19 @@ impl Conv2dBackward {
             Data::Grouped(kernel) => {
                 kernel.run(BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism });
             }
+            Data::Gemm(kernel) => {
+                // No zero stands in for padding, so nothing is to be repaired.
+                let call = BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism };
+                return kernel.run(call, &self.weights);
+            }
             #[cfg(feature = "baseline")]
             Data::Baseline(kernel) => {
                 kernel.run(BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism });
             }
         }
         if !self.finite {
-            border::backward_data(self.isa, &self.spec, shape, &sizes, dy, &self.weights, |index, sum| dx[index] = sum);
+            let (spec, weights) = (&self.spec, &self.weights);
+            border::backward_data(self.isa, spec, Pixels::Clipped, shape, &sizes, dy, weights, |at, sum| dx[at] = sum);
         }
     }
 
@@ -350,6 +367,7 @@ impl Conv2dBackward {
             Weights::Dense(kernel) => kernel.run(call),
             Weights::Depthwise(kernel) => kernel.run(call),
             Weights::Grouped(kernel) => kernel.run(call),
+            Weights::Gemm(kernel) => kernel.run(call),
             #[cfg(feature = "baseline")]
             Weights::Baseline(kernel) => kernel.run(call),
         }
@@ -406,6 +424,7 @@ fn data_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes
         Algorithm::Im2col => Some(DenseBackwardData::cost(spec, Form::Im2col, hint, sizes, isa)),
         Algorithm::Depthwise => DepthwiseBackwardData::cost(spec, hint, sizes, isa),
         Algorithm::Grouped => GroupedBackwardData::cost(spec, hint, sizes, isa),
+        Algorithm::Gemm => Some(Columns::cost(spec, hint, sizes, isa)),
         Algorithm::Winograd2 | Algorithm::Winograd2x4 | Algorithm::Winograd4 | Algorithm::Winograd6 => {
             Winograd::cost(spec, Direction::BackwardData, algorithm, hint.batch, sizes.input, isa)
         }
@@ -429,6 +448,7 @@ fn weights_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Si
         }
         Algorithm::Depthwise => DepthwiseBackwardWeights::cost(spec, hint, sizes, isa),
         Algorithm::Grouped => GroupedBackwardWeights::cost(spec, hint, sizes, isa),
+        Algorithm::Gemm => Some(PatchGradient::cost(spec, hint, sizes, isa)),
         #[cfg(feature = "baseline")]
         Algorithm::Baseline => BaselineBackwardWeights::cost(spec, hint, sizes),
         #[cfg(not(feature = "baseline"))]

@@ -137,23 +137,35 @@ pub(super) unsafe fn copy_run<S: Simd>(simd: S, from: *const f32, stride: usize,
                 }
                 return;
             }
+            // Vectors of the source hold its first `(len - done - 1) * stride + 1` elements: the last may end the source.
             2 => {
-                // The last odd element may lie outside of the source, hence the strict comparison.
-                while done + S::LANES < len {
-                    let (a, b) = (simd.load(from.add(2 * done)), simd.load(from.add(2 * done + S::LANES)));
-                    simd.store(to.add(done), simd.even_odd(a, b).0);
+                while done < len {
+                    let (p, rest) = (from.add(2 * done), 2 * (len - done) - 1);
+                    let (a, b) = if rest >= 2 * S::LANES {
+                        (simd.load(p), simd.load(p.add(S::LANES)))
+                    } else {
+                        let b = p.wrapping_add(S::LANES);
+                        (simd.load_first(p, rest), simd.load_first(b, rest.saturating_sub(S::LANES)))
+                    };
+                    store_some(simd, to.add(done), len - done, simd.even_odd(a, b).0);
                     done += S::LANES;
                 }
+                return;
             }
             4 => {
-                while done + S::LANES < len {
-                    let p = from.add(4 * done);
-                    let (a, b) = (simd.load(p), simd.load(p.add(S::LANES)));
-                    let (c, d) = (simd.load(p.add(2 * S::LANES)), simd.load(p.add(3 * S::LANES)));
+                while done < len {
+                    let (p, rest) = (from.add(4 * done), 4 * (len - done) - 3);
+                    let mut quarters = [simd.zero(); 4];
+                    for (i, quarter) in quarters.iter_mut().enumerate() {
+                        let (p, rest) = (p.wrapping_add(i * S::LANES), rest.saturating_sub(i * S::LANES));
+                        *quarter = if rest >= S::LANES { simd.load(p) } else { simd.load_first(p, rest) };
+                    }
+                    let [a, b, c, d] = quarters;
                     let (even, odd) = (simd.even_odd(a, b).0, simd.even_odd(c, d).0);
-                    simd.store(to.add(done), simd.even_odd(even, odd).0);
+                    store_some(simd, to.add(done), len - done, simd.even_odd(even, odd).0);
                     done += S::LANES;
                 }
+                return;
             }
             _ => {}
         }
@@ -162,4 +174,14 @@ pub(super) unsafe fn copy_run<S: Simd>(simd: S, from: *const f32, stride: usize,
             done += 1;
         }
     }
+}
+
+/// Writes the first `n` lanes, by a plain store if that is all of them: a masked one takes longer on some CPUs.
+///
+/// # Safety
+/// - `to` is writable for `min(n, LANES)` elements.
+#[inline(always)]
+unsafe fn store_some<S: Simd>(simd: S, to: *mut f32, n: usize, v: S::F) {
+    // SAFETY: the caller's contract.
+    unsafe { if n >= S::LANES { simd.store(to, v) } else { simd.store_first(to, n, v) } }
 }

@@ -63,10 +63,19 @@ pub(super) fn forward(
     }
 }
 
-/// Calls `write(index of dx, sum)` for each pixel that some tap reaches only from outside of the output.
+/// The pixels whose gradient is computed by definition.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pixels {
+    /// Those that some tap reaches only from outside of the output.
+    Clipped,
+    All,
+}
+
+/// Calls `write(index of dx, sum)` for each of the pixels.
 pub(super) fn backward_data(
     isa: Isa,
     spec: &Conv2dSpec,
+    pixels: Pixels,
     shape: Shape,
     sizes: &Sizes,
     dy: &[f32],
@@ -87,7 +96,7 @@ pub(super) fn backward_data(
             for iw in 0..sizes.input[1] {
                 let clipped = (0..kernel_height).any(|kh| out(0, ih, kh).is_none())
                     || (0..kernel_width).any(|kw| out(1, iw, kw).is_none());
-                if !clipped {
+                if !clipped && pixels == Pixels::Clipped {
                     continue;
                 }
                 for ic in 0..spec.in_channels {
@@ -109,4 +118,33 @@ pub(super) fn backward_data(
             }
         }
     }
+}
+
+/// The gradient of a weight: one chain over all pixels in order, without those that the tap reads from the padding.
+pub(super) fn backward_weight(
+    isa: Isa,
+    spec: &Conv2dSpec,
+    shape: Shape,
+    sizes: &Sizes,
+    x: &[f32],
+    dy: &[f32],
+    index: usize,
+) -> f32 {
+    let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
+    let taps = spec.kernel[0] * spec.kernel[1];
+    let (oc, ic, kh) = (index / taps / group_in, index / taps % group_in, index % taps / spec.kernel[1]);
+    let (kw, ic) = (index % spec.kernel[1], oc / group_out * group_in + ic);
+    let mut sum = 0.0f32;
+    for n in 0..shape.batch {
+        for oh in 0..sizes.output[0] {
+            let Some(ih) = tap(spec, 0, oh, kh, sizes.input[0]) else { continue };
+            for ow in 0..sizes.output[1] {
+                let Some(iw) = tap(spec, 1, ow, kw, sizes.input[1]) else { continue };
+                let x = x[at(spec.layout, spec.in_channels, sizes.input, [n, ic, ih, iw])];
+                let dy = dy[at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh, ow])];
+                sum = isa.mul_add(x, dy, sum);
+            }
+        }
+    }
+    sum
 }

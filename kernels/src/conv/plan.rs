@@ -30,6 +30,20 @@ pub struct Options {
 }
 
 impl Options {
+    /// These options for a forward pass beside a gradient: `Auto` instead of an algorithm that only gradients have.
+    ///
+    /// ```
+    /// use kernels::conv::{Algorithm, Options};
+    /// let options = Options { algorithm: Algorithm::Gemm, ..Options::default() };
+    /// assert_eq!(options.forward().algorithm, Algorithm::Auto);
+    /// ```
+    pub fn forward(self) -> Self {
+        match self.algorithm {
+            Algorithm::Gemm => Self { algorithm: Algorithm::Auto, ..self },
+            _ => self,
+        }
+    }
+
     /// The instruction set and the block sizes, checked.
     pub(super) fn resolve(&self) -> Result<(Isa, Blocking), Error> {
         let isa = match self.isa {
@@ -300,7 +314,8 @@ fn cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa
         Algorithm::Baseline => Baseline::cost(spec, hint, sizes, isa),
         #[cfg(not(feature = "baseline"))]
         Algorithm::Baseline => None,
-        Algorithm::Auto => None,
+        // Its products are those of gradients.
+        Algorithm::Gemm | Algorithm::Auto => None,
     }
 }
 

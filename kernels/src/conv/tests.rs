@@ -32,12 +32,17 @@ fn check(spec: Conv2dSpec, shape: Shape) {
     reference::conv2d_backward_weights(&spec, shape, &x, &dy, &mut dw).unwrap();
     reference::conv2d_backward_bias(&spec, shape, &dy, &mut db).unwrap();
     for isa in Isa::available() {
-        for algorithm in
-            [Algorithm::Auto, Algorithm::Direct, Algorithm::Im2col, Algorithm::Depthwise, Algorithm::Grouped]
-        {
+        for algorithm in [
+            Algorithm::Auto,
+            Algorithm::Direct,
+            Algorithm::Im2col,
+            Algorithm::Depthwise,
+            Algorithm::Grouped,
+            Algorithm::Gemm,
+        ] {
             for (blocking, slots) in [(None, 1), (Some(TOY), 1), (Some(TOY), 3)] {
                 let options = Options { isa: Some(isa), algorithm, blocking };
-                let plan = match Conv2d::with_options(spec, &w, Some(&b), shape, options) {
+                let plan = match Conv2d::with_options(spec, &w, Some(&b), shape, options.forward()) {
                     Ok(plan) => plan,
                     Err(Error::Invalid { argument: "algorithm", .. }) => continue,
                     Err(error) => panic!("{error}"),
@@ -113,5 +118,32 @@ fn windows_that_are_sparse_or_larger_than_the_image_are_gathered() {
         check(spec(100, 100), Shape::new(1, 2, 3));
         check(spec(1000, 1000), Shape::new(1, 1, 1));
         check(spec(2, 1), Shape::new(1, 1, 1));
+    }
+}
+
+/// What input and output hold together, and 4 MiB for each slot.
+#[test]
+fn gradients_as_products_take_bounded_scratch() {
+    let layer = |in_channels, out_channels, kernel, stride, padding| {
+        Conv2dSpec::new(in_channels, out_channels, [kernel; 2]).stride([stride; 2]).padding(Padding::all(padding))
+    };
+    let options = Options { algorithm: Algorithm::Gemm, ..Options::default() };
+    for (spec, shape) in [
+        (layer(3, 64, 11, 4, 2), Shape::new(8, 224, 224)),
+        (layer(3, 768, 16, 16, 0), Shape::new(1, 224, 224)),
+        (layer(64, 64, 3, 1, 1), Shape::new(2, 224, 224)),
+        (layer(512, 512, 3, 1, 1), Shape::new(1, 7, 7)),
+        (layer(2048, 512, 1, 1, 0), Shape::new(1, 7, 7)),
+        (layer(256, 512, 1, 2, 0), Shape::new(4, 56, 56)),
+        (layer(1, 1, 3, 1, 1), Shape::new(1, 2160, 3840)),
+        (layer(2, 2, 1, 1, 700), Shape::new(1, 3, 3)),
+        (layer(64, 64, 3, 1, 1).groups(64), Shape::new(1, 56, 56)),
+    ] {
+        let sizes = spec.sizes(shape).unwrap();
+        let plan = Conv2dBackward::with_options(spec, &vec![0.0; sizes.w_len], shape, options).unwrap();
+        for slots in [1, 2, 16] {
+            let (len, most) = (plan.workspace_len(shape, slots).unwrap(), sizes.x_len + sizes.y_len + (slots << 20));
+            assert!(len <= most, "{spec}, {shape:?}, {slots} slots: {len} elements instead of {most}");
+        }
     }
 }

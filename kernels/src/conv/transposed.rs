@@ -233,7 +233,8 @@ impl ConvTranspose2d {
         Self::with_options(spec, weights, bias, hint, Options::default())
     }
 
-    /// As [`ConvTranspose2d::new`], with some of the choices made by the caller.
+    /// As [`ConvTranspose2d::new`], with some of the choices made by the caller. An algorithm that only gradients have is
+    /// one for this forward pass and the gradient of the weights; the gradient of the input then chooses its own.
     ///
     /// # Errors
     /// Also those of [`Conv2d::with_options`].
@@ -251,7 +252,7 @@ impl ConvTranspose2d {
             spec,
             bias: bias.map(<[f32]>::to_vec),
             gradient: Conv2dBackward::with_options(conv, weights, output, options)?,
-            conv: Conv2d::with_options(conv, weights, None, output, options)?,
+            conv: Conv2d::with_options(conv, weights, None, output, options.forward())?,
         })
     }
 

@@ -113,7 +113,7 @@ pub(super) unsafe fn pack_strip<S: Simd>(
 /// - Rows `ks` and all columns below `n` of `rhs` are readable.
 /// - `to` has room for the panels: `ks.len()` times their columns, rounded up to whole vectors.
 #[inline(always)]
-pub(super) unsafe fn pack_panels<S: Simd>(
+pub(crate) unsafe fn pack_panels<S: Simd>(
     simd: S,
     rhs: Matrix,
     n: usize,

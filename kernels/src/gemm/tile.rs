@@ -140,6 +140,51 @@ pub(crate) unsafe fn tiles_of<S: Simd, L: LhsAddress, const IN_PLACE: bool>(
     }
 }
 
+/// Panels of rhs packed side by side (see [`super::pack`]), each through `depth` rows.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedBlock {
+    pub start: *const f32,
+    pub depth: usize,
+    pub columns: usize,
+}
+
+/// A strip of lhs against all columns of a block, for rows `ks` of the block, which are the columns of `lhs`.
+///
+/// # Safety
+/// - `1 <= height <= max_height(NV)`.
+/// - `lhs.at(i, k)` is readable for `i < height`, `k < ks.len()`; the block is packed, and holds rows `ks`.
+/// - `height` rows of `rhs.columns` floats are readable at `ends.from` (unless null) and writable at `ends.to`.
+#[inline(always)]
+pub(crate) unsafe fn strip_across<S: Simd, L: LhsAddress>(
+    simd: S,
+    height: usize,
+    lhs: L,
+    rhs: PackedBlock,
+    ks: std::ops::Range<usize>,
+    ends: Ends,
+) {
+    let nr = NV * S::LANES;
+    let (whole, rest) = (rhs.columns / nr, rhs.columns % nr);
+    let mut ahead = Ahead::NONE;
+    // SAFETY: the caller's contract; a last panel that is not whole is as wide as its vectors.
+    unsafe {
+        if whole > 0 {
+            let start = rhs.start.wrapping_add(ks.start * nr);
+            let panels = Panels { start, row_stride: nr as isize, step: nr * rhs.depth, count: whole };
+            let ends = Ends { columns: nr, ..ends };
+            tiles_of::<S, L, false>(simd, [height, NV], lhs, panels, ks.len(), ends, &mut ahead);
+        }
+        if rest > 0 {
+            let nv = rest.div_ceil(S::LANES);
+            let start = rhs.start.wrapping_add(whole * nr * rhs.depth + ks.start * nv * S::LANES);
+            let panels = Panels { start, row_stride: (nv * S::LANES) as isize, step: 0, count: 1 };
+            let from = if ends.from.is_null() { ends.from } else { ends.from.wrapping_add(whole * nr) };
+            let ends = Ends { from, to: ends.to.wrapping_add(whole * nr), columns: rest, ..ends };
+            tiles_of::<S, L, false>(simd, [height, nv], lhs, panels, ks.len(), ends, &mut ahead);
+        }
+    }
+}
+
 /// Tiles of `MR` rows and `NV` vectors: `to = from + lhs * rhs`, one chain per output. A function of its own.
 ///
 /// Whoever makes one vouches that
