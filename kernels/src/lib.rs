@@ -9,6 +9,7 @@ mod execution;
 pub mod gemm;
 pub mod linear;
 pub mod loss;
+pub mod optimizer;
 mod parallel;
 mod parts;
 pub mod pool;

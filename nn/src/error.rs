@@ -36,6 +36,15 @@ pub enum Error {
         /// What went wrong there.
         source: Box<Error>,
     },
+    /// A tensor of a state dict does not fit where it should go.
+    Tensor {
+        /// The tensor's name.
+        name: String,
+        /// What fits.
+        expected: String,
+        /// What was given.
+        given: String,
+    },
     /// A file cannot be read, or does not hold what it should.
     File {
         /// The file.
@@ -64,6 +73,11 @@ impl Error {
         Self::File { path: path.to_path_buf(), problem: problem.to_string() }
     }
 
+    /// A tensor that does not fit where it should go.
+    pub fn tensor(name: &str, expected: impl fmt::Display, given: impl fmt::Display) -> Self {
+        Self::Tensor { name: name.to_string(), expected: expected.to_string(), given: given.to_string() }
+    }
+
     /// This error, said to have happened in a layer.
     pub(crate) fn within(self, path: &str, kind: &str) -> Self {
         match self {
@@ -84,6 +98,7 @@ impl fmt::Display for Error {
             Self::Invalid { argument, expected, given } => write!(f, "{argument}: expected {expected}, given {given}"),
             Self::NoForward => f.write_str("backward needs the cache of a forward call before it"),
             Self::In { layer, source } => write!(f, "layer {layer}: {source}"),
+            Self::Tensor { name, expected, given } => write!(f, "tensor {name}: expected {expected}, given {given}"),
             Self::File { path, problem } => write!(f, "{}: {problem}", path.display()),
         }
     }

@@ -7,7 +7,9 @@
 //!     └──────────┴─────────┬───┴──────────────────────┴───────────────┘
 //!                 Graph, Sequential (layers too)
 //!                          │
-//!     Network ──► SCELoss ──► Network::backward ──► Sgd
+//!     Network ──► SCELoss ──► Network::backward ──► Sgd, Adam, AdamW
+//!        │                                              │
+//!        └──────────► StateDict: files, by name ◄───────┘
 //! ```
 //!
 //! A network that learns to tell two points apart:
@@ -43,9 +45,10 @@ mod linear;
 mod loss;
 mod max_pool2d;
 mod network;
+pub mod optim;
 mod random;
 mod sequential;
-mod sgd;
+mod state_dict;
 mod tensor;
 
 pub use activation::{ReLU, Sigmoid, Tanh};
@@ -60,7 +63,8 @@ pub use linear::Linear;
 pub use loss::{SCELoss, classify};
 pub use max_pool2d::MaxPool2d;
 pub use network::Network;
+pub use optim::{Adam, AdamW, GradientDescent, OneCycle, Schedule, Sgd, clip_norm, clip_value};
 pub use random::Random;
 pub use sequential::Sequential;
-pub use sgd::{OneCycle, Sgd};
+pub use state_dict::StateDict;
 pub use tensor::{Tensor, tensor};

@@ -33,6 +33,11 @@ impl Network {
         self.parallelism = parallelism;
     }
 
+    /// Who does the work.
+    pub(crate) fn parallelism(&self) -> Parallelism<'static> {
+        self.parallelism
+    }
+
     /// The output for an input.
     ///
     /// # Errors

@@ -34,16 +34,25 @@ impl Sequential {
         Self::default()
     }
 
-    /// Appends a layer.
+    /// Appends a layer, named by its place.
     ///
     /// # Errors
-    /// None today: the names and nodes that a graph could refuse are made here.
-    pub fn with(mut self, layer: impl Layer + 'static) -> Result<Self> {
+    /// [`Error::Invalid`](crate::Error::Invalid) when an earlier layer was given that name.
+    pub fn with(self, layer: impl Layer + 'static) -> Result<Self> {
+        let name = self.layers.to_string();
+        self.with_named(&name, layer)
+    }
+
+    /// Appends a layer under a name of its own, as torchvision's `features` and `classifier`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) for a name that is taken.
+    pub fn with_named(mut self, name: &str, layer: impl Layer + 'static) -> Result<Self> {
         let from = match self.last {
             Some(last) => last,
             None => self.graph.input("x")?,
         };
-        self.last = Some(self.graph.add(&self.layers.to_string(), layer, &[from])?);
+        self.last = Some(self.graph.add(name, layer, &[from])?);
         self.layers += 1;
         Ok(self)
     }

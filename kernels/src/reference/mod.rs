@@ -8,6 +8,7 @@ mod attention;
 mod conv;
 mod gemm;
 mod linear;
+mod optimizer;
 mod pool;
 mod softmax;
 mod winograd;
@@ -19,6 +20,7 @@ pub use conv::{
 };
 pub use gemm::gemm;
 pub use linear::{linear_backward, linear_forward};
+pub use optimizer::{adam_step, descent_step};
 pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backward, max_pool2d_forward};
 pub use softmax::{
     log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,

@@ -90,6 +90,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a / b`, correctly rounded.
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The square root, correctly rounded.
+    fn sqrt(self, a: Self::F) -> Self::F;
     /// `a * b + c` in one rounding (portable: in two, unless compiled with FMA).
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The larger; when either is NaN, or both are zero, which of the two comes out is up to the instruction set.

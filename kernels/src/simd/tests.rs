@@ -23,6 +23,8 @@ impl Job for EveryOperation {
         assert_eq!(out(simd.sub(va, vb)), each(&|x, y| x - y));
         assert_eq!(out(simd.mul(va, vb)), each(&|x, y| x * y));
         assert_eq!(out(simd.div(va, vb)), each(&|x, y| x / y));
+        assert_eq!(out(simd.sqrt(simd.mul(va, va))), each(&|x, _| x.abs()));
+        assert_eq!(out(simd.sqrt(simd.splat(2.0))), each(&|_, _| 2f32.sqrt()));
         assert_eq!(out(simd.max(va, vb)), each(&f32::max));
         assert_eq!(out(simd.fma(va, vb, simd.splat(0.5))), each(&|x, y| x * y + 0.5));
         assert_eq!(out(simd.select(simd.lt(va, vb), va, vb)), each(&f32::min));

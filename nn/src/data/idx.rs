@@ -8,13 +8,10 @@
 
 use std::path::Path;
 
-use super::{Images, read_gz};
+use super::{Images, LIMIT, read};
 use crate::error::{Error, Result};
 
-/// More than any data set of this format holds (all of MNIST: 47 MB).
-const LIMIT: u64 = 1 << 30;
-
-/// Reads images and labels from gzipped IDX files.
+/// Reads images and labels from IDX files, gzipped or not.
 ///
 /// # Errors
 /// [`Error::File`] for a file that is missing, of another format, cut off, or that does not fit the other.
@@ -31,10 +28,19 @@ pub fn read_idx(images: &Path, labels: &Path) -> Result<Images> {
 
 /// The elements and the dimensions of a file of bytes.
 fn read_bytes<const D: usize>(path: &Path) -> Result<(Vec<u8>, [usize; D])> {
-    let mut bytes = read_gz(path, LIMIT)?;
-    let header = 4 + 4 * D;
-    if bytes.len() < header || bytes[..4] != [0, 0, 8, D as u8] {
-        return Err(Error::file(path, format!("is not an IDX file of bytes in {D} dimensions")));
+    let mut bytes = read(path, LIMIT)?;
+    let (magic, header) = ([0, 0, 8, D as u8], 4 + 4 * D);
+    if !bytes.starts_with(&magic) {
+        let found = &bytes[..bytes.len().min(4)];
+        let problem =
+            format!("is not an IDX file of bytes in {D} dimensions: expected {magic:?} at byte 0, found {found:?}");
+        return Err(Error::file(path, problem));
+    }
+    if bytes.len() < header {
+        return Err(Error::file(
+            path,
+            format!("is cut off: expected a header of {header} bytes, found {}", bytes.len()),
+        ));
     }
     let mut dimensions = [0; D];
     let mut len = 1u64;
@@ -46,7 +52,10 @@ fn read_bytes<const D: usize>(path: &Path) -> Result<(Vec<u8>, [usize; D])> {
     }
     let given = bytes.len() - header;
     if given as u64 != len {
-        return Err(Error::file(path, format!("its header {dimensions:?} says {len} bytes, found {given}")));
+        return Err(Error::file(
+            path,
+            format!("its header {dimensions:?} says {len} bytes from byte {header} on, found {given}"),
+        ));
     }
     bytes.drain(..header);
     Ok((bytes, dimensions))

@@ -37,14 +37,15 @@ struct Map {
 }
 
 impl Warp {
-    /// A batch `[images, 1, height, width]` of the images with the given indices, and their classes. With `random`
+    /// A batch `[images, channels, height, width]` of the images with the given indices, and their classes. With `random`
     /// each image is bent by amounts that depend on its index alone, without it is only stretched.
     ///
     /// # Errors
     /// [`Error::Invalid`] for an index beyond the images.
     pub fn batch(&self, images: &Images, indices: &[usize], random: Option<&Random>) -> Result<(Tensor, Vec<usize>)> {
         let [height, width] = self.size;
-        let mut batch = vec![0.0; indices.len() * height * width];
+        let (channels, plane) = (images.channels(), height * width);
+        let mut batch = vec![0.0; indices.len() * channels * plane];
         let mut labels = Vec::with_capacity(indices.len());
         for (at, &index) in indices.iter().enumerate() {
             let Some(&label) = images.labels().get(index) else {
@@ -53,10 +54,13 @@ impl Warp {
             labels.push(label);
             let mut random = random.map(|random| random.fork(index as u64));
             let map = self.map(images.size(), random.as_mut());
-            let output = &mut batch[at * height * width..][..height * width];
-            self.draw(images.image(index), images.size(), &map, output);
+            let (from, from_plane) = (images.image(index), images.size()[0] * images.size()[1]);
+            for channel in 0..channels {
+                let output = &mut batch[(at * channels + channel) * plane..][..plane];
+                self.draw(&from[channel * from_plane..][..from_plane], images.size(), &map, output);
+            }
         }
-        Ok((tensor(&[indices.len(), 1, height, width], batch)?, labels))
+        Ok((tensor(&[indices.len(), channels, height, width], batch)?, labels))
     }
 
     fn map(&self, from: [usize; 2], random: Option<&mut Random>) -> Map {
