@@ -10,9 +10,10 @@ mod gemm;
 mod linear;
 mod pool;
 mod softmax;
+mod special;
 mod winograd;
 
-pub use activation::{activation_backward, activation_forward};
+pub use activation::{activation_backward, activation_forward, gated_backward, gated_forward};
 pub use attention::{attention_backward, attention_forward};
 pub use conv::{
     conv_transpose2d_forward, conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weights, conv2d_forward,
@@ -24,6 +25,7 @@ pub use softmax::{
     log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,
 };
 
+pub use special::{erf, erfc, normal_cdf, normal_density};
 pub use winograd::{WINOGRAD_ROUNDINGS, winograd_shadow, winograd_shadow_backward_data};
 
 use std::fmt::{Debug, Display};
