@@ -9,6 +9,7 @@ mod execution;
 pub mod gemm;
 pub mod linear;
 pub mod loss;
+pub mod norm;
 mod parallel;
 mod parts;
 // Dropout draws its masks here.

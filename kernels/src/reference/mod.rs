@@ -8,6 +8,7 @@ mod attention;
 mod conv;
 mod gemm;
 mod linear;
+mod norm;
 mod pool;
 mod softmax;
 mod special;
@@ -20,6 +21,7 @@ pub use conv::{
 };
 pub use gemm::gemm;
 pub use linear::{linear_backward, linear_forward};
+pub use norm::{Sharing, norm_backward, norm_forward};
 pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backward, max_pool2d_forward};
 pub use softmax::{
     log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,
