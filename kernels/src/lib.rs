@@ -4,6 +4,8 @@
 pub mod activation;
 pub mod attention;
 pub mod conv;
+mod dropout;
+pub mod embedding;
 mod error;
 mod execution;
 pub mod gemm;
@@ -12,11 +14,10 @@ pub mod loss;
 pub mod norm;
 mod parallel;
 mod parts;
-// Dropout draws its masks here.
-#[allow(dead_code)]
 mod philox;
 pub mod pool;
 pub mod reference;
+pub mod rotary;
 mod simd;
 pub mod softmax;
 pub mod study;
@@ -24,6 +25,7 @@ mod tensor;
 mod workspace;
 
 pub use activation::Activation;
+pub use dropout::Dropout;
 pub use error::Error;
 pub use execution::Execution;
 pub use parallel::{Parallelism, Team, TeamOptions};

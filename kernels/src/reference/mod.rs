@@ -10,6 +10,7 @@ mod gemm;
 mod linear;
 mod norm;
 mod pool;
+mod sequence;
 mod softmax;
 mod special;
 mod winograd;
@@ -23,6 +24,7 @@ pub use gemm::gemm;
 pub use linear::{linear_backward, linear_forward};
 pub use norm::{Sharing, norm_backward, norm_forward};
 pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backward, max_pool2d_forward};
+pub use sequence::{dropout, embedding_backward, embedding_forward, rotary};
 pub use softmax::{
     log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,
 };

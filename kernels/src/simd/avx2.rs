@@ -180,6 +180,10 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn swap_pairs(self, a: __m256) -> __m256 {
+        unsafe { _mm256_permute_ps::<0b10_11_00_01>(a) }
+    }
+    #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
         unsafe { transpose_8x8(from, from_stride, to, to_stride) }
     }

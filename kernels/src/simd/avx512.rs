@@ -176,6 +176,10 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn swap_pairs(self, a: __m512) -> __m512 {
+        unsafe { _mm512_permute_ps::<0b10_11_00_01>(a) }
+    }
+    #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
         // Four blocks of 8 x 8: 512-bit shuffles share a port with an FMA unit on Intel's cores, loads do not.
         for i in 0..2isize {

@@ -140,6 +140,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The even and the odd elements of the `2 * LANES` floats `a ++ b`.
     fn even_odd(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
 
+    /// Each pair of neighbours exchanged: `[a1, a0, a3, a2, ..]`.
+    fn swap_pairs(self, a: Self::F) -> Self::F;
+
     /// Transposes a block of `LANES` x `LANES` floats: `to[j * to_stride + i] = from[i * from_stride + j]`.
     ///
     /// # Safety

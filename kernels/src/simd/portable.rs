@@ -170,6 +170,11 @@ impl Simd for Portable {
         (f32x4::new([a0, a2, b0, b2]), f32x4::new([a1, a3, b1, b3]))
     }
     #[inline(always)]
+    fn swap_pairs(self, a: f32x4) -> f32x4 {
+        let [a0, a1, a2, a3] = a.to_array();
+        f32x4::new([a1, a0, a3, a2])
+    }
+    #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
         for i in 0..4isize {
             for j in 0..4isize {
