@@ -70,7 +70,7 @@ impl Rotary {
     /// [`Error::Invalid`] for an odd `dim` and a base that is not finite and positive, [`Error::Overflow`],
     /// [`Error::OutOfMemory`].
     pub fn new(pairing: Pairing, dim: usize, base: f64, positions: usize) -> Result<Self, Error> {
-        if dim % 2 != 0 {
+        if !dim.is_multiple_of(2) {
             return Err(Error::invalid("dim", "an even number", dim));
         }
         if !(base.is_finite() && base > 0.0) {
@@ -89,7 +89,7 @@ impl Rotary {
                 }
                 Pairing::Interleaved => {
                     table.extend((0..width).map(|i| angle(i / 2).cos() as f32));
-                    let sign = |i: usize| if i % 2 == 0 { -1.0 } else { 1.0 };
+                    let sign = |i: usize| if i.is_multiple_of(2) { -1.0 } else { 1.0 };
                     table.extend((0..width).map(|i| (sign(i) * angle(i / 2).sin()) as f32));
                 }
             }

@@ -30,7 +30,7 @@ use super::PART;
 const SECONDS_PER_ELEMENT: f64 = 1.2e-9;
 
 /// sqrt(2 / pi) * 2, so that the argument of the exponential is `-GELU_TANH (x + 0.044715 x^3)`.
-const GELU_TANH: f32 = 1.595_769_1;
+const GELU_TANH: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.044_715;
 /// 1 / sqrt(2 pi)
 const NORMAL_DENSITY: f32 = 0.398_942_3;

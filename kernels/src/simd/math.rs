@@ -139,7 +139,7 @@ pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::F) -> S::F {
 const ERF: [f32; 7] =
     [0.128_379_17, -0.376_126_32, 0.112_836_9, -0.026_859_073, 0.005_200_229_6, -8.133_631e-4, 8.331_881e-5];
 /// -ln(1 - erf x) = x + x q(x) beyond, up to 4, where erf rounds to 1; 0.05.
-const ERF_LARGE: [f32; 6] = [0.128_511_92, 0.635_726_57, 0.105_251_04, -0.022_883_06, 0.003_212_808_9, -2.137_252_3e-4];
+const ERF_LARGE: [f32; 6] = [0.128_511_92, 0.635_726_6, 0.105_251_04, -0.022_883_06, 0.003_212_808_9, -2.137_252_3e-4];
 /// Where the polynomial hands over to the exponential.
 const ERF_SMALL: f32 = 0.9277;
 
