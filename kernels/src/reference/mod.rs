@@ -8,24 +8,30 @@ mod attention;
 mod conv;
 mod gemm;
 mod linear;
+mod norm;
 mod optimizer;
 mod pool;
+mod sequence;
 mod softmax;
+mod special;
 mod winograd;
 
-pub use activation::{activation_backward, activation_forward};
+pub use activation::{activation_backward, activation_forward, gated_backward, gated_forward};
 pub use attention::{attention_backward, attention_forward};
 pub use conv::{
     conv_transpose2d_forward, conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weights, conv2d_forward,
 };
 pub use gemm::gemm;
 pub use linear::{linear_backward, linear_forward};
+pub use norm::{Sharing, norm_backward, norm_forward};
 pub use optimizer::{adam_step, descent_step};
 pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backward, max_pool2d_forward};
+pub use sequence::{dropout, embedding_backward, embedding_forward, rotary};
 pub use softmax::{
     log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,
 };
 
+pub use special::{erf, erfc, normal_cdf, normal_density};
 pub use winograd::{WINOGRAD_ROUNDINGS, winograd_shadow, winograd_shadow_backward_data};
 
 use std::fmt::{Debug, Display};
