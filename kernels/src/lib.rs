@@ -11,6 +11,9 @@ pub mod linear;
 pub mod loss;
 mod parallel;
 mod parts;
+// Dropout draws its masks here.
+#[allow(dead_code)]
+mod philox;
 pub mod pool;
 pub mod reference;
 mod simd;

@@ -147,6 +147,16 @@ impl Simd for Portable {
         a | b
     }
     #[inline(always)]
+    fn xor_int(self, a: i32x4, b: i32x4) -> i32x4 {
+        a ^ b
+    }
+    #[inline(always)]
+    fn mul_wide(self, a: i32x4, b: i32x4) -> (i32x4, i32x4) {
+        let (a, b) = (a.to_array(), b.to_array());
+        let products = [0, 1, 2, 3].map(|l: usize| u64::from(a[l] as u32) * u64::from(b[l] as u32));
+        (i32x4::new(products.map(|p| (p >> 32) as i32)), i32x4::new(products.map(|p| p as i32)))
+    }
+    #[inline(always)]
     fn shl_int<const BITS: u32>(self, a: i32x4) -> i32x4 {
         a << BITS
     }
