@@ -13,7 +13,10 @@
 //! A task is a head of keys with all query heads that share it, so every gradient is one chain: `dk` and `dv` over heads
 //! and rows in order, `dq` over keys (T. Dao et al., "FlashAttention", 2022).
 
-use super::call::{Call, MAX_PANEL, MR, QUERY_STRIDE, Raw, Rows, SCORE_STRIDE, Tiles};
+use std::mem::MaybeUninit;
+
+use super::call::{Call, MAX_BLOCK, MAX_PANEL, MR, QUERY_STRIDE, Raw, Rows, SCORE_STRIDE, Tiles};
+use super::dropout::{DropoutRow, mask_row};
 use super::gradients::Gradients;
 use super::pack::{copy_rows, pack_transposed};
 use super::scores::{
@@ -113,6 +116,8 @@ pub(super) struct Outputs {
     pub out: Raw<f32>,
     pub dout: Raw<f32>,
     pub lse: *const f32,
+    /// The distance of the log-sum-exps of neighbouring heads.
+    pub lse_stride: usize,
     pub dq: Raw<f32>,
     pub dk: Raw<f32>,
     pub dv: Raw<f32>,
@@ -127,7 +132,7 @@ impl Outputs {
     pub fn new(
         out: Raw<f32>,
         dout: Raw<f32>,
-        lse: &[f32],
+        (lse, lse_stride): (&[f32], usize),
         gradients: &mut Gradients<'_, '_>,
         bias: Option<Raw<f32>>,
     ) -> Self {
@@ -149,6 +154,7 @@ impl Outputs {
             out,
             dout,
             lse: lse.as_ptr(),
+            lse_stride,
             dq: raw(&mut gradients.dq),
             dk: raw(&mut gradients.dk),
             dv: raw(&mut gradients.dv),
@@ -364,7 +370,7 @@ impl<'a> Unit<'a> {
                 }
                 let mut sum = [0.0f32; 16];
                 fold_rows::<S, false, 1>(simd, &[lanes[0]], sum.as_mut_ptr());
-                let lse = *outputs.lse.add((self.batch * spec.heads + head) * call.shape.q_len + row);
+                let lse = *outputs.lse.add((self.batch * spec.heads + head) * outputs.lse_stride + row);
                 let numbers = self.row_numbers(head, row);
                 // A row without keys has no weights.
                 *numbers = if lse == f32::NEG_INFINITY { f32::INFINITY } else { lse * std::f32::consts::LOG2_E };
@@ -574,6 +580,14 @@ impl<'a> Unit<'a> {
                     mean: *numbers.add(1),
                     scale: spec.scale,
                 };
+                let mut factors = MaybeUninit::<[f32; MAX_BLOCK]>::uninit();
+                let factors = factors.as_mut_ptr().cast();
+                if let Some(dropout) = &call.dropout {
+                    let (place, first_key) = ([self.batch, rows.head, row + i], block.start);
+                    let kept = dropout.factor() as f32;
+                    simd.call(DropoutRow { dropout, place, first_key, at, end, kept, factors });
+                    mask_row(simd, gradients, factors, at, end);
+                }
                 if let Some(dbias) = &outputs.dbias {
                     // The gradient of the logits themselves, before scale and slopes.
                     let mut logits = [0.0f32; KEYS + MAX_PANEL];
@@ -591,6 +605,9 @@ impl<'a> Unit<'a> {
                     }
                 }
                 simd.call(job);
+                if call.dropout.is_some() {
+                    mask_row(simd, weights, factors, at, end);
+                }
             }
         }
     }
@@ -686,13 +703,13 @@ unsafe fn copy_out<S: Simd>(
     }
 }
 
-/// The gradient of each sink: `- sum over batch and rows of exp(sink - lse) D`, in that order.
+/// Adds to the gradient of each sink `- sum over batch and rows of exp(sink - lse) D`, in that order.
 ///
 /// # Safety
 /// - Everything fits the call.
 pub(super) unsafe fn sinks(spec: &AttentionSpec, call: &Call<'_>, outputs: &Outputs, sinks: &[f32], to: &mut [f32]) {
     for head in 0..spec.heads {
-        let mut sum = 0.0f32;
+        let mut sum = to[head];
         for batch in 0..call.shape.batch {
             let (out, dout) = (outputs.out.head(batch, head), outputs.dout.head(batch, head));
             for row in 0..call.shape.q_len {
@@ -702,7 +719,7 @@ pub(super) unsafe fn sinks(spec: &AttentionSpec, call: &Call<'_>, outputs: &Outp
                     for c in 0..spec.v_dim {
                         mean = (*out.at(row, c)).mul_add(*dout.at(row, c), mean);
                     }
-                    *outputs.lse.add((batch * spec.heads + head) * call.shape.q_len + row)
+                    *outputs.lse.add((batch * spec.heads + head) * outputs.lse_stride + row)
                 };
                 if lse != f32::NEG_INFINITY {
                     sum -= (sinks[head] - lse).exp() * mean;

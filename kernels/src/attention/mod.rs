@@ -11,6 +11,8 @@
 //! | few rows | up to 12 rows for each head of keys: decoding | every 64 keys, and into pieces of 1024 |
 //! | backward | every shape | every gradient is one chain |
 //!
+//! Packed sequences of different lengths ([`RaggedInputs`]) take these paths one by one.
+//!
 //! Bits depend on the spec, on one sequence's shape and on the data: not on threads, batch, memory order or workspace,
 //! nor on AVX2 against AVX-512.
 //!
@@ -27,16 +29,22 @@
 
 mod backward;
 mod call;
+mod dropout;
 mod forward;
 mod gradients;
+mod inputs;
 mod pack;
 mod plan;
+mod ragged;
 mod scores;
 mod spec;
 mod values;
 
+pub use dropout::Dropout;
 pub use gradients::Gradients;
 pub(crate) use gradients::check_gradients;
+pub use inputs::Inputs;
+pub(crate) use inputs::check_shape;
 pub use plan::{Attention, attention};
-pub(crate) use spec::check_shape;
-pub use spec::{AttentionSpec, Causal, Inputs, MAX_HEAD_DIM, Shape, Window};
+pub use ragged::{RaggedGradients, RaggedInputs};
+pub use spec::{AttentionSpec, Causal, MAX_HEAD_DIM, Shape, Window};

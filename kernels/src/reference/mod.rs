@@ -9,6 +9,7 @@ mod conv;
 mod gemm;
 mod linear;
 mod pool;
+mod ragged;
 mod softmax;
 mod winograd;
 
@@ -20,6 +21,7 @@ pub use conv::{
 pub use gemm::gemm;
 pub use linear::{linear_backward, linear_forward};
 pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backward, max_pool2d_forward};
+pub use ragged::{ragged_attention_backward, ragged_attention_forward};
 pub use softmax::{
     log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,
 };
