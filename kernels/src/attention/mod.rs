@@ -11,7 +11,8 @@
 //! | few rows | up to 12 rows for each head of keys: decoding | every 64 keys, and into pieces of 1024 |
 //! | backward | every shape | every gradient is one chain |
 //!
-//! Packed sequences of different lengths ([`RaggedInputs`]) take these paths one by one.
+//! Packed sequences of different lengths ([`RaggedInputs`]) take these paths one by one. [`KvCache`] and [`PagedKvCache`] keep
+//! keys and values from call to call.
 //!
 //! Bits depend on the spec, on one sequence's shape and on the data: not on threads, batch, memory order or workspace,
 //! nor on AVX2 against AVX-512.
@@ -28,6 +29,7 @@
 //! that see it. A logit of +infinity makes its row NaN.
 
 mod backward;
+mod cache;
 mod call;
 mod dropout;
 mod forward;
@@ -40,6 +42,7 @@ mod scores;
 mod spec;
 mod values;
 
+pub use cache::{KvCache, PagedKvCache};
 pub use dropout::Dropout;
 pub use gradients::Gradients;
 pub(crate) use gradients::check_gradients;
