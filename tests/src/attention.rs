@@ -155,6 +155,29 @@ impl Case {
         }
     }
 
+    /// An attention without further inputs, in row-major order.
+    pub fn plain(spec: AttentionSpec, shape: Shape, seed: u64) -> Self {
+        let mut draw = Draw(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let Shape { batch, q_len, kv_len } = shape;
+        let (queries, keys) = (batch * spec.heads * q_len, batch * spec.kv_heads * kv_len);
+        Self {
+            seed,
+            spec,
+            shape,
+            order: [0, 1, 2, 3],
+            q: draw.floats(queries * spec.head_dim),
+            k: draw.floats(keys * spec.head_dim),
+            v: draw.floats(keys * spec.v_dim),
+            dout: draw.floats(queries * spec.v_dim),
+            bias: None,
+            keep: None,
+            alibi: None,
+            sinks: None,
+            kv_lens: None,
+            dropout: None,
+        }
+    }
+
     fn shapes(&self) -> [[usize; 4]; 4] {
         let Shape { batch, q_len, kv_len } = self.shape;
         let AttentionSpec { heads, kv_heads, head_dim, v_dim, .. } = self.spec;
