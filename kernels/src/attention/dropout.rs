@@ -177,6 +177,16 @@ mod tests {
         }
     }
 
+    /// Two masks from an implementation of its own: whoever keeps a seed keeps its mask.
+    #[test]
+    fn the_mask_of_a_seed_stays_what_it_is() {
+        let mask = |dropout: Dropout, [sequence, head, row]: [usize; 3]| {
+            (0..64).fold(0u64, |mask, at| mask | u64::from(dropout.keeps([sequence, head, row, 100 + at])) << at)
+        };
+        assert_eq!(mask(Dropout::new(0.5, 42), [0, 0, 0]), 0xac09_fe7a_2dff_25ea);
+        assert_eq!(mask(Dropout::new(0.1, 7 << 32 | 9), [3, 2, 5]), 0x6fbe_fff6_ffff_cffa);
+    }
+
     #[test]
     fn the_rate_is_right_and_neighbours_know_nothing_of_each_other() {
         for probability in [0.0, 0.001, 0.1, 0.5, 0.9] {
