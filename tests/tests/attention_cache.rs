@@ -157,7 +157,7 @@ fn calls_on_caches_have_the_bits_of_calls_on_plain_views() {
         AttentionSpec::new(3, 80).v_dim(7),
     ];
     for spec in specs {
-        for page_len in [1, 3, 16, 64, 256, 300] {
+        for page_len in [1, 3, 8, 16, 24, 32, 64, 256, 300] {
             let (sequences, pages) = (3, 2100usize.div_ceil(page_len) + 3);
             let mut model = Model::new(spec, sequences);
             let mut contiguous = KvCache::new(&spec, sequences, 1500).unwrap();

@@ -86,6 +86,13 @@ fn windows_count_from_the_query_that_the_corner_places() {
     }
 }
 
+/// A tile that ends one head and starts the next sees two stretches of keys, and none of the blocks between them.
+#[test]
+fn windows_of_neighbouring_heads_may_leave_blocks_between_them() {
+    let spec = AttentionSpec::new(2, 16).kv_heads(1).causal(Causal::TopLeft).window(Some(20), None);
+    holds(&Case::plain(spec, Shape::new(1, 1000, 1000), 9), "two heads of a group");
+}
+
 #[test]
 fn true_keeps_a_pair_and_causal_hides_beside_the_mask() {
     for isa in Isa::available() {

@@ -183,8 +183,8 @@ impl KvCache {
 /// Keys and values of some sequences on pages of a common pool: a sequence takes a page when it needs one, and gives it
 /// back when it is truncated.
 ///
-/// Blocks of keys are read in place where pages are a multiple of 256 keys long (64 for decoding); shorter pages are
-/// gathered block by block, which costs little beside reading them from memory.
+/// Keys are read in place where pages are a multiple of 256 keys long, in decoding also from pages of 8, 16, 32 and multiples
+/// of 64; others are gathered block by block first.
 ///
 /// ```
 /// use kernels::View;

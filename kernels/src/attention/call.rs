@@ -150,6 +150,13 @@ impl<'a> Call<'a> {
         self.pages.is_some_and(|pages| pages.rows == 0 || !pages.rows.is_multiple_of(block))
     }
 
+    /// Whether a block is some whole pages of rows whose elements are neighbours, a multiple of 8 keys each: those can be met
+    /// page by page.
+    pub fn short_pages(&self, block: usize) -> bool {
+        let fits = |rows: usize| rows.is_multiple_of(8) && rows > 0 && rows < block && block.is_multiple_of(rows);
+        self.k.strides[3] == 1 && self.v.strides[3] == 1 && self.pages.is_some_and(|pages| fits(pages.rows))
+    }
+
     /// The `count` rows from key `start` on of a head of `k` or `v`. `to` holds them if they have to be gathered, or if
     /// `packed` and their elements are not neighbours.
     ///

@@ -22,8 +22,8 @@ use super::call::{Call, MAX_BLOCK, MR, QUERY_STRIDE, Raw, Rows, SCORE_STRIDE, Ti
 use super::dropout::{DropoutRow, mask_row};
 use super::pack::pack_transposed;
 use super::scores::{
-    DotTile, Exponentials, QueryRows, ScoreTile, TileSeen, Transform, copy_query, dot_tile, first_score, fold_rows,
-    score_tile,
+    DotTile, Exponentials, QueryRows, ScoreTile, Seen, TileSeen, Transform, copy_query, dot_tile, first_score,
+    fold_rows, score_tile,
 };
 use super::spec::{AttentionSpec, Causal, Shape, Window};
 use super::values::{Hidden, ScoreRows, SumEnds, ValueTile, store_row, value_tile};
@@ -130,7 +130,7 @@ impl Scratch {
         let stride = spec.v_dim.next_multiple_of(64);
         let queries = round_up(MR * SCORE_STRIDE);
         let packed = queries + round_up(MR * QUERY_STRIDE);
-        let gathers = call.gathers(block);
+        let gathers = call.gathers(block) && !(few && call.short_pages(block));
         let packs_keys = !few || call.k.strides[3] != 1 || gathers;
         let values = packed + if packs_keys { round_up(keys * spec.head_dim) } else { 0 };
         // Keys that are gathered before they are packed pass through the place of the values.
@@ -333,7 +333,13 @@ impl<'a> Unit<'a> {
                 let count = end.min(end_key) - start;
                 let (place, keys_at) = ([self.batch, self.kv_head], [start, count, block]);
                 let (packed, values) = (scratch.add(layout.packed), scratch.add(layout.values));
+                // Few rows meet short pages one by one, where they lie.
+                let step = match call.pages {
+                    Some(pages) if few && call.short_pages(block) => pages.rows,
+                    _ => block,
+                };
                 let to = if few { packed } else { values };
+                let keys_at = if step < block { [start, count.min(step), step] } else { keys_at };
                 let k = call.rows(&call.k, place, keys_at, spec.head_dim, to, few);
                 if !few {
                     pack_transposed(simd, k, count, spec.head_dim, packed);
@@ -344,9 +350,13 @@ impl<'a> Unit<'a> {
                     let (rows, outer) = self.seen(&tile, keys);
                     if outer[0] < end && start < outer[1] {
                         let seen = TileSeen::new(&rows, tile.count, start, end);
+                        // Rows of different heads may see nothing of a block between those that they see.
+                        if seen.outer.first >= seen.outer.end {
+                            continue;
+                        }
                         let first = outer[0] >= start;
                         let last = outer[1] <= end;
-                        let block = Block { start, keys: count, k, v, first, last, length: keys, careful };
+                        let block = Block { start, keys: count, step, k, v, first, last, length: keys, careful };
                         finite &= self.block(simd, &tile, &seen, &block);
                     }
                 }
@@ -421,6 +431,25 @@ impl<'a> Unit<'a> {
         (self.batch * self.task.call.spec.heads + head) * self.task.outputs.lse_stride + row
     }
 
+    /// Keys and values from key `at` of a block on, as far as they lie together.
+    ///
+    /// # Safety
+    /// - The key is in the block, and `at` a multiple of its step.
+    #[inline(always)]
+    unsafe fn page(&self, block: &Block, at: usize) -> (Rows<f32>, Rows<f32>) {
+        if at == 0 {
+            return (block.k, block.v);
+        }
+        let Forward { call, .. } = *self.task;
+        let (place, keys) = ([self.batch, self.kv_head], [block.start + at, block.step, block.step]);
+        let nowhere = std::ptr::null_mut();
+        // SAFETY: the caller's contract; short pages have rows of neighbouring elements and need no copy.
+        unsafe {
+            let k = call.rows(&call.k, place, keys, call.spec.head_dim, nowhere, false);
+            (k, call.rows(&call.v, place, keys, call.spec.v_dim, nowhere, false))
+        }
+    }
+
     /// One tile of `M` rows and one block of keys. Returns whether finished sums are finite.
     ///
     /// # Safety
@@ -452,8 +481,13 @@ impl<'a> Unit<'a> {
                 spec.scale * std::f32::consts::LOG2_E
             } else {
                 if few {
-                    let job = DotTile { q, k: block.k, v: block.v, dim, v_dim: spec.v_dim, keys, scores };
-                    dot_tile(simd, rows, job);
+                    let mut at = 0;
+                    while at < keys {
+                        let keys = block.step.min(keys - at);
+                        let (k, v) = self.page(block, at);
+                        dot_tile(simd, rows, DotTile { q, k, v, dim, v_dim: spec.v_dim, keys, scores: scores.add(at) });
+                        at += block.step;
+                    }
                 } else {
                     let job = ScoreTile { q, packed, dim, keys, seen, scores, maxima: maxima_at };
                     score_tile::<S, false>(simd, rows, job);
@@ -541,15 +575,23 @@ impl<'a> Unit<'a> {
                 }
                 ends.out = Some((to, outputs.out.strides[3], divisors));
             }
-            let job = ValueTile {
-                weights: ScoreRows(scores),
-                values: block.v,
-                seen: seen.outer,
-                dim: spec.v_dim,
-                ends,
-                careful: block.careful,
-            };
-            let finite = value_tile(simd, rows, job);
+            let mut finite = true;
+            let mut at = seen.outer.first / block.step * block.step;
+            while at < seen.outer.end {
+                let part = Seen { first: seen.outer.first.max(at) - at, end: seen.outer.end.min(at + block.step) - at };
+                let job = ValueTile {
+                    weights: ScoreRows(scores.add(at)),
+                    values: self.page(block, at).1,
+                    seen: part,
+                    dim: spec.v_dim,
+                    ends,
+                    careful: block.careful,
+                };
+                finite = value_tile(simd, rows, job);
+                // Later pages go on where the first has stopped.
+                (ends.from, ends.rescale) = (sums, [1.0; MR]);
+                at += block.step;
+            }
             finite && !(few && block.last && !are_finite(sums, rows, layout.stride, spec.v_dim))
         }
     }
@@ -576,6 +618,8 @@ struct Block {
     start: usize,
     /// Keys that are packed, or readable at `k`.
     keys: usize,
+    /// Keys that lie together: fewer than a block where `k` and `v` are the first of several pages.
+    step: usize,
     k: Rows<f32>,
     v: Rows<f32>,
     /// The tile sees nothing before this block.
