@@ -586,7 +586,26 @@ impl<'a> Unit<'a> {
             } else {
                 (0, 0)
             };
-            // What the tile does not see counts as zeros to those who meet its rows among others.
+            if at < end {
+                let queries = scratch.add(layout.queries);
+                let mut maxima = [0.0f32; 16];
+                let (keys, seen_at) = (block.keys, &seen);
+                for i in 0..count {
+                    copy_query(simd, rows.q.at(local + i, 0), 1, spec.head_dim, queries.add(i * QUERY_STRIDE));
+                }
+                let (dim, packed, scores, to) =
+                    (spec.head_dim, scratch.add(layout.packed_k), weights, maxima.as_mut_ptr());
+                let job = ScoreTile { q: QueryRows(queries), packed, dim, keys, seen: seen_at, scores, maxima: to };
+                score_tile::<S, false>(simd, count, job);
+                for i in 0..count {
+                    copy_query(simd, rows.dout.at(local + i, 0), 1, spec.v_dim, queries.add(i * QUERY_STRIDE));
+                }
+                let (dim, packed, scores) = (spec.v_dim, scratch.add(layout.packed_v), gradients);
+                let job = ScoreTile { q: QueryRows(queries), packed, dim, keys, seen: seen_at, scores, maxima: to };
+                score_tile::<S, false>(simd, count, job);
+            }
+            // What the tile does not see counts as zeros to those who meet its rows among others. Marked after the scores,
+            // which are stored by whole panels.
             for i in 0..count {
                 for start in [weights, gradients] {
                     let start = start.add(i * SCORE_STRIDE);
@@ -598,22 +617,6 @@ impl<'a> Unit<'a> {
             if at >= end {
                 return;
             }
-            let queries = scratch.add(layout.queries);
-            let mut maxima = [0.0f32; 16];
-            let (keys, seen_at) = (block.keys, &seen);
-            for i in 0..count {
-                copy_query(simd, rows.q.at(local + i, 0), 1, spec.head_dim, queries.add(i * QUERY_STRIDE));
-            }
-            let (dim, packed, scores, to) = (spec.head_dim, scratch.add(layout.packed_k), weights, maxima.as_mut_ptr());
-            let job = ScoreTile { q: QueryRows(queries), packed, dim, keys, seen: seen_at, scores, maxima: to };
-            score_tile::<S, false>(simd, count, job);
-            for i in 0..count {
-                copy_query(simd, rows.dout.at(local + i, 0), 1, spec.v_dim, queries.add(i * QUERY_STRIDE));
-            }
-            let (dim, packed, scores) = (spec.v_dim, scratch.add(layout.packed_v), gradients);
-            let job = ScoreTile { q: QueryRows(queries), packed, dim, keys, seen: seen_at, scores, maxima: to };
-            score_tile::<S, false>(simd, count, job);
-
             for i in 0..count {
                 let numbers = self.row_numbers(rows.head, row + i);
                 let (weights, gradients) = (weights.add(i * SCORE_STRIDE), gradients.add(i * SCORE_STRIDE));
