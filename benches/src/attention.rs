@@ -5,12 +5,13 @@
 //! gpt2.1024,1,12,12,1024,1024,64,1
 //! ```
 //!
-//! Causal is bottom-right; operations count the pairs that see each other.
+//! Causal is bottom-right; operations count the pairs that see each other. Two more columns may follow: `dropout`, the
+//! probability that a weight is left out, and `page_len`, for keys and values that lie in pages of so many.
 
 use std::io::Write;
 use std::path::Path;
 
-use kernels::attention::{Attention, AttentionSpec, Causal, Gradients, Inputs, Shape};
+use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Gradients, Inputs, PagedKvCache, Shape};
 use kernels::{Parallelism, Team, View, ViewMut, Workspace};
 
 use crate::failure::Failure;
@@ -33,6 +34,10 @@ pub struct Head {
     pub spec: AttentionSpec,
     /// Batch and lengths.
     pub shape: Shape,
+    /// Which weights are left out.
+    pub dropout: Option<Dropout>,
+    /// Keys of a page, if keys and values lie in pages.
+    pub page_len: Option<usize>,
 }
 
 /// The attentions of a CSV text. `origin` names it in errors.
@@ -49,6 +54,10 @@ pub fn parse(text: &str, origin: &str) -> Result<Vec<Head>, Failure> {
             Failure::study(format!("{origin}, line 1: no column `{column}`; expected {}", COLUMNS.join(",")))
         })?;
     }
+    let optional = |fields: &[&str], column: &str| {
+        let position = header.iter().position(|&name| name == column)?;
+        fields.get(position).filter(|text| !text.is_empty()).map(|text| text.to_string())
+    };
     let parse_line = |line: &str| -> Result<Head, String> {
         let fields: Vec<&str> = line.split(',').map(str::trim).collect();
         let mut numbers = [0usize; COLUMNS.len()];
@@ -64,7 +73,14 @@ pub fn parse(text: &str, origin: &str) -> Result<Vec<Head>, Failure> {
         let spec = AttentionSpec::new(heads, head_dim).kv_heads(kv_heads).causal(causal);
         let shape = Shape::new(batch, q_len, kv_len);
         spec.flops(shape).map_err(|error| error.to_string())?;
-        Ok(Head { name: field(0)?.into(), spec, shape })
+        let number = |column: &str| match optional(&fields, column) {
+            None => Ok(0.0),
+            Some(text) => text.parse::<f32>().map_err(|_| format!("`{column}` is {text:?}, no number")),
+        };
+        let (dropout, page_len) = (number("dropout")?, number("page_len")?);
+        let dropout = (dropout != 0.0).then(|| Dropout::new(dropout, 1));
+        let page_len = (page_len != 0.0).then_some(page_len as usize);
+        Ok(Head { name: field(0)?.into(), spec, shape, dropout, page_len })
     };
     lines
         .map(|(index, line)| {
@@ -155,11 +171,40 @@ impl<'a> Problem<'a> {
     }
 
     fn inputs(&self) -> Result<Inputs<'_>, kernels::Error> {
-        Ok(Inputs::new(
+        let inputs = Inputs::new(
             View::new(&self.q, self.q_shape())?,
             View::new(&self.k, self.kv_shape())?,
             View::new(&self.v, self.kv_shape())?,
-        ))
+        );
+        Ok(Inputs { dropout: self.head.dropout, ..inputs })
+    }
+
+    /// Keys and values in pages of a pool, those of different sequences in turn.
+    fn pages(&self, page_len: usize) -> Result<PagedKvCache, kernels::Error> {
+        let [batch, kv_heads, kv_len, dim] = self.kv_shape();
+        let mut cache = PagedKvCache::new(&self.head.spec, batch, batch * kv_len.div_ceil(page_len), page_len)?;
+        for first in (0..kv_len).step_by(page_len) {
+            let count = page_len.min(kv_len - first);
+            for b in 0..batch {
+                let strides = [(kv_len * dim) as isize, dim as isize, 1];
+                let offset = (b * kv_heads * kv_len + first) * dim;
+                let new = |data| View::strided(data, offset, [kv_heads, count, dim], strides);
+                cache.append(b, &new(&self.k)?, &new(&self.v)?)?;
+            }
+        }
+        Ok(cache)
+    }
+
+    /// What dropout multiplies the weight of a pair with.
+    fn factor(&self, row: usize, key: usize) -> f64 {
+        let [_, heads, q_len, _] = self.q_shape();
+        match self.head.dropout {
+            None => 1.0,
+            Some(dropout) if dropout.keeps([row / q_len / heads, row / q_len % heads, row % q_len, key]) => {
+                1.0 / (1.0 - f64::from(dropout.probability))
+            }
+            Some(_) => 0.0,
+        }
     }
 
     /// The first query element of a row, and the first key element of its head of keys.
@@ -193,9 +238,11 @@ impl<'a> Problem<'a> {
         let mut dweights = Vec::new();
         for (j, &weight) in seen.clone().zip(&weights) {
             let v = &self.v[k + j * dim..][..dim];
-            dweights.push(v.iter().zip(&self.dout[q..]).map(|(&v, &dout)| v as f64 * dout as f64).sum::<f64>());
+            let factor = self.factor(row, j);
+            let dot = v.iter().zip(&self.dout[q..]).map(|(&v, &dout)| v as f64 * dout as f64).sum::<f64>();
+            dweights.push(factor * dot);
             for d in 0..dim {
-                out[d] += weight * v[d] as f64;
+                out[d] += weight * factor * v[d] as f64;
             }
         }
         let mean: f64 = weights.iter().zip(&dweights).map(|(weight, dweight)| weight * dweight).sum();
@@ -240,7 +287,11 @@ fn check(problem: &Problem<'_>, results: &[f32], gradient: bool) -> Result<(usiz
 fn study(head: &Head, options: &Options, peak: f64, parallelism: Parallelism) -> Result<Row, Failure> {
     let problem = Problem::new(head);
     let plan = Attention::with_isa(head.spec, options.isa)?;
-    let inputs = problem.inputs()?;
+    let cache = head.page_len.map(|page_len| problem.pages(page_len)).transpose()?;
+    let inputs = match &cache {
+        Some(cache) => Inputs { dropout: head.dropout, ..cache.inputs(View::new(&problem.q, problem.q_shape())?)? },
+        None => problem.inputs()?,
+    };
     let mut out = vec![f32::NAN; problem.q.len()];
     let forward_len = plan.workspace_len(head.shape, options.threads)?;
     let len = match options.pass {

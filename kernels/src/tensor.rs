@@ -200,6 +200,18 @@ impl<'a, T: Copy, const N: usize> ViewMut<'a, T, N> {
     }
 }
 
+impl<'a, T: Copy> View<'a, T, 3> {
+    /// Of `[rows, heads, dim]`, `count` rows from `first` on as `[1, heads, count, dim]`. They are within the view.
+    pub(crate) fn sequence(self, [first, count]: [usize; 2]) -> View<'a, T, 4> {
+        let Layout { offset, shape: [rows, heads, dim], strides: [row, head, element] } = self.layout;
+        debug_assert!(first + count <= rows);
+        // Where nothing can be read, any offset will do.
+        let offset = if count == 0 { 0 } else { (offset as isize).wrapping_add(first as isize * row) as usize };
+        let layout = Layout { offset, shape: [1, heads, count, dim], strides: [0, head, row, element] };
+        View { data: self.data, layout }
+    }
+}
+
 impl<'a, T: Copy> View<'a, T, 2> {
     /// Rows as columns.
     pub fn transposed(self) -> Self {

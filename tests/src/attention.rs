@@ -4,7 +4,7 @@
 //! its weights through the exponential, those of the output through the weighted sum, and in backward through each of
 //! the five products. Each is computed in f64 beside the reference, from magnitudes.
 
-use kernels::attention::{Attention, AttentionSpec, Causal, Gradients, Inputs, Shape, Window};
+use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Gradients, Inputs, Shape, Window};
 use kernels::reference::{attention_backward, attention_forward};
 use kernels::{Isa, Parallelism, View, ViewMut};
 
@@ -61,6 +61,8 @@ pub struct Case {
     pub sinks: Option<Vec<f32>>,
     /// Keys of each sequence.
     pub kv_lens: Option<Vec<usize>>,
+    /// Which weights are left out.
+    pub dropout: Option<Dropout>,
 }
 
 /// Strides of `shape` where the dimensions lie in `order`, the outermost first.
@@ -132,6 +134,8 @@ impl Case {
         let sinks = (draw.below(6) == 0).then(|| draw.floats(heads));
         let kv_lens = (draw.below(5) == 0).then(|| (0..shape.batch).map(|_| draw.below(shape.kv_len + 1)).collect());
         let order = draw.pick(&[[0, 1, 2, 3], [0, 1, 2, 3], [0, 2, 1, 3], [1, 0, 2, 3], [0, 1, 3, 2]]);
+        let dropout = (draw.below(5) == 0)
+            .then(|| Dropout::new(draw.pick(&[0.0, 0.1, 0.5, 0.97]), draw.next() << 24).first_sequence(draw.below(3)));
         let size = |h: usize, l: usize, d: usize| shape.batch * h * l * d;
         Self {
             seed,
@@ -147,6 +151,30 @@ impl Case {
             alibi,
             sinks,
             kv_lens,
+            dropout,
+        }
+    }
+
+    /// An attention without further inputs, in row-major order.
+    pub fn plain(spec: AttentionSpec, shape: Shape, seed: u64) -> Self {
+        let mut draw = Draw(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let Shape { batch, q_len, kv_len } = shape;
+        let (queries, keys) = (batch * spec.heads * q_len, batch * spec.kv_heads * kv_len);
+        Self {
+            seed,
+            spec,
+            shape,
+            order: [0, 1, 2, 3],
+            q: draw.floats(queries * spec.head_dim),
+            k: draw.floats(keys * spec.head_dim),
+            v: draw.floats(keys * spec.v_dim),
+            dout: draw.floats(queries * spec.v_dim),
+            bias: None,
+            keep: None,
+            alibi: None,
+            sinks: None,
+            kv_lens: None,
+            dropout: None,
         }
     }
 
@@ -190,6 +218,7 @@ impl Case {
         if let Some(lens) = &self.kv_lens {
             inputs = inputs.kv_lens(lens);
         }
+        inputs.dropout = self.dropout;
         inputs
     }
 
@@ -428,15 +457,24 @@ impl Case {
             let theta = 2.0 * worst + 3.0 * U * (maximum - least) + EXP * U + blocks as f64 * (EXP + 2.0) * U;
             let lse = lse[row];
             bounds.lse[row] = theta + gamma(kv_len + blocks + 1) + 3.0 * U * lse.abs() + 3.0 * U * maximum.abs();
-            let relative = (2.0 * theta).exp_m1() * (1.0 + g) + g;
+            let relative = (2.0 * theta).exp_m1() * (1.0 + g) + g + if self.dropout.is_some() { 2.0 * U } else { 0.0 };
             let dout = |c: usize| f64::from(self.dout[self.flat(3, [b, h, i, c])]);
             let value = |j: usize, c: usize| f64::from(self.v[self.flat(2, [b, kv_head, j, c])]);
             let weight = |logit: f64| (logit - lse).exp();
+            // What dropout multiplies a weight with: rounded once itself, and once as a factor.
+            let factor = |j: usize| match self.dropout {
+                None => 1.0,
+                Some(dropout) if dropout.keeps([b, h, i, j]) => 1.0 / (1.0 - f64::from(dropout.probability)),
+                Some(_) => 0.0,
+            };
+            let roundings = if self.dropout.is_some() { 2.0 * U } else { 0.0 };
             let (mut mean, mut mean_error) = (0.0, 0.0);
             for c in 0..v_dim {
                 let at = self.flat(3, [b, h, i, c]);
-                let magnitude: f64 = seen.iter().map(|&(j, logit, ..)| weight(logit) * value(j, c).abs()).sum();
-                bounds.out[at] = relative * magnitude + 2.0 * kv_len as f64 * tiny;
+                let magnitude: f64 =
+                    seen.iter().map(|&(j, logit, ..)| weight(logit) * factor(j) * value(j, c).abs()).sum();
+                let largest = self.dropout.map_or(1.0, |dropout| 1.0 / (1.0 - f64::from(dropout.probability)));
+                bounds.out[at] = relative * magnitude + 2.0 * largest * kv_len as f64 * tiny;
                 mean += dout(c) * out[at];
                 mean_error += gamma(v_dim + 1) * (dout(c) * out[at]).abs() + dout(c).abs() * bounds.out[at];
             }
@@ -446,12 +484,13 @@ impl Case {
             for (j, logit, _, slope, slope_error) in seen {
                 let p = weight(logit);
                 let (mut dp, mut dp_error) = (0.0, 0.0);
+                let factor = factor(j);
                 for c in 0..v_dim {
-                    let product = dout(c) * value(j, c);
+                    let product = factor * dout(c) * value(j, c);
                     dp += product;
-                    dp_error += gamma(v_dim) * product.abs();
+                    dp_error += (gamma(v_dim) + roundings) * product.abs();
                     bounds.gradients[2][self.flat(2, [b, kv_head, j, c])] +=
-                        (relative + gamma(count)) * p * dout(c).abs() + tiny;
+                        (relative + roundings + gamma(count)) * p * factor * dout(c).abs() + tiny * factor.max(1.0);
                 }
                 let size = dp.abs() + mean.abs();
                 let dlogit = p * (dp - mean);

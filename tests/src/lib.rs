@@ -15,6 +15,7 @@
 //! | [`decode`] | a case from bytes |
 //! | [`data`] | the operands of a case |
 //! | [`guard`] | memory between inaccessible pages |
+//! | [`onnx`] | the ONNX project's cases, read from a fixture |
 //! | [`oracle`] | references in f64, and what may differ from them |
 //! | [`subject`], [`faults`] | the library; convolutions with a mistake each, to check the checks |
 //! | [`check`] | everything that is checked of a case |
@@ -37,6 +38,7 @@ pub mod data;
 pub mod decode;
 pub mod faults;
 pub mod guard;
+pub mod onnx;
 pub mod oracle;
 pub mod stats;
 pub mod subject;

@@ -7,7 +7,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kernels::attention::{Attention, AttentionSpec, Causal, Inputs, Shape};
+use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Gradients, Inputs, Shape};
 use kernels::{Error, Isa, Parallelism, View, ViewMut};
 use tests::attention::{Case, Memory, judge};
 use tests::guard::Side;
@@ -297,4 +297,107 @@ fn what_does_not_fit_is_named_and_outputs_stay_untouched() {
     }
     assert!(plan.workspace_len(Shape::new(usize::MAX, usize::MAX, 2), 1).is_err());
     assert!(plan.backward_workspace_len(Shape::new(1, 1, usize::MAX), 1).is_err());
+}
+
+/// With the identity for values, outputs are the weights; with the identity for the gradient of outputs, the gradients of
+/// the values are the weights as backward sees them.
+#[test]
+fn dropout_leaves_out_the_same_weights_forward_and_backward_whatever_the_path_and_the_threads() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    for (batch, heads, kv_heads, q_len, kv_len) in [(2, 2, 1, 130, 300), (1, 4, 4, 3, 70), (3, 6, 3, 6, 64)] {
+        let spec = AttentionSpec::new(heads, 4).kv_heads(kv_heads).v_dim(kv_len.max(q_len));
+        let shape = Shape::new(batch, q_len, kv_len);
+        let dropout = Dropout::new(0.3, 99);
+        let numbers = |len: usize| (0..len).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>();
+        let (q, k) = (numbers(batch * heads * q_len * 4), numbers(batch * kv_heads * kv_len * 4));
+        let identity = |rows: usize| {
+            let dim = spec.v_dim;
+            (0..rows * dim).map(|i| if i / dim == i % dim { 1.0 } else { 0.0 }).collect::<Vec<f32>>()
+        };
+        let (v, dout) = (identity(kv_len), identity(q_len));
+        let dim = spec.v_dim as isize;
+        let inputs = Inputs::new(
+            View::new(&q, [batch, heads, q_len, 4]).unwrap(),
+            View::new(&k, [batch, kv_heads, kv_len, 4]).unwrap(),
+            View::strided(&v, 0, [batch, kv_heads, kv_len, spec.v_dim], [0, 0, dim, 1]).unwrap(),
+        )
+        .dropout(dropout);
+        let of_out = [batch, heads, q_len, spec.v_dim];
+        let dout = View::strided(&dout, 0, of_out, [0, 0, dim, 1]).unwrap();
+        for isa in Isa::available() {
+            let plan = Attention::with_isa(spec, isa).unwrap();
+            let run = |parallelism: Parallelism| {
+                let mut out = vec![f32::NAN; batch * heads * q_len * spec.v_dim];
+                let mut lse = vec![f32::NAN; batch * heads * q_len];
+                let len = plan.workspace_len(shape, 3).unwrap().max(plan.backward_workspace_len(shape, 3).unwrap());
+                let mut workspace = vec![f32::NAN; len];
+                let to = ViewMut::new(&mut out, of_out).unwrap();
+                plan.forward(&inputs, to, Some(&mut lse), &mut workspace, parallelism).unwrap();
+                let (mut dq, mut dk) = (vec![0.0; q.len()], vec![0.0; k.len()]);
+                let mut dv = vec![f32::NAN; batch * kv_heads * kv_len * spec.v_dim];
+                let gradients = Gradients::new(
+                    ViewMut::new(&mut dq, inputs.q.shape()).unwrap(),
+                    ViewMut::new(&mut dk, inputs.k.shape()).unwrap(),
+                    ViewMut::new(&mut dv, inputs.v.shape()).unwrap(),
+                );
+                let of = View::new(&out, of_out).unwrap();
+                plan.backward(&inputs, &of, &dout, &lse, gradients, &mut workspace, parallelism).unwrap();
+                (out, dv)
+            };
+            let (out, dv) = run(Parallelism::Serial);
+            let group = heads / kv_heads;
+            for (b, h, i, j) in (0..batch)
+                .flat_map(|b| (0..heads).flat_map(move |h| (0..q_len).map(move |i| (b, h, i))))
+                .flat_map(|(b, h, i)| (0..kv_len).map(move |j| (b, h, i, j)))
+            {
+                let keeps = dropout.keeps([b, h, i, j]);
+                let weight = out[((b * heads + h) * q_len + i) * spec.v_dim + j];
+                assert_eq!(weight > 0.0, keeps, "{isa}: pair {:?}", [b, h, i, j]);
+                if group == 1 {
+                    let of_backward = dv[((b * kv_heads + h) * kv_len + j) * spec.v_dim + i];
+                    assert_eq!(of_backward > 0.0, keeps, "{isa}: pair {:?} backward", [b, h, i, j]);
+                    assert!((of_backward - weight).abs() <= 1e-5 * weight);
+                }
+            }
+            let (shared_out, shared_dv) = pool.install(|| run(Parallelism::Current));
+            assert_eq!((bits(&out), bits(&dv)), (bits(&shared_out), bits(&shared_dv)));
+        }
+    }
+}
+
+#[test]
+fn dropout_keeps_the_mean_and_a_probability_of_0_every_bit() {
+    let spec = AttentionSpec::new(8, 16);
+    let (shape, len) = ([4, 8, 64, 16], 4 * 8 * 64 * 16);
+    let q: Vec<f32> = (0..len).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
+    let ones = vec![1.0; len];
+    let plan = Attention::new(spec).unwrap();
+    let run = |v: &[f32], dropout: Option<Dropout>| {
+        let view = |data| View::new(data, shape).unwrap();
+        let inputs = Inputs { dropout, ..Inputs::new(view(&q), view(&q), view(v)) };
+        let mut out = vec![f32::NAN; len];
+        let mut workspace = vec![f32::NAN; plan.workspace_len(Shape::new(4, 64, 64), 1).unwrap()];
+        let to = ViewMut::new(&mut out, shape).unwrap();
+        plan.forward(&inputs, to, None, &mut workspace, Parallelism::Serial).unwrap();
+        out
+    };
+    assert_eq!(bits(&run(&q, None)), bits(&run(&q, Some(Dropout::new(0.0, 5)))));
+    for (probability, seed) in [(0.1, 1), (0.5, 2), (0.8, 3)] {
+        // Of values of 1: the sum of the kept weights over what is expected of it.
+        let out = run(&ones, Some(Dropout::new(probability, seed)));
+        let rows: Vec<f64> = out.chunks(16).map(|row| f64::from(row[0])).collect();
+        let mean = rows.iter().sum::<f64>() / rows.len() as f64;
+        let variance = rows.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / rows.len() as f64;
+        let deviation = (variance / rows.len() as f64).sqrt();
+        assert!((mean - 1.0).abs() < 6.0 * deviation, "{probability}: mean {mean}, deviation {deviation}");
+    }
+    let bad = |probability, first: usize| {
+        let view = View::new(&q, shape).unwrap();
+        let dropout = Dropout::new(probability, 1).first_sequence(first);
+        Inputs::new(view, view, view).dropout(dropout).check(&spec)
+    };
+    for probability in [-0.1, 1.0, f32::NAN, f32::INFINITY] {
+        assert!(matches!(bad(probability, 0), Err(Error::Invalid { argument: "dropout", .. })));
+    }
+    assert_eq!(bad(0.5, usize::MAX), Err(Error::Overflow { argument: "dropout" }));
 }

@@ -13,7 +13,11 @@
 //! A task is a head of keys with all query heads that share it, so every gradient is one chain: `dk` and `dv` over heads
 //! and rows in order, `dq` over keys (T. Dao et al., "FlashAttention", 2022).
 
-use super::call::{Call, MAX_PANEL, MR, QUERY_STRIDE, Raw, Rows, SCORE_STRIDE, Tiles};
+use std::f32::consts::LOG2_E;
+use std::mem::MaybeUninit;
+
+use super::call::{Call, MAX_BLOCK, MAX_PANEL, MR, QUERY_STRIDE, Raw, Rows, SCORE_STRIDE, Tiles};
+use super::dropout::{DropoutRow, mask_row};
 use super::gradients::Gradients;
 use super::pack::{copy_rows, pack_transposed};
 use super::scores::{
@@ -30,8 +34,15 @@ const KEYS: usize = 128;
 /// Tiles of rows of a block: weights and gradients of their scores, 48 rows of 128 keys each, stay there too.
 const TILES: usize = 8;
 
+/// A log-sum-exp beyond this has lost what the sum of exponentials adds to the largest logit, so the sum is made again:
+/// rows that are masked with the least float as a whole are means, as they are forward.
+const LARGE: f32 = 256.0;
+
 /// Operations of a task, at least.
 const TASK_FLOPS: f64 = 4e6;
+
+/// Numbers that are kept for each row.
+const ROW_NUMBERS: usize = 3;
 
 /// Scratch of one task, in floats, each part on cache lines of its own.
 #[derive(Clone, Copy)]
@@ -46,7 +57,7 @@ pub(super) struct Layout {
     dout_rows: usize,
     dk: usize,
     dv: usize,
-    /// For each row: the log-sum-exp in powers of 2, and D.
+    /// For each row: the log-sum-exp, D, and what a large log-sum-exp has lost.
     rows: usize,
     dq: usize,
     k_stride: usize,
@@ -80,7 +91,7 @@ impl Layout {
         let dout_rows = part(block * spec.v_dim, dout);
         let dk = part(KEYS * k_stride, true);
         let dv = part(KEYS * v_stride, true);
-        let rows = part(2 * total, true);
+        let rows = part(ROW_NUMBERS * total, true);
         let dq = part(total * k_stride, dq);
         let units = shape.batch * spec.kv_heads;
         let flops = 5.0 * total as f64 * (shape.kv_len * (spec.head_dim + spec.v_dim)) as f64;
@@ -113,6 +124,8 @@ pub(super) struct Outputs {
     pub out: Raw<f32>,
     pub dout: Raw<f32>,
     pub lse: *const f32,
+    /// The distance of the log-sum-exps of neighbouring heads.
+    pub lse_stride: usize,
     pub dq: Raw<f32>,
     pub dk: Raw<f32>,
     pub dv: Raw<f32>,
@@ -127,7 +140,7 @@ impl Outputs {
     pub fn new(
         out: Raw<f32>,
         dout: Raw<f32>,
-        lse: &[f32],
+        (lse, lse_stride): (&[f32], usize),
         gradients: &mut Gradients<'_, '_>,
         bias: Option<Raw<f32>>,
     ) -> Self {
@@ -149,6 +162,7 @@ impl Outputs {
             out,
             dout,
             lse: lse.as_ptr(),
+            lse_stride,
             dq: raw(&mut gradients.dq),
             dk: raw(&mut gradients.dk),
             dv: raw(&mut gradients.dv),
@@ -321,11 +335,12 @@ impl<'a> Unit<'a> {
         Rows { start, row_stride: layout.k_stride as isize, step: 1 }
     }
 
-    /// For each row of a head: the log-sum-exp as an exponent of 2, then D.
+    /// For each row of a head: the log-sum-exp (as an exponent of 2 where scores are logits but for the scale), D, and the
+    /// exponent of 2 that is to be taken off besides.
     #[inline(always)]
     fn row_numbers(&self, head: usize, row: usize) -> *mut f32 {
         let Backward { call, layout, scratch, .. } = *self.task;
-        scratch.wrapping_add(layout.rows + 2 * ((head - self.first_head) * call.shape.q_len + row))
+        scratch.wrapping_add(layout.rows + ROW_NUMBERS * ((head - self.first_head) * call.shape.q_len + row))
     }
 
     /// Clears the gradients of the queries, and computes D, a sum of 16 lanes.
@@ -364,12 +379,71 @@ impl<'a> Unit<'a> {
                 }
                 let mut sum = [0.0f32; 16];
                 fold_rows::<S, false, 1>(simd, &[lanes[0]], sum.as_mut_ptr());
-                let lse = *outputs.lse.add((self.batch * spec.heads + head) * call.shape.q_len + row);
+                let lse = *outputs.lse.add((self.batch * spec.heads + head) * outputs.lse_stride + row);
                 let numbers = self.row_numbers(head, row);
                 // A row without keys has no weights.
-                *numbers = if lse == f32::NEG_INFINITY { f32::INFINITY } else { lse * std::f32::consts::LOG2_E };
+                let factor = if self.plain { LOG2_E } else { 1.0 };
+                *numbers = if lse == f32::NEG_INFINITY { f32::INFINITY } else { lse * factor };
                 *numbers.add(1) = sum[0];
+                let lost = !self.plain && lse.is_finite() && lse.abs() > LARGE;
+                *numbers.add(2) = if lost { self.lost(simd, head, row, lse) } else { 0.0 };
             }
+        }
+    }
+
+    /// The sum of `exp(logit - lse)` of a row as an exponent of 2: 0 but for rounding, unless that is all that is left.
+    ///
+    /// # Safety
+    /// - The contract of [`Backward`].
+    unsafe fn lost<S: Simd>(&self, simd: S, head: usize, row: usize, lse: f32) -> f32 {
+        let Backward { call, scratch, .. } = *self.task;
+        let spec = &call.spec;
+        let (q, k) = (call.q.head(self.batch, head), call.k.head(self.batch, self.kv_head));
+        let visible = spec.visible_keys(row, call.shape.q_len, self.length);
+        let mut sum = 0.0f32;
+        // SAFETY: the rows of a head; the scratch memory has room for a row of scores.
+        unsafe {
+            if let Some(sinks) = call.extras.sinks {
+                sum += (*sinks.add(head) - lse).exp();
+            }
+            let mut start = visible.start / KEYS * KEYS;
+            while start < visible.end {
+                let seen = Seen { first: visible.start.max(start) - start, end: visible.end.min(start + KEYS) - start };
+                for key in 0..seen.end {
+                    let mut score = 0.0f32;
+                    for d in 0..spec.head_dim {
+                        score += *q.at(row, d) * *k.at(start + key, d);
+                    }
+                    *scratch.add(key) = score;
+                }
+                let end = seen.end.next_multiple_of(16);
+                for key in seen.end..end {
+                    *scratch.add(key) = 0.0;
+                }
+                self.transform(head, row, start, seen).run(simd, scratch, 0, end);
+                for key in seen.first..seen.end {
+                    sum += (*scratch.add(key) - lse).exp();
+                }
+                start += KEYS;
+            }
+        }
+        sum.log2()
+    }
+
+    /// Scores of a row become logits.
+    #[inline(always)]
+    fn transform(&self, head: usize, row: usize, first_key: usize, seen: Seen) -> Transform<'a> {
+        let call = self.task.call;
+        Transform {
+            scale: call.spec.scale,
+            softcap: call.spec.softcap,
+            extras: &call.extras,
+            batch: self.batch,
+            head,
+            row,
+            position: row as isize + call.spec.offset(call.shape.q_len, self.length),
+            first_key,
+            seen,
         }
     }
 
@@ -512,7 +586,26 @@ impl<'a> Unit<'a> {
             } else {
                 (0, 0)
             };
-            // What the tile does not see counts as zeros to those who meet its rows among others.
+            if at < end {
+                let queries = scratch.add(layout.queries);
+                let mut maxima = [0.0f32; 16];
+                let (keys, seen_at) = (block.keys, &seen);
+                for i in 0..count {
+                    copy_query(simd, rows.q.at(local + i, 0), 1, spec.head_dim, queries.add(i * QUERY_STRIDE));
+                }
+                let (dim, packed, scores, to) =
+                    (spec.head_dim, scratch.add(layout.packed_k), weights, maxima.as_mut_ptr());
+                let job = ScoreTile { q: QueryRows(queries), packed, dim, keys, seen: seen_at, scores, maxima: to };
+                score_tile::<S, false>(simd, count, job);
+                for i in 0..count {
+                    copy_query(simd, rows.dout.at(local + i, 0), 1, spec.v_dim, queries.add(i * QUERY_STRIDE));
+                }
+                let (dim, packed, scores) = (spec.v_dim, scratch.add(layout.packed_v), gradients);
+                let job = ScoreTile { q: QueryRows(queries), packed, dim, keys, seen: seen_at, scores, maxima: to };
+                score_tile::<S, false>(simd, count, job);
+            }
+            // What the tile does not see counts as zeros to those who meet its rows among others. Marked after the scores,
+            // which are stored by whole panels.
             for i in 0..count {
                 for start in [weights, gradients] {
                     let start = start.add(i * SCORE_STRIDE);
@@ -524,22 +617,6 @@ impl<'a> Unit<'a> {
             if at >= end {
                 return;
             }
-            let queries = scratch.add(layout.queries);
-            let mut maxima = [0.0f32; 16];
-            let (keys, seen_at) = (block.keys, &seen);
-            for i in 0..count {
-                copy_query(simd, rows.q.at(local + i, 0), 1, spec.head_dim, queries.add(i * QUERY_STRIDE));
-            }
-            let (dim, packed, scores, to) = (spec.head_dim, scratch.add(layout.packed_k), weights, maxima.as_mut_ptr());
-            let job = ScoreTile { q: QueryRows(queries), packed, dim, keys, seen: seen_at, scores, maxima: to };
-            score_tile::<S, false>(simd, count, job);
-            for i in 0..count {
-                copy_query(simd, rows.dout.at(local + i, 0), 1, spec.v_dim, queries.add(i * QUERY_STRIDE));
-            }
-            let (dim, packed, scores) = (spec.v_dim, scratch.add(layout.packed_v), gradients);
-            let job = ScoreTile { q: QueryRows(queries), packed, dim, keys, seen: seen_at, scores, maxima: to };
-            score_tile::<S, false>(simd, count, job);
-
             for i in 0..count {
                 let numbers = self.row_numbers(rows.head, row + i);
                 let (weights, gradients) = (weights.add(i * SCORE_STRIDE), gradients.add(i * SCORE_STRIDE));
@@ -549,18 +626,7 @@ impl<'a> Unit<'a> {
                         slopes = scratch.add(layout.slopes);
                         softcap_slopes(simd, weights, [at, end], spec.scale / cap, slopes);
                     }
-                    let transform = Transform {
-                        scale: spec.scale,
-                        softcap: spec.softcap,
-                        extras: &call.extras,
-                        batch: self.batch,
-                        head: rows.head,
-                        row: row + i,
-                        position: (row + i) as isize + spec.offset(call.shape.q_len, self.length),
-                        first_key: block.start,
-                        seen: seen.rows[i],
-                    };
-                    transform.run(simd, weights, at, end);
+                    self.transform(rows.head, row + i, block.start, seen.rows[i]).run(simd, weights, at, end);
                 }
                 let job = RowGradients {
                     weights,
@@ -569,11 +635,20 @@ impl<'a> Unit<'a> {
                     at,
                     end,
                     seen: seen.rows[i],
-                    factor: if self.plain { spec.scale } else { 1.0 } * std::f32::consts::LOG2_E,
+                    factor: spec.scale * LOG2_E,
                     lse: *numbers,
                     mean: *numbers.add(1),
+                    lost: *numbers.add(2),
                     scale: spec.scale,
                 };
+                let mut factors = MaybeUninit::<[f32; MAX_BLOCK]>::uninit();
+                let factors = factors.as_mut_ptr().cast();
+                if let Some(dropout) = &call.dropout {
+                    let (place, first_key) = ([self.batch, rows.head, row + i], block.start);
+                    let kept = dropout.factor() as f32;
+                    simd.call(DropoutRow { dropout, place, first_key, at, end, kept, factors });
+                    mask_row(simd, gradients, factors, at, end);
+                }
                 if let Some(dbias) = &outputs.dbias {
                     // The gradient of the logits themselves, before scale and slopes.
                     let mut logits = [0.0f32; KEYS + MAX_PANEL];
@@ -582,7 +657,8 @@ impl<'a> Unit<'a> {
                     std::ptr::copy_nonoverlapping(weights.add(at), kept.as_mut_ptr().add(at), end - at);
                     let (weights, gradients) = (kept.as_mut_ptr(), logits.as_mut_ptr());
                     let slopes = std::ptr::null_mut();
-                    simd.call(RowGradients { weights, gradients, slopes, scale: 1.0, ..job });
+                    let unscaled = RowGradients { weights, gradients, slopes, scale: 1.0, ..job };
+                    simd.call(unscaled);
                     let dbias = dbias.head(self.batch, rows.head);
                     for key in seen.rows[i].first..seen.rows[i].end {
                         if logits[key].to_bits() != HIDDEN {
@@ -590,7 +666,14 @@ impl<'a> Unit<'a> {
                         }
                     }
                 }
-                simd.call(job);
+                if self.plain {
+                    simd.call(PlainGradients(job));
+                } else {
+                    simd.call(job);
+                }
+                if call.dropout.is_some() {
+                    mask_row(simd, weights, factors, at, end);
+                }
             }
         }
     }
@@ -615,7 +698,7 @@ unsafe fn softcap_slopes<S: Simd>(simd: S, scores: *const f32, [at, end]: [usize
 /// Scores become weights, and gradients of weights those of scores, in place:
 ///
 /// ```text
-/// p = exp2(factor s - lse)      ds = p (dp - mean) scale slope
+/// p = exp(s - lse) exp2(-lost), plain: exp2(factor s - lse)      ds = p (dp - mean) scale slope
 /// ```
 ///
 /// Whoever makes one vouches that all rows are readable and writable up to `end`, a multiple of 16 like `at`.
@@ -631,6 +714,7 @@ struct RowGradients {
     factor: f32,
     lse: f32,
     mean: f32,
+    lost: f32,
     scale: f32,
 }
 
@@ -638,7 +722,26 @@ impl Job for RowGradients {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { weights, gradients, slopes, at, end, seen, factor, lse, mean, scale } = self;
+        self.each::<S, false>(simd);
+    }
+}
+
+/// Where scores are logits but for the scale.
+struct PlainGradients(RowGradients);
+
+impl Job for PlainGradients {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.0.each::<S, true>(simd);
+    }
+}
+
+impl RowGradients {
+    #[inline(always)]
+    fn each<S: Simd, const PLAIN: bool>(self, simd: S) {
+        let Self { weights, gradients, slopes, at, end, seen, factor, lse, mean, lost, scale } = self;
+        let (one, lost) = (simd.splat(LOG2_E), simd.splat(-lost));
         let (factor, mean, scale) = (simd.splat(factor), simd.splat(mean), simd.splat(scale));
         let (lse, hidden) = (simd.splat(-lse), simd.splat(f32::from_bits(HIDDEN)));
         let nothing = simd.splat(f32::NEG_INFINITY);
@@ -647,7 +750,13 @@ impl Job for RowGradients {
             unsafe {
                 let score = simd.load(weights.add(at));
                 let lanes = simd.and(seen_lanes(simd, seen, at), simd.not(simd.eq(score, nothing)));
-                let p = math::exp2_nonpositive(simd, simd.fma(score, factor, lse));
+                let x = if PLAIN {
+                    simd.fma(score, factor, lse)
+                } else {
+                    // The difference first: both may be so large that a factor of 1.44 is too much.
+                    simd.fma(simd.add(score, lse), one, lost)
+                };
+                let p = math::exp2_nonpositive(simd, x);
                 let mut gradient = simd.mul(simd.mul(p, simd.sub(simd.load(gradients.add(at)), mean)), scale);
                 if !slopes.is_null() {
                     gradient = simd.mul(gradient, simd.load(slopes.add(at)));
@@ -686,13 +795,13 @@ unsafe fn copy_out<S: Simd>(
     }
 }
 
-/// The gradient of each sink: `- sum over batch and rows of exp(sink - lse) D`, in that order.
+/// Adds to the gradient of each sink `- sum over batch and rows of exp(sink - lse) D`, in that order.
 ///
 /// # Safety
 /// - Everything fits the call.
 pub(super) unsafe fn sinks(spec: &AttentionSpec, call: &Call<'_>, outputs: &Outputs, sinks: &[f32], to: &mut [f32]) {
     for head in 0..spec.heads {
-        let mut sum = 0.0f32;
+        let mut sum = to[head];
         for batch in 0..call.shape.batch {
             let (out, dout) = (outputs.out.head(batch, head), outputs.dout.head(batch, head));
             for row in 0..call.shape.q_len {
@@ -702,7 +811,7 @@ pub(super) unsafe fn sinks(spec: &AttentionSpec, call: &Call<'_>, outputs: &Outp
                     for c in 0..spec.v_dim {
                         mean = (*out.at(row, c)).mul_add(*dout.at(row, c), mean);
                     }
-                    *outputs.lse.add((batch * spec.heads + head) * call.shape.q_len + row)
+                    *outputs.lse.add((batch * spec.heads + head) * outputs.lse_stride + row)
                 };
                 if lse != f32::NEG_INFINITY {
                     sum -= (sinks[head] - lse).exp() * mean;

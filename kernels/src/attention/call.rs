@@ -1,6 +1,9 @@
 //! A checked call as pointers and strides, and the buffers that tiles of rows share.
 
-use super::spec::{AttentionSpec, Inputs, Shape};
+use super::dropout::Dropout;
+use super::inputs::Inputs;
+use super::pack::copy_rows;
+use super::spec::{AttentionSpec, Shape};
 use crate::tensor::View;
 
 /// Rows of a tile: queries that go through the micro-kernel together, 6 x 2 vectors of 16 registers or 6 x 4 of 32.
@@ -57,6 +60,12 @@ pub(super) struct Rows<T> {
 }
 
 impl<T> Rows<T> {
+    /// The rows from `row` on.
+    #[inline(always)]
+    pub fn from(self, row: usize) -> Self {
+        Self { start: self.at(row, 0), ..self }
+    }
+
     /// The address of an element, or of where it would be.
     #[inline(always)]
     pub fn at(&self, row: usize, column: usize) -> *const T {
@@ -82,6 +91,17 @@ pub(super) struct Call<'a> {
     pub v: Raw<f32>,
     pub extras: Extras,
     pub kv_lens: Option<&'a [usize]>,
+    pub dropout: Option<Dropout>,
+    pub pages: Option<Pages>,
+}
+
+/// Which rows of `k` and `v` the keys of a sequence are, where these lie in pages.
+#[derive(Clone, Copy)]
+pub(super) struct Pages {
+    table: *const usize,
+    strides: [isize; 2],
+    /// Keys of a page.
+    pub rows: usize,
 }
 
 // SAFETY: the pointers come from views that outlive the call; inputs are only read.
@@ -102,6 +122,94 @@ impl<'a> Call<'a> {
                 sinks: inputs.sinks.map(<[f32]>::as_ptr),
             },
             kv_lens: inputs.kv_lens,
+            // A probability of 0 leaves nothing out.
+            dropout: inputs.dropout.filter(|dropout| dropout.probability > 0.0),
+            pages: inputs.pages.map(|table| Pages {
+                table: table.as_ptr(),
+                strides: table.strides(),
+                rows: inputs.k.shape()[2],
+            }),
+        }
+    }
+
+    /// A call whose memory nobody knows yet, for those who ask how much scratch memory the shape needs at most.
+    pub fn unknown(spec: &AttentionSpec, shape: Shape) -> Self {
+        let nothing = Raw { start: std::ptr::null(), strides: [0; 4] };
+        let extras = Extras { bias: None, keep: None, alibi: None, sinks: None };
+        let (q, k, v) = (nothing, nothing, nothing);
+        Self { spec: *spec, shape, q, k, v, extras, kv_lens: None, dropout: None, pages: None }
+    }
+
+    /// How likely a weight is not left out.
+    pub fn stays(&self) -> f32 {
+        self.dropout.map_or(1.0, |dropout| 1.0 - dropout.probability)
+    }
+
+    /// Whether blocks of so many keys have to be gathered, because they lie on more than one page.
+    pub fn gathers(&self, block: usize) -> bool {
+        self.pages.is_some_and(|pages| pages.rows == 0 || !pages.rows.is_multiple_of(block))
+    }
+
+    /// Whether a block is some whole pages of rows whose elements are neighbours, a multiple of 8 keys each: those can be met
+    /// page by page.
+    pub fn short_pages(&self, block: usize) -> bool {
+        let fits = |rows: usize| rows.is_multiple_of(8) && rows > 0 && rows < block && block.is_multiple_of(rows);
+        self.k.strides[3] == 1 && self.v.strides[3] == 1 && self.pages.is_some_and(|pages| fits(pages.rows))
+    }
+
+    /// The `count` rows from key `start` on of a head of `k` or `v`. `to` holds them if they have to be gathered, or if
+    /// `packed` and their elements are not neighbours.
+    ///
+    /// # Safety
+    /// - The keys are within the sequence and within a block that starts at a multiple of `block`.
+    /// - `to` has room for `count * dim` elements where it is needed.
+    #[inline(always)]
+    pub unsafe fn rows(
+        &self,
+        of: &Raw<f32>,
+        [batch, head]: [usize; 2],
+        [start, count, block]: [usize; 3],
+        dim: usize,
+        to: *mut f32,
+        packed: bool,
+    ) -> Rows<f32> {
+        let rows = match self.pages {
+            None => of.head(batch, head).from(start),
+            Some(_) if self.gathers(block) => {
+                // SAFETY: the caller's contract.
+                unsafe { self.gather(of, [batch, head], [start, count], dim, to) };
+                return Rows { start: to, row_stride: dim as isize, step: 1 };
+            }
+            // SAFETY: the caller's contract; the table has been checked.
+            Some(pages) => unsafe { of.head(pages.page(batch, start), head).from(start % pages.rows) },
+        };
+        // SAFETY: the caller's contract.
+        if packed && rows.step != 1 { unsafe { copy_rows(rows, count, dim, to) } } else { rows }
+    }
+
+    /// Copies rows from the pages they lie on.
+    ///
+    /// # Safety
+    /// - That of [`Call::rows`].
+    unsafe fn gather(
+        &self,
+        of: &Raw<f32>,
+        [batch, head]: [usize; 2],
+        [start, count]: [usize; 2],
+        dim: usize,
+        to: *mut f32,
+    ) {
+        let Some(pages) = self.pages else { return };
+        let mut done = 0;
+        while done < count {
+            let key = start + done;
+            let here = (pages.rows - key % pages.rows).min(count - done);
+            // SAFETY: the caller's contract; the table has been checked, and the rows end with the page.
+            unsafe {
+                let rows = of.head(pages.page(batch, key), head).from(key % pages.rows);
+                copy_rows(rows, here, dim, to.add(done * dim));
+            }
+            done += here;
         }
     }
 
@@ -119,6 +227,20 @@ impl<'a> Call<'a> {
         let Extras { bias, keep, alibi, sinks } = self.extras;
         let simple = bias.is_none() && keep.is_none() && alibi.is_none() && sinks.is_none();
         simple && self.spec.softcap.is_none() && self.spec.scale.is_normal() && self.spec.scale > 0.0
+    }
+}
+
+impl Pages {
+    /// The page of a key.
+    ///
+    /// # Safety
+    /// - The key is within the sequence of a checked call.
+    #[inline(always)]
+    unsafe fn page(&self, batch: usize, key: usize) -> usize {
+        let [by_batch, by_page] = self.strides;
+        let at = batch as isize * by_batch + (key / self.rows) as isize * by_page;
+        // SAFETY: the table has a page for each key of the sequence.
+        unsafe { *self.table.wrapping_offset(at) }
     }
 }
 

@@ -16,11 +16,14 @@
 //! new maximum)` before the next (M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", 2018; T. Dao,
 //! "FlashAttention-2", 2023).
 
-use super::call::{Call, MR, QUERY_STRIDE, Raw, Rows, SCORE_STRIDE, Tiles, block_keys};
-use super::pack::{copy_rows, pack_transposed};
+use std::mem::MaybeUninit;
+
+use super::call::{Call, MAX_BLOCK, MR, QUERY_STRIDE, Raw, Rows, SCORE_STRIDE, Tiles, block_keys};
+use super::dropout::{DropoutRow, mask_row};
+use super::pack::pack_transposed;
 use super::scores::{
-    DotTile, Exponentials, QueryRows, ScoreTile, TileSeen, Transform, copy_query, dot_tile, first_score, fold_rows,
-    score_tile,
+    DotTile, Exponentials, QueryRows, ScoreTile, Seen, TileSeen, Transform, copy_query, dot_tile, first_score,
+    fold_rows, score_tile,
 };
 use super::spec::{AttentionSpec, Causal, Shape, Window};
 use super::values::{Hidden, ScoreRows, SumEnds, ValueTile, store_row, value_tile};
@@ -127,9 +130,12 @@ impl Scratch {
         let stride = spec.v_dim.next_multiple_of(64);
         let queries = round_up(MR * SCORE_STRIDE);
         let packed = queries + round_up(MR * QUERY_STRIDE);
-        let packs_keys = !few || call.k.strides[3] != 1;
+        let gathers = call.gathers(block) && !(few && call.short_pages(block));
+        let packs_keys = !few || call.k.strides[3] != 1 || gathers;
         let values = packed + if packs_keys { round_up(keys * spec.head_dim) } else { 0 };
-        let unit = values + if call.v.strides[3] == 1 { 0 } else { round_up(keys * spec.v_dim) };
+        // Keys that are gathered before they are packed pass through the place of the values.
+        let wide = if gathers || call.k.strides[3] == 0 { spec.head_dim.max(spec.v_dim) } else { spec.v_dim };
+        let unit = values + if call.v.strides[3] == 1 && !gathers { 0 } else { round_up(keys * wide) };
         let mut layout = Self { queries, packed, values, unit, stride, len: unit };
         if !few {
             let sums = call.shape.kv_len > block;
@@ -149,6 +155,8 @@ pub(super) struct Outputs {
     pub out: Raw<f32>,
     /// Null where it is not asked for.
     pub lse: *mut f32,
+    /// The distance of the log-sum-exps of neighbouring heads; those of sequences lie side by side.
+    pub lse_stride: usize,
 }
 
 // SAFETY: tasks write different rows.
@@ -323,26 +331,32 @@ impl<'a> Unit<'a> {
             while start < end_key {
                 let end = (start + block).min(keys);
                 let count = end.min(end_key) - start;
-                let k = call.k.head(self.batch, self.kv_head);
-                let mut k = Rows { start: k.at(start, 0), ..k };
+                let (place, keys_at) = ([self.batch, self.kv_head], [start, count, block]);
+                let (packed, values) = (scratch.add(layout.packed), scratch.add(layout.values));
+                // Few rows meet short pages one by one, where they lie.
+                let step = match call.pages {
+                    Some(pages) if few && call.short_pages(block) => pages.rows,
+                    _ => block,
+                };
+                let to = if few { packed } else { values };
+                let keys_at = if step < block { [start, count.min(step), step] } else { keys_at };
+                let k = call.rows(&call.k, place, keys_at, spec.head_dim, to, few);
                 if !few {
-                    pack_transposed(simd, k, count, spec.head_dim, scratch.add(layout.packed));
-                } else if k.step != 1 {
-                    k = copy_rows(k, count, spec.head_dim, scratch.add(layout.packed));
+                    pack_transposed(simd, k, count, spec.head_dim, packed);
                 }
-                let v = call.v.head(self.batch, self.kv_head);
-                let mut v = Rows { start: v.at(start, 0), ..v };
-                if v.step != 1 {
-                    v = copy_rows(v, count, spec.v_dim, scratch.add(layout.values));
-                }
+                let v = call.rows(&call.v, place, keys_at, spec.v_dim, values, true);
                 for index in 0..self.tiles.count {
                     let tile = self.tile(index);
                     let (rows, outer) = self.seen(&tile, keys);
                     if outer[0] < end && start < outer[1] {
                         let seen = TileSeen::new(&rows, tile.count, start, end);
+                        // Rows of different heads may see nothing of a block between those that they see.
+                        if seen.outer.first >= seen.outer.end {
+                            continue;
+                        }
                         let first = outer[0] >= start;
                         let last = outer[1] <= end;
-                        let block = Block { start, keys: count, k, v, first, last, length: keys, careful };
+                        let block = Block { start, keys: count, step, k, v, first, last, length: keys, careful };
                         finite &= self.block(simd, &tile, &seen, &block);
                     }
                 }
@@ -414,7 +428,26 @@ impl<'a> Unit<'a> {
 
     #[inline(always)]
     fn lse_at(&self, head: usize, row: usize) -> usize {
-        (self.batch * self.task.call.spec.heads + head) * self.task.call.shape.q_len + row
+        (self.batch * self.task.call.spec.heads + head) * self.task.outputs.lse_stride + row
+    }
+
+    /// Keys and values from key `at` of a block on, as far as they lie together.
+    ///
+    /// # Safety
+    /// - The key is in the block, and `at` a multiple of its step.
+    #[inline(always)]
+    unsafe fn page(&self, block: &Block, at: usize) -> (Rows<f32>, Rows<f32>) {
+        if at == 0 {
+            return (block.k, block.v);
+        }
+        let Forward { call, .. } = *self.task;
+        let (place, keys) = ([self.batch, self.kv_head], [block.start + at, block.step, block.step]);
+        let nowhere = std::ptr::null_mut();
+        // SAFETY: the caller's contract; short pages have rows of neighbouring elements and need no copy.
+        unsafe {
+            let k = call.rows(&call.k, place, keys, call.spec.head_dim, nowhere, false);
+            (k, call.rows(&call.v, place, keys, call.spec.v_dim, nowhere, false))
+        }
     }
 
     /// One tile of `M` rows and one block of keys. Returns whether finished sums are finite.
@@ -448,8 +481,13 @@ impl<'a> Unit<'a> {
                 spec.scale * std::f32::consts::LOG2_E
             } else {
                 if few {
-                    let job = DotTile { q, k: block.k, v: block.v, dim, v_dim: spec.v_dim, keys, scores };
-                    dot_tile(simd, rows, job);
+                    let mut at = 0;
+                    while at < keys {
+                        let keys = block.step.min(keys - at);
+                        let (k, v) = self.page(block, at);
+                        dot_tile(simd, rows, DotTile { q, k, v, dim, v_dim: spec.v_dim, keys, scores: scores.add(at) });
+                        at += block.step;
+                    }
                 } else {
                     let job = ScoreTile { q, packed, dim, keys, seen, scores, maxima: maxima_at };
                     score_tile::<S, false>(simd, rows, job);
@@ -491,17 +529,28 @@ impl<'a> Unit<'a> {
             }
             let sums = state.add(16);
             let exponentials = Exponentials { scores, rows, at, end, factor, shifts, rescale, sums };
+            let mut hidden = [const { Hidden::NONE }; MR];
             if block.careful {
-                let mut hidden = [const { Hidden::NONE }; MR];
                 for i in 0..rows {
                     hidden[i] = Hidden::find(scores.add(i * SCORE_STRIDE), at, end);
                 }
-                simd.call(exponentials);
+            }
+            simd.call(exponentials);
+            if let Some(dropout) = &call.dropout {
+                for i in 0..rows {
+                    let (head, row) = tile.places[i];
+                    let (place, first_key) = ([self.batch, head, row], block.start);
+                    // Those that stay are divided with the sums, in the end.
+                    let mut factors = MaybeUninit::<[f32; MAX_BLOCK]>::uninit();
+                    let factors = factors.as_mut_ptr().cast();
+                    simd.call(DropoutRow { dropout, place, first_key, at, end, kept: 1.0, factors });
+                    mask_row(simd, scores.add(i * SCORE_STRIDE), factors, at, end);
+                }
+            }
+            if block.careful {
                 for i in 0..rows {
                     hidden[i].mark(scores.add(i * SCORE_STRIDE), at, end);
                 }
-            } else {
-                simd.call(exponentials);
             }
 
             let sums = self.sums.add(tile.index * MR * layout.stride);
@@ -517,7 +566,7 @@ impl<'a> Unit<'a> {
                     let (head, row) = tile.places[i];
                     to[i] = outputs.out.head(self.batch, head).at(row, 0).cast_mut();
                     // A row that sees none of the keys of its tile has sums of 0.
-                    divisors[i] = if totals[i] == 0.0 { 1.0 } else { totals[i] };
+                    divisors[i] = if totals[i] == 0.0 { 1.0 } else { totals[i] * call.stays() };
                     if !outputs.lse.is_null() {
                         let scale = if plain { spec.scale } else { 1.0 };
                         let lse = *state.add(i) * scale + ln(simd, totals[i]);
@@ -526,15 +575,23 @@ impl<'a> Unit<'a> {
                 }
                 ends.out = Some((to, outputs.out.strides[3], divisors));
             }
-            let job = ValueTile {
-                weights: ScoreRows(scores),
-                values: block.v,
-                seen: seen.outer,
-                dim: spec.v_dim,
-                ends,
-                careful: block.careful,
-            };
-            let finite = value_tile(simd, rows, job);
+            let mut finite = true;
+            let mut at = seen.outer.first / block.step * block.step;
+            while at < seen.outer.end {
+                let part = Seen { first: seen.outer.first.max(at) - at, end: seen.outer.end.min(at + block.step) - at };
+                let job = ValueTile {
+                    weights: ScoreRows(scores.add(at)),
+                    values: self.page(block, at).1,
+                    seen: part,
+                    dim: spec.v_dim,
+                    ends,
+                    careful: block.careful,
+                };
+                finite = value_tile(simd, rows, job);
+                // Later pages go on where the first has stopped.
+                (ends.from, ends.rescale) = (sums, [1.0; MR]);
+                at += block.step;
+            }
             finite && !(few && block.last && !are_finite(sums, rows, layout.stride, spec.v_dim))
         }
     }
@@ -561,6 +618,8 @@ struct Block {
     start: usize,
     /// Keys that are packed, or readable at `k`.
     keys: usize,
+    /// Keys that lie together: fewer than a block where `k` and `v` are the first of several pages.
+    step: usize,
     k: Rows<f32>,
     v: Rows<f32>,
     /// The tile sees nothing before this block.
@@ -656,7 +715,7 @@ impl Job for Merge<'_> {
                 for i in 0..tile.count {
                     let (head, row) = tile.places[i];
                     let out = outputs.out.head(unit.batch, head);
-                    let divisor = simd.splat(if sums[i] == 0.0 { 1.0 } else { sums[i] });
+                    let divisor = simd.splat(if sums[i] == 0.0 { 1.0 } else { sums[i] * call.stays() });
                     if !outputs.lse.is_null() {
                         *outputs.lse.add(unit.lse_at(head, row)) = shifts[i] + ln(simd, sums[i]);
                     }

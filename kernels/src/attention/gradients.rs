@@ -1,6 +1,7 @@
 //! What a backward call writes.
 
-use super::spec::{AttentionSpec, Inputs, Shape, check_shape};
+use super::inputs::{Inputs, check_shape};
+use super::spec::{AttentionSpec, Shape};
 use crate::error::{Error, check_len};
 use crate::tensor::ViewMut;
 

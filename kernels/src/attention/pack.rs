@@ -69,9 +69,16 @@ pub(super) unsafe fn pack_transposed<S: Simd>(simd: S, rows: Rows<f32>, keys: us
 #[inline(always)]
 pub(super) unsafe fn copy_rows(rows: Rows<f32>, count: usize, dim: usize, to: *mut f32) -> Rows<f32> {
     for row in 0..count {
-        for d in 0..dim {
-            // SAFETY: the caller's contract.
-            unsafe { *to.add(row * dim + d) = *rows.at(row, d) };
+        // SAFETY: the caller's contract.
+        unsafe {
+            let to = to.add(row * dim);
+            if rows.step == 1 {
+                std::ptr::copy_nonoverlapping(rows.at(row, 0), to, dim);
+            } else {
+                for d in 0..dim {
+                    *to.add(d) = *rows.at(row, d);
+                }
+            }
         }
     }
     Rows { start: to, row_stride: dim as isize, step: 1 }

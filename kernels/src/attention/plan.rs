@@ -6,7 +6,8 @@ use super::backward::{Backward, Layout, sinks};
 use super::call::{Call, Raw, block_keys};
 use super::forward::{Cut, Forward, Merge, Outputs, PIECE, Scratch, few_rows};
 use super::gradients::{Gradients, check_gradients, fill};
-use super::spec::{AttentionSpec, Inputs, Shape, check_shape};
+use super::inputs::{Inputs, check_shape};
+use super::spec::{AttentionSpec, Shape};
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
 use crate::simd::Isa;
@@ -14,7 +15,7 @@ use crate::tensor::{View, ViewMut};
 use crate::workspace::{LINE, Workspace, aligned};
 
 /// Operations a second that estimates assume of one thread.
-const FLOPS: f64 = 80e9;
+pub(super) const FLOPS: f64 = 80e9;
 
 /// An attention: made once, run often, from any thread.
 ///
@@ -88,9 +89,7 @@ impl Attention {
             return Err(Error::invalid("slots", "at least 1", 0));
         }
         // Whatever the memory orders: elements that are not neighbours need the most.
-        let nothing = Raw { start: std::ptr::null(), strides: [0; 4] };
-        let extras = super::call::Extras { bias: None, keep: None, alibi: None, sinks: None };
-        let call = Call { spec: self.spec, shape, q: nothing, k: nothing, v: nothing, extras, kv_lens: None };
+        let call = Call::unknown(&self.spec, shape);
         Ok(Self::forward_len(&call, slots))
     }
 
@@ -127,6 +126,7 @@ impl Attention {
         let outputs = Outputs {
             out: Raw { start: out.as_mut_ptr().cast_const(), strides },
             lse: lse.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
+            lse_stride: shape.q_len,
         };
         let scratch = Shared(aligned(workspace).as_mut_ptr());
         let partial_len = cut.partial_len(&call, &layout);
@@ -152,9 +152,7 @@ impl Attention {
         if slots == 0 {
             return Err(Error::invalid("slots", "at least 1", 0));
         }
-        let nothing = Raw { start: std::ptr::null(), strides: [0; 4] };
-        let extras = super::call::Extras { bias: None, keep: None, alibi: None, sinks: None };
-        let call = Call { spec: self.spec, shape, q: nothing, k: nothing, v: nothing, extras, kv_lens: None };
+        let call = Call::unknown(&self.spec, shape);
         let layout = Layout::new(&call, [true; 4]);
         Ok(slots.min(layout.tasks.max(1)).saturating_mul(layout.len).saturating_add(LINE))
     }
@@ -177,6 +175,9 @@ impl Attention {
         parallelism: Parallelism,
     ) -> Result<(), Error> {
         let shape = inputs.check(&self.spec)?;
+        if inputs.pages.is_some() {
+            return Err(Error::invalid("pages", "none in a backward call", "some"));
+        }
         let of_out = [shape.batch, self.spec.heads, shape.q_len, self.spec.v_dim];
         check_shape("out", of_out, out.shape())?;
         check_shape("dout", of_out, dout.shape())?;
@@ -191,7 +192,8 @@ impl Attention {
             fill(dbias, 0.0);
         }
         let (raw_out, raw_dout) = (Raw::new(out), Raw::new(dout));
-        let outputs = super::backward::Outputs::new(raw_out, raw_dout, lse, &mut gradients, call.extras.bias);
+        let outputs =
+            super::backward::Outputs::new(raw_out, raw_dout, (lse, shape.q_len), &mut gradients, call.extras.bias);
         let parallelism = if outputs.needs_order(&call) {
             Parallelism::Serial
         } else {
@@ -203,6 +205,7 @@ impl Attention {
             Backward { call: &call, outputs: &outputs, layout: &layout, scratch, task }.start(self.isa);
         });
         if let (Some(dsinks), Some(logits)) = (gradients.dsinks, inputs.sinks) {
+            dsinks.fill(0.0);
             // SAFETY: everything has been checked against the call.
             unsafe { sinks(&self.spec, &call, &outputs, logits, dsinks) };
         }
@@ -217,19 +220,19 @@ impl fmt::Debug for Attention {
 }
 
 /// Scratch memory whose parts belong to slots.
-struct Shared(*mut f32);
+pub(super) struct Shared(pub *mut f32);
 
 // SAFETY: each slot uses its own part.
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    fn at(&self, offset: usize) -> *mut f32 {
+    pub fn at(&self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
 }
 
 /// How many tasks may run at once: one a thread, as far as the workspace goes.
-fn slots(parallelism: Parallelism, given: usize, len: impl Fn(usize) -> usize) -> Result<usize, Error> {
+pub(super) fn slots(parallelism: Parallelism, given: usize, len: impl Fn(usize) -> usize) -> Result<usize, Error> {
     let fits = |&slots: &usize| len(slots) <= given;
     (1..=parallelism.threads().max(1)).rev().find(fits).ok_or_else(|| Error::Length {
         argument: "workspace",

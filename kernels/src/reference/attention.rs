@@ -21,9 +21,10 @@ fn logits<T: Float>(
         if inputs.keep.is_some_and(|keep| !keep.get([b, h, i, j])) {
             continue;
         }
+        let [at, row] = inputs.place(b, j);
         let mut score = T::ZERO;
         for d in 0..spec.head_dim {
-            score += inputs.q.get([b, h, i, d]) * inputs.k.get([b, kv_head, j, d]);
+            score += inputs.q.get([b, h, i, d]) * inputs.k.get([at, kv_head, row, d]);
         }
         let mut logit = T::from_f64(spec.scale as f64) * score;
         if let Some(cap) = spec.softcap {
@@ -63,6 +64,15 @@ fn weights<T: Float>(logits: &[T], sink: Option<T>) -> (Vec<T>, T) {
     (weights, maximum + sum.ln())
 }
 
+/// What dropout multiplies the weight of a key with.
+fn factor<T: Float>(inputs: &Inputs<'_, T>, [b, h, i, j]: [usize; 4]) -> T {
+    match inputs.dropout {
+        None => T::ONE,
+        Some(dropout) if dropout.keeps([b, h, i, j]) => T::from_f64(dropout.factor()),
+        Some(_) => T::ZERO,
+    }
+}
+
 /// `out = softmax(logits) v`, and the log-sum-exp of each row of logits, `[batch][heads][q_len]`.
 ///
 /// # Errors
@@ -86,7 +96,9 @@ pub fn attention_forward<T: Float>(
                     let mut sum = T::ZERO;
                     for j in 0..shape.kv_len {
                         if logits[j] != T::NEG_INFINITY {
-                            sum += weights[j] * inputs.v.get([b, h / spec.group(), j, c]);
+                            let [at, row] = inputs.place(b, j);
+                            let value = inputs.v.get([at, h / spec.group(), row, c]);
+                            sum += weights[j] * factor(inputs, [b, h, i, j]) * value;
                         }
                     }
                     out.set([b, h, i, c], sum);
@@ -100,11 +112,13 @@ pub fn attention_forward<T: Float>(
 /// The gradients of everything that goes into the logits and of the values, from the gradient of the output:
 ///
 /// ```text
-/// D[i]        = sum over j of p[i, j] (dout[i] . v[j])         dv[j] = sum over i of p[i, j] dout[i]
-/// dlogit[i,j] = p[i, j] (dout[i] . v[j] - D[i])                dsink = sum over i of -p_sink[i] D[i]
-/// dq[i]       = sum over j of dscore[i, j] k[j]                dk[j] = sum over i of dscore[i, j] q[i]
-/// dscore      = scale * cap'(...) * dlogit                     dbias = dlogit
+/// D[i]        = sum over j of p[i, j] f[i, j] (dout[i] . v[j])    dv[j] = sum over i of p[i, j] f[i, j] dout[i]
+/// dlogit[i,j] = p[i, j] (f[i, j] (dout[i] . v[j]) - D[i])         dsink = sum over i of -p_sink[i] D[i]
+/// dq[i]       = sum over j of dscore[i, j] k[j]                   dk[j] = sum over i of dscore[i, j] q[i]
+/// dscore      = scale * cap'(...) * dlogit                        dbias = dlogit
 /// ```
+///
+/// `f` is 1, or with dropout 0 or `1 / (1 - probability)`.
 ///
 /// The gradient of a broadcast bias has a dimension of 1 where the bias has a stride of 0, and sums over it.
 ///
@@ -117,6 +131,9 @@ pub fn attention_backward<T: Float>(
     gradients: &mut Gradients<'_, '_, T>,
 ) -> Result<(), Error> {
     let shape = inputs.check(spec)?;
+    if inputs.pages.is_some() {
+        return Err(Error::invalid("pages", "none in a backward call", "some"));
+    }
     check_shape("dout", [shape.batch, spec.heads, shape.q_len, spec.v_dim], dout.shape())?;
     check_gradients(spec, inputs, shape, gradients)?;
     gradients.fill(T::ZERO);
@@ -133,9 +150,10 @@ pub fn attention_backward<T: Float>(
                 let mut dweights = vec![T::ZERO; shape.kv_len];
                 let mut mean = T::ZERO;
                 for j in (0..shape.kv_len).filter(visible) {
+                    let factor = factor(inputs, [b, h, i, j]);
                     for c in 0..spec.v_dim {
-                        dweights[j] += dout.get([b, h, i, c]) * inputs.v.get([b, kv_head, j, c]);
-                        add(dv, [b, kv_head, j, c], weights[j] * dout.get([b, h, i, c]));
+                        dweights[j] += factor * dout.get([b, h, i, c]) * inputs.v.get([b, kv_head, j, c]);
+                        add(dv, [b, kv_head, j, c], weights[j] * factor * dout.get([b, h, i, c]));
                     }
                     mean += weights[j] * dweights[j];
                 }
@@ -171,7 +189,7 @@ fn add<T: Float>(to: &mut ViewMut<'_, T, 4>, index: [usize; 4], term: T) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attention::Causal;
+    use crate::attention::{Causal, Dropout};
 
     fn numbers(len: usize, seed: u64) -> Vec<f64> {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -191,6 +209,7 @@ mod tests {
         keep: Vec<bool>,
         lens: Vec<usize>,
         dout: Vec<f64>,
+        dropout: Option<Dropout>,
     }
 
     impl Problem {
@@ -226,6 +245,7 @@ mod tests {
             .alibi(parts[4])
             .sinks(parts[5])
             .kv_lens(&self.lens);
+            let inputs = Inputs { dropout: self.dropout, ..inputs };
             run(&inputs)
         }
 
@@ -241,13 +261,20 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_differences_for_every_feature() {
-        for causal in [Causal::None, Causal::TopLeft, Causal::BottomRight] {
+        let dropouts = [None, Some(Dropout::new(0.3, 11)), None];
+        for (causal, dropout) in [Causal::None, Causal::TopLeft, Causal::BottomRight].into_iter().zip(dropouts) {
             let spec =
                 AttentionSpec::new(4, 3).kv_heads(2).v_dim(2).causal(causal).window(Some(3), Some(2)).softcap(1.5);
             let shape = Shape::new(2, 4, 5);
             let keep: Vec<bool> = (0..20).map(|at| at % 7 != 3).collect();
-            let problem =
-                Problem { spec, shape, keep, lens: vec![5, 3], dout: numbers(2 * spec.heads * 4 * spec.v_dim, 9) };
+            let problem = Problem {
+                spec,
+                shape,
+                keep,
+                lens: vec![5, 3],
+                dout: numbers(2 * spec.heads * 4 * spec.v_dim, 9),
+                dropout,
+            };
             let sizes = problem.sizes();
             let values = numbers(sizes.iter().sum(), 5);
             let [mut dq, mut dk, mut dv, mut dbias, _, mut dsinks] = sizes.map(|len| vec![0.0; len]);

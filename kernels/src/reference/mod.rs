@@ -11,6 +11,7 @@ mod linear;
 mod norm;
 mod optimizer;
 mod pool;
+mod ragged;
 mod sequence;
 mod softmax;
 mod special;
@@ -26,6 +27,7 @@ pub use linear::{linear_backward, linear_forward};
 pub use norm::{Sharing, norm_backward, norm_forward};
 pub use optimizer::{adam_step, descent_step};
 pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backward, max_pool2d_forward};
+pub use ragged::{ragged_attention_backward, ragged_attention_forward};
 pub use sequence::{dropout, embedding_backward, embedding_forward, rotary};
 pub use softmax::{
     log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,
