@@ -4,12 +4,14 @@
 //! y[n, o] = bias[o] + sum over i of  x[n, i] * weight[o, i]
 //! ```
 
-use kernels::{Parallelism, Workspace, linear};
+use kernels::gemm::{self, Bias, Epilogue, Gemm, PackedRhs};
+use kernels::{Parallelism, View, ViewMut, Workspace, linear};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
+use crate::inference::{Call, Fused, Kernel, Role};
 use crate::init::kaiming_uniform;
-use crate::layer::{Layer, Parameter, single};
+use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
@@ -38,12 +40,18 @@ impl Linear {
     /// # Errors
     /// [`Error::Invalid`] when there are no inputs or more weights than memory can hold.
     pub fn new(inputs: usize, outputs: usize, random: &mut Random) -> Result<Self> {
+        Self::check(inputs, outputs)?;
+        let weight = kaiming_uniform(&[outputs, inputs], inputs, random);
+        Self::with_weights(weight, Some(Array1::zeros(outputs).into_dyn()))
+    }
+
+    /// Fails unless so many weights fit in memory.
+    pub(crate) fn check(inputs: usize, outputs: usize) -> Result<()> {
         if inputs.checked_mul(outputs).is_none_or(|len| len == 0 || len > isize::MAX as usize / size_of::<f32>()) {
             let expected = "at least 1 each, and a product that fits in memory";
             return Err(Error::invalid("inputs, outputs", expected, format!("{inputs}, {outputs}")));
         }
-        let weight = kaiming_uniform(&[outputs, inputs], inputs, random);
-        Self::with_weights(weight, Some(Array1::zeros(outputs).into_dyn()))
+        Ok(())
     }
 
     /// A layer with given weights, and with a bias or without.
@@ -102,6 +110,37 @@ impl Layer for Linear {
         "Linear"
     }
 
+    fn details(&self) -> String {
+        let [outputs, inputs] = self.size();
+        format!("{inputs}->{outputs}{}", if self.bias.is_some() { "" } else { " without bias" })
+    }
+
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        let [outputs, features] = self.size();
+        match *single_shape(inputs)? {
+            [batch, given] if given == features => Ok(vec![batch, outputs]),
+            ref given => Err(Error::shape("x", format!("[batch, {features}]"), given)),
+        }
+    }
+
+    fn flops(&self, inputs: &[Vec<usize>]) -> Result<f64> {
+        let outputs: usize = self.output_shape(inputs)?.iter().product();
+        Ok(2.0 * outputs as f64 * self.size()[1] as f64)
+    }
+
+    fn role(&self) -> Role {
+        Role::Compute { activation: true, residual: true }
+    }
+
+    fn kernel(&self, _: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
+        let weight = View::new(self.weight.elements(), self.size())?.transposed();
+        Ok(Box::new(Product {
+            weight: PackedRhs::new(weight, None)?,
+            bias: self.bias.as_ref().map(|bias| bias.elements().to_vec()),
+            fused,
+        }))
+    }
+
     /// x [batch, inputs] -> y [batch, outputs]
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
@@ -135,5 +174,38 @@ impl Layer for Linear {
         if let Some(bias) = &mut self.bias {
             visitor(&format!("{prefix}bias"), bias);
         }
+    }
+}
+
+/// The forward pass with packed weights: `y = activation(x weightᵀ + bias + residual)`.
+struct Product {
+    /// [inputs, outputs]
+    weight: PackedRhs,
+    bias: Option<Vec<f32>>,
+    fused: Fused,
+}
+
+impl Kernel for Product {
+    fn workspace_len(&self, inputs: &[Vec<usize>], slots: usize) -> Result<usize> {
+        let [features, outputs] = self.weight.shape();
+        Ok(gemm::workspace_len(inputs[0][0], outputs, features, slots)?)
+    }
+
+    fn run(&self, call: Call<'_>) -> Result<()> {
+        let [features, outputs] = self.weight.shape();
+        let batch = call.shapes[0][0];
+        let epilogue = Epilogue {
+            bias: self.bias.as_deref().map_or(Bias::None, Bias::Columns),
+            residual: match self.fused.residual {
+                true => Some(View::new(call.inputs.get(1), [batch, outputs])?),
+                false => None,
+            },
+            activation: self.fused.activation,
+        };
+        let x = View::new(call.inputs.get(0), [batch, features])?;
+        let mut y = ViewMut::new(call.y, [batch, outputs])?;
+        let gemm = Gemm { epilogue, ..Gemm::default() };
+        gemm.run_packed_rhs(x, &self.weight, &mut y, call.workspace, call.parallelism)?;
+        Ok(())
     }
 }

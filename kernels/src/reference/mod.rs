@@ -8,6 +8,8 @@ mod attention;
 mod conv;
 mod gemm;
 mod linear;
+mod local_response;
+mod normalize;
 mod pool;
 mod softmax;
 mod winograd;
@@ -19,9 +21,15 @@ pub use conv::{
 };
 pub use gemm::gemm;
 pub use linear::{linear_backward, linear_forward};
-pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backward, max_pool2d_forward};
+pub use local_response::{local_response_backward, local_response_forward};
+pub use normalize::{normalize_backward, normalize_forward};
+pub use pool::{
+    adaptive_average_pool2d_backward, adaptive_average_pool2d_forward, average_pool2d_backward, average_pool2d_forward,
+    max_pool2d_backward, max_pool2d_forward,
+};
 pub use softmax::{
-    log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,
+    log_softmax_backward, log_softmax_forward, mean_squared_error, softmax_backward, softmax_cross_entropy,
+    softmax_forward,
 };
 
 pub use winograd::{WINOGRAD_ROUNDINGS, winograd_shadow, winograd_shadow_backward_data};
