@@ -29,7 +29,7 @@ use crate::max_pool2d::MaxPool2d;
 use crate::random::Random;
 use crate::sequential::Sequential;
 
-/// GoogLeNet over images of at least 33x33.
+/// GoogLeNet over images of at least 47x47.
 #[derive(Clone, Debug)]
 pub struct GoogLeNet {
     /// Channels of the input.
