@@ -9,12 +9,15 @@ mod conv;
 mod gemm;
 mod linear;
 mod local_response;
+mod norm;
 mod normalize;
 mod pool;
+mod sequence;
 mod softmax;
+mod special;
 mod winograd;
 
-pub use activation::{activation_backward, activation_forward};
+pub use activation::{activation_backward, activation_forward, gated_backward, gated_forward};
 pub use attention::{attention_backward, attention_forward};
 pub use conv::{
     conv_transpose2d_forward, conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weights, conv2d_forward,
@@ -22,16 +25,19 @@ pub use conv::{
 pub use gemm::gemm;
 pub use linear::{linear_backward, linear_forward};
 pub use local_response::{local_response_backward, local_response_forward};
+pub use norm::{Sharing, norm_backward, norm_forward};
 pub use normalize::{normalize_backward, normalize_forward};
 pub use pool::{
     adaptive_average_pool2d_backward, adaptive_average_pool2d_forward, average_pool2d_backward, average_pool2d_forward,
     max_pool2d_backward, max_pool2d_forward,
 };
+pub use sequence::{dropout, embedding_backward, embedding_forward, rotary};
 pub use softmax::{
     log_softmax_backward, log_softmax_forward, mean_squared_error, softmax_backward, softmax_cross_entropy,
     softmax_forward,
 };
 
+pub use special::{erf, erfc, normal_cdf, normal_density};
 pub use winograd::{WINOGRAD_ROUNDINGS, winograd_shadow, winograd_shadow_backward_data};
 
 use std::fmt::{Debug, Display};

@@ -128,6 +128,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn and_int(self, a: Self::I, b: Self::I) -> Self::I;
     /// Bitwise or.
     fn or_int(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise exclusive or.
+    fn xor_int(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The upper and the lower halves of the 64-bit products of unsigned integers.
+    fn mul_wide(self, a: Self::I, b: Self::I) -> (Self::I, Self::I);
     /// Shifts left by `BITS`.
     fn shl_int<const BITS: u32>(self, a: Self::I) -> Self::I;
     /// Shifts right by `BITS`, copies of the sign coming in.
@@ -135,6 +139,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// The even and the odd elements of the `2 * LANES` floats `a ++ b`.
     fn even_odd(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
+
+    /// Each pair of neighbours exchanged: `[a1, a0, a3, a2, ..]`.
+    fn swap_pairs(self, a: Self::F) -> Self::F;
 
     /// Transposes a block of `LANES` x `LANES` floats: `to[j * to_stride + i] = from[i * from_stride + j]`.
     ///

@@ -147,6 +147,16 @@ impl Simd for Portable {
         a | b
     }
     #[inline(always)]
+    fn xor_int(self, a: i32x4, b: i32x4) -> i32x4 {
+        a ^ b
+    }
+    #[inline(always)]
+    fn mul_wide(self, a: i32x4, b: i32x4) -> (i32x4, i32x4) {
+        let (a, b) = (a.to_array(), b.to_array());
+        let products = [0, 1, 2, 3].map(|l: usize| u64::from(a[l] as u32) * u64::from(b[l] as u32));
+        (i32x4::new(products.map(|p| (p >> 32) as i32)), i32x4::new(products.map(|p| p as i32)))
+    }
+    #[inline(always)]
     fn shl_int<const BITS: u32>(self, a: i32x4) -> i32x4 {
         a << BITS
     }
@@ -158,6 +168,11 @@ impl Simd for Portable {
     fn even_odd(self, a: f32x4, b: f32x4) -> (f32x4, f32x4) {
         let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_array(), b.to_array());
         (f32x4::new([a0, a2, b0, b2]), f32x4::new([a1, a3, b1, b3]))
+    }
+    #[inline(always)]
+    fn swap_pairs(self, a: f32x4) -> f32x4 {
+        let [a0, a1, a2, a3] = a.to_array();
+        f32x4::new([a1, a0, a3, a2])
     }
     #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {

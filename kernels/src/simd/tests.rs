@@ -38,10 +38,23 @@ impl Job for EveryOperation {
         assert_eq!(out(simd.int_to_float(simd.and_int(simd.splat_int(6), simd.splat_int(3)))), vec![2.0; n]);
         assert_eq!(out(simd.int_to_float(simd.or_int(simd.splat_int(6), simd.splat_int(3)))), vec![7.0; n]);
 
+        assert_eq!(out(simd.int_to_float(simd.xor_int(simd.splat_int(6), simd.splat_int(3)))), vec![5.0; n]);
+        let factors: Vec<u32> = (0..n as u32).map(|i| 0x9E37_79B9u32.wrapping_mul(2 * i + 1)).collect();
+        // SAFETY: there are LANES words, which are loaded as bits.
+        let words = simd.bits_to_int(unsafe { simd.load(factors.as_ptr().cast()) });
+        let (high, low) = simd.mul_wide(words, simd.splat_int(0xD251_1F53u32 as i32));
+        for (lane, factor) in factors.iter().enumerate() {
+            let product = u64::from(*factor) * 0xD251_1F53;
+            let got = [out(simd.int_to_bits(high))[lane].to_bits(), out(simd.int_to_bits(low))[lane].to_bits()];
+            assert_eq!(got, [(product >> 32) as u32, product as u32]);
+        }
+
         let both: Vec<f32> = a.iter().chain(&b).copied().collect();
         let (even, odd) = simd.even_odd(va, vb);
         assert_eq!(out(even), both.iter().step_by(2).copied().collect::<Vec<_>>());
         assert_eq!(out(odd), both.iter().skip(1).step_by(2).copied().collect::<Vec<_>>());
+
+        assert_eq!(out(simd.swap_pairs(va)), (0..n).map(|i| a[i ^ 1]).collect::<Vec<_>>());
 
         for first in 0..n + 2 {
             // SAFETY: at most LANES lanes are touched.

@@ -11,7 +11,11 @@
 //! tanh       tanh(x)                 1 - y^2
 //! ```
 //!
+//! Those that need their input to be differentiated, GELU and SiLU, are in [`gated`].
+//!
 //! NaN stays NaN, and where the output is NaN the derivative of relu and clamp is 1: both as in PyTorch.
+
+pub mod gated;
 
 use crate::error::{Error, check_len};
 use crate::execution::Execution;

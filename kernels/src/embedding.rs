@@ -1,0 +1,151 @@
+//! Embedding: rows of a table, looked up by index.
+//!
+//! ```text
+//! y[i, :] = table[indices[i], :]              dtable[indices[i], :] += dy[i, :]
+//! ```
+//!
+//! Backward gives each task a range of the table's rows; it goes through all indices and adds what falls into its range,
+//! in the order of the indices. So a row is added up in one order whatever the ranges are, no two threads meet, and only
+//! rows that were looked up are touched.
+
+use crate::error::{Error, check_len, checked_len};
+use crate::execution::Execution;
+use crate::parts::Parts;
+use crate::simd::{Job, Simd, dispatch};
+use crate::softmax::{load, store};
+
+/// A rough cost per element on one core, in seconds.
+const SECONDS_PER_ELEMENT: f64 = 0.8e-9;
+
+/// Elements of a task.
+const PART: usize = 16 * 1024;
+
+/// Ranges for each thread: some are looked up more often than others.
+const RANGES_PER_THREAD: usize = 4;
+
+fn check([rows, columns]: [usize; 2], table: usize, indices: &[usize]) -> Result<usize, Error> {
+    check_len("table", checked_len("shape", &[rows, columns])?, table)?;
+    if let Some(index) = indices.iter().find(|&&index| index >= rows) {
+        return Err(Error::invalid("indices", format!("rows below {rows}"), index));
+    }
+    checked_len("indices", &[indices.len(), columns])
+}
+
+/// `y[i, :] = table[indices[i], :]` for a table of `shape = [rows, columns]`. Exact.
+///
+/// ```
+/// use kernels::{Parallelism, embedding};
+/// let mut y = [0.0; 4];
+/// embedding::forward([3, 2], &[0.0, 0.5, 1.0, 1.5, 2.0, 2.5], &[2, 0], &mut y, Parallelism::Serial)?;
+/// assert_eq!(y, [2.0, 2.5, 0.0, 0.5]);
+/// # Ok::<(), kernels::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Length`] for a slice that does not fit, [`Error::Invalid`] for an index that is no row, [`Error::Overflow`].
+pub fn forward<'t>(
+    shape: [usize; 2],
+    table: &[f32],
+    indices: &[usize],
+    y: &mut [f32],
+    execution: impl Into<Execution<'t>>,
+) -> Result<(), Error> {
+    let columns = shape[1];
+    let len = check(shape, table.len(), indices)?;
+    check_len("y", len, y.len())?;
+    let execution = execution.into();
+    execution.isa()?;
+    if len == 0 {
+        return Ok(());
+    }
+    let parallelism = execution.parallelism.for_seconds(len as f64 * SECONDS_PER_ELEMENT);
+    let block = (PART / columns).max(1);
+    let parts = Parts::new(y, block * columns);
+    parallelism.for_each(parts.count(), parallelism.threads(), &|task, _| {
+        // SAFETY: each index comes up once.
+        let y = unsafe { parts.take(task) };
+        for (y, &index) in y.chunks_exact_mut(columns).zip(&indices[task * block..]) {
+            y.copy_from_slice(&table[index * columns..][..columns]);
+        }
+    });
+    Ok(())
+}
+
+/// `dtable[indices[i], :] += dy[i, :]`, one after the other: adds to what is there.
+///
+/// An element to which `n` rows are added errs by at most `n u` times the sum of all magnitudes, `u = 2^-24`.
+///
+/// ```
+/// use kernels::{Parallelism, embedding};
+/// let mut dtable = [0.0; 3];
+/// embedding::backward([3, 1], &[2, 0, 2], &[1.0, 2.0, 3.0], &mut dtable, Parallelism::Serial)?;
+/// assert_eq!(dtable, [2.0, 0.0, 4.0]);
+/// # Ok::<(), kernels::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`forward`].
+pub fn backward<'t>(
+    shape: [usize; 2],
+    indices: &[usize],
+    dy: &[f32],
+    dtable: &mut [f32],
+    execution: impl Into<Execution<'t>>,
+) -> Result<(), Error> {
+    let [rows, columns] = shape;
+    let len = check(shape, dtable.len(), indices)?;
+    check_len("dy", len, dy.len())?;
+    let execution = execution.into();
+    let isa = execution.isa()?;
+    if len == 0 {
+        return Ok(());
+    }
+    let parallelism = execution.parallelism.for_seconds(2.0 * len as f64 * SECONDS_PER_ELEMENT);
+    let threads = parallelism.threads();
+    let ranges = if threads == 1 { 1 } else { RANGES_PER_THREAD.saturating_mul(threads) };
+    let range = rows.div_ceil(ranges);
+    let parts = Parts::new(dtable, range * columns);
+    parallelism.for_each(parts.count(), threads, &|task, _| {
+        // SAFETY: each index comes up once.
+        let dtable = unsafe { parts.take(task) };
+        dispatch(isa, Add { columns, first: task * range, indices, dy, dtable });
+    });
+    Ok(())
+}
+
+struct Add<'a> {
+    columns: usize,
+    /// The first row of the range.
+    first: usize,
+    indices: &'a [usize],
+    dy: &'a [f32],
+    /// The range's rows.
+    dtable: &'a mut [f32],
+}
+
+impl Job for Add<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { columns, first, indices, dy, dtable } = self;
+        let rows = dtable.len() / columns;
+        for (&index, dy) in indices.iter().zip(dy.chunks_exact(columns)) {
+            // What lies before the range wraps around to far beyond it.
+            let row = index.wrapping_sub(first);
+            if row >= rows {
+                continue;
+            }
+            let sum = dtable[row * columns..][..columns].as_mut_ptr();
+            let mut at = 0;
+            while at < columns {
+                let count = S::LANES.min(columns - at);
+                // SAFETY: both rows have `columns` elements.
+                unsafe {
+                    let v = simd.add(load(simd, sum.add(at), count), load(simd, dy.as_ptr().add(at), count));
+                    store(simd, sum.add(at), count, v);
+                }
+                at += S::LANES;
+            }
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Channels side by side: a task is some pixels with all of their channels.
+//!
+//! Sums over pixels take four rows at a time, in memory of the length of a row, so that memory is read in order:
+//!
+//! ```text
+//! sum[c] += (x[0, c] + x[2, c]) + (x[1, c] + x[3, c])
+//! ```
+
+use crate::parallel::Parallelism;
+use crate::parts::Parts;
+use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::softmax::{load, store};
+
+use super::super::row::rows_per_task;
+use super::super::{Affine, merge};
+use super::{Inputs, Sample, Shape};
+
+/// Pieces that sums over pixels are cut into, at most.
+pub(super) const PIECES: usize = 64;
+
+/// Pixels of a piece, by the shape alone.
+fn rows_per_piece(shape: Shape) -> usize {
+    shape.count().div_ceil(PIECES).max(rows_per_task(shape.channels))
+}
+
+/// Pieces; 0 where channels are not side by side.
+pub(super) fn pieces(shape: Shape) -> usize {
+    if shape.is_nhwc() { shape.count().div_ceil(rows_per_piece(shape)) } else { 0 }
+}
+
+/// Adds `term(row, column, count)`, for each of `rows` rows, to `sums`, which are +0 at first.
+///
+/// # Safety
+/// - `term` may be called for each row and for columns within `sums`.
+#[inline(always)]
+unsafe fn add_rows<S: Simd>(simd: S, rows: usize, sums: &mut [f32], term: impl Fn(usize, usize, usize) -> S::F) {
+    let (columns, sums) = (sums.len(), sums.as_mut_ptr());
+    let whole = rows - rows % 4;
+    for row in (0..whole).step_by(4) {
+        let mut at = 0;
+        while at < columns {
+            let count = S::LANES.min(columns - at);
+            let even = simd.add(term(row, at, count), term(row + 2, at, count));
+            let odd = simd.add(term(row + 1, at, count), term(row + 3, at, count));
+            // SAFETY: `at + count` is within the sums.
+            unsafe {
+                let sum = simd.add(load(simd, sums.add(at), count), simd.add(even, odd));
+                store(simd, sums.add(at), count, sum);
+            }
+            at += S::LANES;
+        }
+    }
+    for row in whole..rows {
+        let mut at = 0;
+        while at < columns {
+            let count = S::LANES.min(columns - at);
+            // SAFETY: `at + count` is within the sums.
+            unsafe {
+                let sum = simd.add(load(simd, sums.add(at), count), term(row, at, count));
+                store(simd, sums.add(at), count, sum);
+            }
+            at += S::LANES;
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn forward<'w>(
+    shape: Shape,
+    isa: Isa,
+    x: &[f32],
+    affine: Affine,
+    epsilon: f32,
+    y: &mut [f32],
+    mean: &mut [f32],
+    r: &mut [f32],
+    workspace: &'w mut [f32],
+    parallelism: Parallelism,
+) -> &'w [f32] {
+    let channels = shape.channels;
+    let rows = rows_per_piece(shape);
+    let (head, rest) = workspace.split_at_mut(2 * channels);
+    let partials = &mut rest[..pieces(shape) * 2 * channels];
+    {
+        let parts = Parts::new(partials, 2 * channels);
+        parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
+            // SAFETY: each index comes up once.
+            let (mean, squares) = unsafe { parts.take(index) }.split_at_mut(channels);
+            let from = index * rows * channels;
+            let x = &x[from..(from + rows * channels).min(x.len())];
+            dispatch(isa, Piece { x, mean, squares });
+        });
+    }
+    let variance = &mut head[..channels];
+    for c in 0..channels {
+        let mut sample = Sample::default();
+        for (index, piece) in partials.chunks_exact(2 * channels).enumerate() {
+            let count = rows.min(shape.count() - index * rows);
+            let (mean, squares) = (piece[c].into(), piece[channels + c].into());
+            sample = sample.merge(Sample { count: count as f64, mean, squares });
+        }
+        (mean[c], r[c]) = sample.moments(epsilon);
+        variance[c] = (sample.squares / sample.count) as f32;
+    }
+    let (mean, r) = (&*mean, &*r);
+    let block = rows_per_task(channels) * channels;
+    let parts = Parts::new(y, block);
+    parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
+        // SAFETY: each index comes up once.
+        let y = unsafe { parts.take(index) };
+        let x = &x[index * block..][..y.len()];
+        dispatch(isa, Normalise { x, mean, r, affine, y });
+    });
+    variance
+}
+
+/// Means and sums of centred squares of a piece.
+struct Piece<'a> {
+    x: &'a [f32],
+    mean: &'a mut [f32],
+    squares: &'a mut [f32],
+}
+
+impl Job for Piece<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { x, mean, squares } = self;
+        let columns = mean.len();
+        let rows = x.len() / columns;
+        let x = x.as_ptr();
+        mean.fill(0.0);
+        squares.fill(0.0);
+        // SAFETY: the piece has `rows` rows of `columns` elements.
+        unsafe { add_rows(simd, rows, mean, |row, at, count| load(simd, x.add(row * columns + at), count)) };
+        for mean in mean.iter_mut() {
+            *mean /= rows as f32;
+        }
+        let mean = mean.as_ptr();
+        // SAFETY: as before, and there is a mean for each column.
+        unsafe {
+            add_rows(simd, rows, squares, |row, at, count| {
+                let centred = simd.sub(load(simd, x.add(row * columns + at), count), load(simd, mean.add(at), count));
+                simd.mul(centred, centred)
+            });
+        }
+    }
+}
+
+/// The output of some pixels.
+struct Normalise<'a> {
+    x: &'a [f32],
+    mean: &'a [f32],
+    r: &'a [f32],
+    affine: Affine<'a>,
+    y: &'a mut [f32],
+}
+
+impl Job for Normalise<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { x, mean, r, affine, y } = self;
+        let columns = mean.len();
+        let (mean, r) = (mean.as_ptr(), r.as_ptr());
+        let (gamma, beta) = (affine.gamma.map(<[f32]>::as_ptr), affine.beta.map(<[f32]>::as_ptr));
+        let (one, zero) = (simd.splat(1.0), simd.zero());
+        for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact_mut(columns)) {
+            let (x, y) = (x.as_ptr(), y.as_mut_ptr());
+            let mut at = 0;
+            while at < columns {
+                let count = S::LANES.min(columns - at);
+                // SAFETY: rows and parameters have `columns` elements.
+                unsafe {
+                    let centred = simd.sub(load(simd, x.add(at), count), load(simd, mean.add(at), count));
+                    let hat = simd.mul(centred, load(simd, r.add(at), count));
+                    let gamma = gamma.map_or(one, |gamma| load(simd, gamma.add(at), count));
+                    let beta = beta.map_or(zero, |beta| load(simd, beta.add(at), count));
+                    store(simd, y.add(at), count, simd.fma(hat, gamma, beta));
+                }
+                at += S::LANES;
+            }
+        }
+    }
+}
+
+pub(super) fn inference(
+    shape: Shape,
+    isa: Isa,
+    x: &[f32],
+    scale: &[f32],
+    shift: &[f32],
+    y: &mut [f32],
+    parallelism: Parallelism,
+) {
+    let block = rows_per_task(shape.channels) * shape.channels;
+    let parts = Parts::new(y, block);
+    parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
+        // SAFETY: each index comes up once.
+        let y = unsafe { parts.take(index) };
+        dispatch(isa, Inference { x: &x[index * block..][..y.len()], scale, shift, y });
+    });
+}
+
+struct Inference<'a> {
+    x: &'a [f32],
+    scale: &'a [f32],
+    shift: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Job for Inference<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { x, scale, shift, y } = self;
+        let columns = scale.len();
+        let (scale, shift) = (scale.as_ptr(), shift.as_ptr());
+        for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact_mut(columns)) {
+            let (x, y) = (x.as_ptr(), y.as_mut_ptr());
+            let mut at = 0;
+            while at < columns {
+                let count = S::LANES.min(columns - at);
+                // SAFETY: rows and parameters have `columns` elements.
+                unsafe {
+                    let (scale, shift) = (load(simd, scale.add(at), count), load(simd, shift.add(at), count));
+                    store(simd, y.add(at), count, simd.fma(load(simd, x.add(at), count), scale, shift));
+                }
+                at += S::LANES;
+            }
+        }
+    }
+}
+
+/// `sums` receives the gradients of gamma, then those of beta.
+pub(super) fn backward(
+    inputs: Inputs,
+    dx: &mut [f32],
+    sums: &mut [f32],
+    partials: &mut [f32],
+    parallelism: Parallelism,
+) {
+    let Inputs { shape, isa, x, .. } = inputs;
+    let channels = shape.channels;
+    let piece = rows_per_piece(shape) * channels;
+    let partials = &mut partials[..pieces(shape) * 2 * channels];
+    {
+        let parts = Parts::new(partials, 2 * channels);
+        parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
+            // SAFETY: each index comes up once.
+            let (dgamma, dbeta) = unsafe { parts.take(index) }.split_at_mut(channels);
+            let range = index * piece..((index + 1) * piece).min(x.len());
+            dispatch(isa, Sums { inputs, range, dgamma, dbeta });
+        });
+    }
+    let (dgamma, dbeta) = sums.split_at_mut(channels);
+    merge(partials, channels, Some(dgamma), Some(dbeta));
+    let (dgamma, dbeta) = (&*dgamma, &*dbeta);
+    let block = rows_per_task(channels) * channels;
+    let parts = Parts::new(dx, block);
+    parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
+        // SAFETY: each index comes up once.
+        let dx = unsafe { parts.take(index) };
+        dispatch(isa, Backward { inputs, from: index * block, dgamma, dbeta, dx });
+    });
+}
+
+/// The sums of a piece.
+struct Sums<'a> {
+    inputs: Inputs<'a>,
+    range: std::ops::Range<usize>,
+    dgamma: &'a mut [f32],
+    dbeta: &'a mut [f32],
+}
+
+impl Job for Sums<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { inputs, range, dgamma, dbeta } = self;
+        let columns = dgamma.len();
+        let (x, dy) = (&inputs.x[range.clone()], &inputs.dy[range]);
+        let rows = x.len() / columns;
+        let (x, dy, mean, r) = (x.as_ptr(), dy.as_ptr(), inputs.mean.as_ptr(), inputs.r.as_ptr());
+        dgamma.fill(0.0);
+        dbeta.fill(0.0);
+        // Some rows at a time, so that the second sum finds them in L1.
+        const ROWS: usize = 16;
+        for first in (0..rows).step_by(ROWS) {
+            let some = ROWS.min(rows - first);
+            let at = first * columns;
+            // SAFETY: the piece has `rows` rows of `columns` elements, and there are moments for each column.
+            unsafe {
+                let (x, dy) = (x.add(at), dy.add(at));
+                add_rows(simd, some, dbeta, |row, at, count| load(simd, dy.add(row * columns + at), count));
+                add_rows(simd, some, dgamma, |row, at, count| {
+                    let x = load(simd, x.add(row * columns + at), count);
+                    let centred = simd.sub(x, load(simd, mean.add(at), count));
+                    let hat = simd.mul(centred, load(simd, r.add(at), count));
+                    simd.mul(hat, load(simd, dy.add(row * columns + at), count))
+                });
+            }
+        }
+    }
+}
+
+/// The gradient of the input of some pixels.
+struct Backward<'a> {
+    inputs: Inputs<'a>,
+    /// The first element.
+    from: usize,
+    dgamma: &'a [f32],
+    dbeta: &'a [f32],
+    dx: &'a mut [f32],
+}
+
+impl Job for Backward<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { inputs, from, dgamma, dbeta, dx } = self;
+        let columns = dgamma.len();
+        let len = dx.len();
+        let (x, dy) = (&inputs.x[from..][..len], &inputs.dy[from..][..len]);
+        let (mean, r) = (inputs.mean.as_ptr(), inputs.r.as_ptr());
+        let gamma = inputs.gamma.map(<[f32]>::as_ptr);
+        let (dgamma, dbeta) = (dgamma.as_ptr(), dbeta.as_ptr());
+        let scale = 1.0 / inputs.shape.count() as f32;
+        let (scale, minus) = (simd.splat(scale), simd.splat(-scale));
+        for (row, dx) in dx.chunks_exact_mut(columns).enumerate() {
+            let (x, dy) = (x[row * columns..].as_ptr(), dy[row * columns..].as_ptr());
+            let dx = dx.as_mut_ptr();
+            let mut at = 0;
+            while at < columns {
+                let count = S::LANES.min(columns - at);
+                // SAFETY: rows, moments and sums have `columns` elements.
+                unsafe {
+                    let r = load(simd, r.add(at), count);
+                    let centred = simd.sub(load(simd, x.add(at), count), load(simd, mean.add(at), count));
+                    let plain = simd.mul(load(simd, dbeta.add(at), count), scale);
+                    let weighted = simd.mul(load(simd, dgamma.add(at), count), minus);
+                    let dy = simd.sub(load(simd, dy.add(at), count), plain);
+                    let v = simd.fma(simd.mul(centred, r), weighted, dy);
+                    let factor = gamma.map_or(r, |gamma| simd.mul(r, load(simd, gamma.add(at), count)));
+                    store(simd, dx.add(at), count, simd.mul(factor, v));
+                }
+                at += S::LANES;
+            }
+        }
+    }
+}

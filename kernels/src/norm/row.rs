@@ -1,0 +1,273 @@
+//! What layer and RMS norm share: rows, normalised each on its own, and columns, scaled each on its own.
+//!
+//! A row is looked at three times forward (mean, centred squares, output) and five times backward (two sums and the
+//! gradients more); only the first time finds it in memory.
+
+use crate::error::Error;
+use crate::execution::Execution;
+use crate::parts::Parts;
+use crate::simd::reduce::{Elements, Sum, Terms, reduce_row};
+use crate::simd::{Job, Simd, dispatch};
+use crate::softmax::{load, store};
+
+use super::{Affine, Gradients, PART, SECONDS_PER_ELEMENT, merge};
+
+/// Pieces that sums over rows are cut into, at most.
+const PIECES: usize = 32;
+
+/// Whole rows of one task.
+pub(super) fn rows_per_task(columns: usize) -> usize {
+    (PART / columns.max(1)).max(1)
+}
+
+/// Rows whose parameters' gradients are summed one after the other: by the shape alone.
+pub(super) fn rows_per_piece([rows, columns]: [usize; 2]) -> usize {
+    rows.div_ceil(PIECES).max(rows_per_task(columns))
+}
+
+/// Elements of scratch memory for [`backward`].
+pub(super) fn workspace_len(shape: [usize; 2]) -> usize {
+    let [rows, columns] = shape;
+    if columns == 0 { 0 } else { rows.div_ceil(rows_per_piece(shape)) * 2 * columns }
+}
+
+/// `(x - mean)^2`
+pub(super) struct Squares {
+    pub x: *const f32,
+    pub mean: f32,
+}
+
+impl Terms for Squares {
+    #[inline(always)]
+    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
+        // SAFETY: the caller's contract: `at + count` is within the row.
+        let centred = unsafe { simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean)) };
+        simd.mul(centred, centred)
+    }
+}
+
+/// The mean (0 unless `CENTRED`) and `1 / sqrt(variance + epsilon)` of a row.
+///
+/// # Safety
+/// - `len` elements are readable at `x`.
+#[inline(always)]
+pub(super) unsafe fn moments<S: Simd, const CENTRED: bool>(
+    simd: S,
+    x: *const f32,
+    len: usize,
+    epsilon: f32,
+) -> (f32, f32) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mean = if CENTRED { reduce_row::<S, Sum, _>(simd, &mut Elements(x), len) / len as f32 } else { 0.0 };
+        let variance = reduce_row::<S, Sum, _>(simd, &mut Squares { x, mean }, len) / len as f32;
+        (mean, 1.0 / (variance + epsilon).sqrt())
+    }
+}
+
+/// `y` from `x`, row by row. Lengths have been checked.
+pub(super) fn forward<const CENTRED: bool>(
+    columns: usize,
+    x: &[f32],
+    affine: Affine,
+    epsilon: f32,
+    y: &mut [f32],
+    execution: Execution,
+) -> Result<(), Error> {
+    let isa = execution.isa()?;
+    let parallelism = execution.parallelism.for_seconds(x.len() as f64 * SECONDS_PER_ELEMENT);
+    let block = rows_per_task(columns) * columns;
+    let parts = Parts::new(y, block);
+    parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
+        // SAFETY: each index comes up once.
+        let y = unsafe { parts.take(index) };
+        let x = &x[index * block..][..y.len()];
+        dispatch(isa, Forward::<CENTRED> { columns, x, affine, epsilon, y });
+    });
+    Ok(())
+}
+
+struct Forward<'a, const CENTRED: bool> {
+    columns: usize,
+    x: &'a [f32],
+    affine: Affine<'a>,
+    epsilon: f32,
+    y: &'a mut [f32],
+}
+
+impl<const CENTRED: bool> Job for Forward<'_, CENTRED> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { columns, x, affine, epsilon, y } = self;
+        let (gamma, beta) = (affine.gamma.map(<[f32]>::as_ptr), affine.beta.map(<[f32]>::as_ptr));
+        for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact_mut(columns)) {
+            let (x, y) = (x.as_ptr(), y.as_mut_ptr());
+            // SAFETY: rows, and the parameters where there are any, have `columns` elements.
+            unsafe {
+                let (mean, r) = moments::<S, CENTRED>(simd, x, columns, epsilon);
+                let (mean, r) = (simd.splat(mean), simd.splat(r));
+                let mut at = 0;
+                while at < columns {
+                    let count = S::LANES.min(columns - at);
+                    let v = load(simd, x.add(at), count);
+                    let v = simd.mul(if CENTRED { simd.sub(v, mean) } else { v }, r);
+                    let v = match (gamma, beta) {
+                        (Some(gamma), Some(beta)) => {
+                            simd.fma(v, load(simd, gamma.add(at), count), load(simd, beta.add(at), count))
+                        }
+                        (Some(gamma), None) => simd.mul(v, load(simd, gamma.add(at), count)),
+                        (None, Some(beta)) => simd.add(v, load(simd, beta.add(at), count)),
+                        (None, None) => v,
+                    };
+                    store(simd, y.add(at), count, v);
+                    at += S::LANES;
+                }
+            }
+        }
+    }
+}
+
+/// The gradients, row by row. Lengths have been checked, and the workspace holds [`workspace_len`] elements.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn backward<const CENTRED: bool>(
+    shape: [usize; 2],
+    x: &[f32],
+    gamma: Option<&[f32]>,
+    dy: &[f32],
+    epsilon: f32,
+    gradients: Gradients,
+    workspace: &mut [f32],
+    execution: Execution,
+) -> Result<(), Error> {
+    let isa = execution.isa()?;
+    let columns = shape[1];
+    let Gradients { dx, dgamma, dbeta } = gradients;
+    if x.is_empty() {
+        merge(&[], columns, dgamma, dbeta);
+        return Ok(());
+    }
+    let parallelism = execution.parallelism.for_seconds(2.0 * x.len() as f64 * SECONDS_PER_ELEMENT);
+    let block = rows_per_piece(shape) * columns;
+    let workspace = &mut workspace[..workspace_len(shape)];
+    let parts = Parts::new(dx, block);
+    let wanted = [dgamma.is_some(), dbeta.is_some()];
+    {
+        let partials = Parts::new(workspace, 2 * columns);
+        parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
+            // SAFETY: each index comes up once.
+            let (dx, sums) = unsafe { (parts.take(index), partials.take(index)) };
+            let (x, dy) = (&x[index * block..][..dx.len()], &dy[index * block..][..dx.len()]);
+            let (dgamma, dbeta) = sums.split_at_mut(columns);
+            dispatch(isa, Backward::<CENTRED> { columns, x, gamma, dy, epsilon, dx, dgamma, dbeta, wanted });
+        });
+    }
+    merge(workspace, columns, dgamma, dbeta);
+    Ok(())
+}
+
+/// `g = dy gamma`, and `x^` beside it.
+struct Incoming {
+    x: *const f32,
+    dy: *const f32,
+    gamma: Option<*const f32>,
+    mean: f32,
+    r: f32,
+}
+
+impl Incoming {
+    /// # Safety
+    /// - `at + count` is within the row, `count` at most `LANES`.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&self, simd: S, at: usize, count: usize) -> (S::F, S::F, S::F) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let hat = simd.mul(simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean)), simd.splat(self.r));
+            let dy = load(simd, self.dy.add(at), count);
+            let g = match self.gamma {
+                Some(gamma) => simd.mul(dy, load(simd, gamma.add(at), count)),
+                None => dy,
+            };
+            (hat, dy, g)
+        }
+    }
+}
+
+/// `g`, for a sum.
+struct Plain<'a>(&'a Incoming);
+
+impl Terms for Plain<'_> {
+    #[inline(always)]
+    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
+        // SAFETY: the caller's contract.
+        unsafe { self.0.load(simd, at, count).2 }
+    }
+}
+
+/// `g x^`, for a sum.
+struct Weighted<'a>(&'a Incoming);
+
+impl Terms for Weighted<'_> {
+    #[inline(always)]
+    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
+        // SAFETY: the caller's contract.
+        let (hat, _, g) = unsafe { self.0.load(simd, at, count) };
+        simd.mul(hat, g)
+    }
+}
+
+struct Backward<'a, const CENTRED: bool> {
+    columns: usize,
+    x: &'a [f32],
+    gamma: Option<&'a [f32]>,
+    dy: &'a [f32],
+    epsilon: f32,
+    dx: &'a mut [f32],
+    /// One piece's sums, over whatever is there.
+    dgamma: &'a mut [f32],
+    dbeta: &'a mut [f32],
+    wanted: [bool; 2],
+}
+
+impl<const CENTRED: bool> Job for Backward<'_, CENTRED> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { columns, x, gamma, dy, epsilon, dx, dgamma, dbeta, wanted } = self;
+        dgamma.fill(0.0);
+        dbeta.fill(0.0);
+        let (dgamma, dbeta) = (dgamma.as_mut_ptr(), dbeta.as_mut_ptr());
+        let gamma = gamma.map(<[f32]>::as_ptr);
+        let scale = 1.0 / columns as f32;
+        for row in 0..dx.len() / columns {
+            // SAFETY: rows, parameters and sums have `columns` elements, and there are as many rows of each.
+            unsafe {
+                let from = row * columns;
+                let (x, dy) = (x.as_ptr().add(from), dy.as_ptr().add(from));
+                let dx = dx.as_mut_ptr().add(from);
+                let (mean, r) = moments::<S, CENTRED>(simd, x, columns, epsilon);
+                let incoming = Incoming { x, dy, gamma, mean, r };
+                let plain =
+                    if CENTRED { reduce_row::<S, Sum, _>(simd, &mut Plain(&incoming), columns) * scale } else { 0.0 };
+                let weighted = reduce_row::<S, Sum, _>(simd, &mut Weighted(&incoming), columns) * scale;
+                let (plain, weighted) = (simd.splat(plain), simd.splat(-weighted));
+                let r = simd.splat(r);
+                let mut at = 0;
+                while at < columns {
+                    let count = S::LANES.min(columns - at);
+                    let (hat, dy, g) = incoming.load(simd, at, count);
+                    let centred = if CENTRED { simd.sub(g, plain) } else { g };
+                    store(simd, dx.add(at), count, simd.mul(r, simd.fma(hat, weighted, centred)));
+                    if wanted[0] {
+                        let sum = simd.fma(dy, hat, load(simd, dgamma.add(at), count));
+                        store(simd, dgamma.add(at), count, sum);
+                    }
+                    if wanted[1] {
+                        store(simd, dbeta.add(at), count, simd.add(dy, load(simd, dbeta.add(at), count)));
+                    }
+                    at += S::LANES;
+                }
+            }
+        }
+    }
+}
