@@ -11,6 +11,7 @@
 //! computing. The chain rule is in [`Graph::backward_from`].
 
 use kernels::Parallelism;
+use ndarray::ArrayD;
 
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Parameter};
@@ -267,6 +268,14 @@ impl Layer for Graph {
 
     fn backward_parameters(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<()> {
         self.backward_from(&[(self.output()?, d_output)], false, parallelism)
+    }
+
+    fn visit_buffers(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut ArrayD<f32>)) {
+        for node in &mut self.nodes {
+            if let Some(layer) = &mut node.layer {
+                layer.visit_buffers(&format!("{prefix}{}.", node.name), visitor);
+            }
+        }
     }
 
     fn set_training(&mut self, training: bool) {

@@ -70,6 +70,11 @@ pub trait Layer: Send {
         let _ = (prefix, visitor);
     }
 
+    /// Shows each tensor that is part of the state but does not learn, as batch normalisation's `running_mean`.
+    fn visit_buffers(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut ArrayD<f32>)) {
+        let _ = (prefix, visitor);
+    }
+
     /// Says whether the network learns from now on, or is examined. Most layers do the same in both modes.
     fn set_training(&mut self, training: bool) {
         let _ = training;

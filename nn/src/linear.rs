@@ -15,7 +15,7 @@ use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
-/// `y = x weightᵀ + bias` over rows `[batch, inputs]`, with `weight [outputs, inputs]` and `bias [outputs]`.
+/// `y = x weightᵀ + bias` over rows `[batch, inputs]`, or `[..., inputs]`, with `weight [outputs, inputs]` and `bias [outputs]`.
 ///
 /// ```
 /// use kernels::Parallelism;
@@ -79,6 +79,22 @@ impl Linear {
         [shape[0], shape[1]]
     }
 
+    /// The rows of `[..., inputs]`.
+    fn rows(&self, shape: &[usize]) -> Result<usize> {
+        let [_, features] = self.size();
+        match shape {
+            [rows @ .., given] if *given == features && !rows.is_empty() => Ok(rows.iter().product()),
+            _ => Err(Error::shape("x", format!("[batch, {features}]"), shape)),
+        }
+    }
+
+    /// The forward pass with packed weights.
+    pub(crate) fn product(&self, fused: Fused) -> Result<Product> {
+        let weight = View::new(self.weight.elements(), self.size())?.transposed();
+        let bias = self.bias.as_ref().map(|bias| bias.elements().to_vec());
+        Ok(Product { weight: PackedRhs::new(weight, None)?, bias, fused })
+    }
+
     /// Adds to the parameters' gradients; the gradient of the input only if there is room given for it.
     fn run_backward(
         &mut self,
@@ -87,8 +103,8 @@ impl Linear {
         parallelism: Parallelism<'_>,
     ) -> Result<Vec<usize>> {
         let x = self.cache.clone().ok_or(Error::NoForward)?;
-        let ([outputs, inputs], batch) = (self.size(), x.shape()[0]);
-        check_gradient(d_output, &[batch, outputs])?;
+        let ([outputs, inputs], batch) = (self.size(), self.rows(x.shape())?);
+        check_gradient(d_output, &[&x.shape()[..x.ndim() - 1], &[outputs]].concat())?;
         let dy = row_major(d_output);
         let kernel = linear::Linear::new(inputs, outputs);
         let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
@@ -116,11 +132,10 @@ impl Layer for Linear {
     }
 
     fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
-        let [outputs, features] = self.size();
-        match *single_shape(inputs)? {
-            [batch, given] if given == features => Ok(vec![batch, outputs]),
-            ref given => Err(Error::shape("x", format!("[batch, {features}]"), given)),
-        }
+        let [outputs, _] = self.size();
+        let shape = single_shape(inputs)?;
+        self.rows(shape)?;
+        Ok([&shape[..shape.len() - 1], &[outputs]].concat())
     }
 
     fn flops(&self, inputs: &[Vec<usize>]) -> Result<f64> {
@@ -133,29 +148,21 @@ impl Layer for Linear {
     }
 
     fn kernel(&self, _: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
-        let weight = View::new(self.weight.elements(), self.size())?.transposed();
-        Ok(Box::new(Product {
-            weight: PackedRhs::new(weight, None)?,
-            bias: self.bias.as_ref().map(|bias| bias.elements().to_vec()),
-            fused,
-        }))
+        Ok(Box::new(self.product(fused)?))
     }
 
-    /// x [batch, inputs] -> y [batch, outputs]
+    /// x [..., inputs] -> y [..., outputs]
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
-        let [outputs, inputs] = self.size();
-        if x.ndim() != 2 || x.shape()[1] != inputs {
-            return Err(Error::shape("x", format!("[batch, {inputs}]"), x.shape()));
-        }
-        let batch = x.shape()[0];
+        let ([outputs, inputs], batch) = (self.size(), self.rows(x.shape())?);
         let kernel = linear::Linear::new(inputs, outputs);
         let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
         let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
         let mut y = vec![0.0; batch * outputs];
         kernel.forward(batch, elements(&x), weight, bias, &mut y, workspace, parallelism)?;
+        let shape = [&x.shape()[..x.ndim() - 1], &[outputs]].concat();
         self.cache = Some(x);
-        tensor(&[batch, outputs], y)
+        tensor(&shape, y)
     }
 
     /// dx = dy weight;  dweight += dyᵀ x;  dbias += sum of dy over the batch
@@ -178,34 +185,56 @@ impl Layer for Linear {
 }
 
 /// The forward pass with packed weights: `y = activation(x weightᵀ + bias + residual)`.
-struct Product {
+pub(crate) struct Product {
     /// [inputs, outputs]
     weight: PackedRhs,
     bias: Option<Vec<f32>>,
     fused: Fused,
 }
 
+impl Product {
+    /// Floats of scratch memory for so many rows.
+    pub fn scratch_len(&self, rows: usize, slots: usize) -> Result<usize> {
+        let [features, outputs] = self.weight.shape();
+        Ok(gemm::workspace_len(rows, outputs, features, slots)?)
+    }
+
+    /// Computes so many rows.
+    pub fn run_rows(
+        &self,
+        rows: usize,
+        x: &[f32],
+        residual: Option<&[f32]>,
+        y: &mut [f32],
+        workspace: &mut [f32],
+        parallelism: Parallelism<'_>,
+    ) -> Result<()> {
+        let [features, outputs] = self.weight.shape();
+        let epilogue = Epilogue {
+            bias: self.bias.as_deref().map_or(Bias::None, Bias::Columns),
+            residual: residual.map(|residual| View::new(residual, [rows, outputs])).transpose()?,
+            activation: self.fused.activation,
+        };
+        let mut y = ViewMut::new(y, [rows, outputs])?;
+        let gemm = Gemm { epilogue, ..Gemm::default() };
+        gemm.run_packed_rhs(View::new(x, [rows, features])?, &self.weight, &mut y, workspace, parallelism)?;
+        Ok(())
+    }
+}
+
+/// The rows of `[..., features]`.
+fn rows(shape: &[usize]) -> usize {
+    shape.split_last().map_or(0, |(_, rows)| rows.iter().product())
+}
+
 impl Kernel for Product {
     fn workspace_len(&self, inputs: &[Vec<usize>], slots: usize) -> Result<usize> {
-        let [features, outputs] = self.weight.shape();
-        Ok(gemm::workspace_len(inputs[0][0], outputs, features, slots)?)
+        self.scratch_len(rows(&inputs[0]), slots)
     }
 
     fn run(&self, call: Call<'_>) -> Result<()> {
-        let [features, outputs] = self.weight.shape();
-        let batch = call.shapes[0][0];
-        let epilogue = Epilogue {
-            bias: self.bias.as_deref().map_or(Bias::None, Bias::Columns),
-            residual: match self.fused.residual {
-                true => Some(View::new(call.inputs.get(1), [batch, outputs])?),
-                false => None,
-            },
-            activation: self.fused.activation,
-        };
-        let x = View::new(call.inputs.get(0), [batch, features])?;
-        let mut y = ViewMut::new(call.y, [batch, outputs])?;
-        let gemm = Gemm { epilogue, ..Gemm::default() };
-        gemm.run_packed_rhs(x, &self.weight, &mut y, call.workspace, call.parallelism)?;
-        Ok(())
+        let residual = self.fused.residual.then(|| call.inputs.get(1));
+        let rows = rows(&call.shapes[0]);
+        self.run_rows(rows, call.inputs.get(0), residual, call.y, call.workspace, call.parallelism)
     }
 }

@@ -1,6 +1,7 @@
 //! A network as its user holds it: one input, one output, and the threads that it may use.
 
 use kernels::Parallelism;
+use ndarray::ArrayD;
 
 use crate::error::{Error, Result};
 use crate::inference::{Layout, Memory, Program};
@@ -192,6 +193,11 @@ impl Network {
     /// Shows each parameter under its name: `0.weight`, `0.bias`, ...
     pub fn visit(&mut self, mut visitor: impl FnMut(&str, &mut Parameter)) {
         self.layer_mut().visit("", &mut visitor);
+    }
+
+    /// Shows each tensor that is part of the state but does not learn, under its name: `1.running_mean`, ...
+    pub fn visit_buffers(&mut self, mut visitor: impl FnMut(&str, &mut ArrayD<f32>)) {
+        self.layer_mut().visit_buffers("", &mut visitor);
     }
 
     /// Sets the gradients of all parameters to zero.

@@ -1,6 +1,7 @@
 //! The graph that is a line.
 
 use kernels::Parallelism;
+use ndarray::ArrayD;
 
 use crate::error::Result;
 use crate::graph::{Graph, NodeId};
@@ -81,6 +82,10 @@ impl Layer for Sequential {
 
     fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
         self.graph.visit(prefix, visitor);
+    }
+
+    fn visit_buffers(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut ArrayD<f32>)) {
+        self.graph.visit_buffers(prefix, visitor);
     }
 
     fn set_training(&mut self, training: bool) {
