@@ -32,7 +32,7 @@ const COURSE: Course = Course {
 fn main() -> ExitCode {
     common::run("alexnet", HELP, None, |arguments| {
         let images = common::mnist(arguments)?;
-        let model = AlexNet { channels: 1, classes: 10, width: 0.125 };
+        let model = AlexNet { channels: 1, classes: 10, width: 0.125, dropout: 0.2 };
         let mut network = Network::new(model.build(&mut Random::new(arguments.seed))?);
         print!("{}", network.summary(&[1, 1, 96, 96])?);
         let accuracy = COURSE.teach(&mut network, &images, arguments)?;

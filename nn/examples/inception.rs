@@ -21,7 +21,7 @@ inception [--epochs N] [--threads N] [--seed N] [--images N] [--dir DIR]
 
 const COURSE: Course = Course {
     name: "inception",
-    epochs: 10,
+    epochs: 8,
     batch: 64,
     size: [64, 64],
     peak_rate: 0.05,
@@ -32,7 +32,7 @@ const COURSE: Course = Course {
 fn main() -> ExitCode {
     common::run("inception", HELP, None, |arguments| {
         let images = common::mnist(arguments)?;
-        let model = GoogLeNet { channels: 1, classes: 10, width: 0.125 };
+        let model = GoogLeNet { channels: 1, classes: 10, width: 0.125, ..GoogLeNet::default() };
         let mut network = Network::new(model.build(&mut Random::new(arguments.seed))?);
         print!("{}", network.summary(&[1, 1, 64, 64])?);
         let accuracy = COURSE.teach(&mut network, &images, arguments)?;

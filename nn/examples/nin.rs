@@ -24,7 +24,7 @@ const COURSE: Course = Course {
     epochs: 10,
     batch: 64,
     size: [96, 96],
-    peak_rate: 0.02,
+    peak_rate: 0.003,
     decay: 5e-4,
     distortion: [12.0, 0.12, 0.1, 0.07],
 };

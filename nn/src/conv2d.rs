@@ -59,6 +59,17 @@ impl Conv2d {
         Self::with_weights(spec, weight, Some(Array1::zeros(spec.out_channels).into_dyn()))
     }
 
+    /// A layer with Kaiming-uniform weights alone: batch normalisation behind it has a bias of its own.
+    ///
+    /// # Errors
+    /// Those of [`Conv2d::new`].
+    pub fn without_bias(spec: Conv2dSpec, random: &mut Random) -> Result<Self> {
+        let mut layer = Self::new(spec, random)?;
+        layer.bias = None;
+        layer.d_bias = Vec::new();
+        Ok(layer)
+    }
+
     /// A layer with given weights, and with a bias or without.
     ///
     /// # Errors

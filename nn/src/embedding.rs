@@ -72,17 +72,19 @@ impl Layer for Embedding {
         Ok([single_shape(inputs)?, &[self.size()[1]]].concat())
     }
 
+    fn role(&self) -> Role {
+        Role::Compute { activation: false, residual: false }
+    }
+
+    fn kernel(&self, _: &[Vec<usize>], _: Fused) -> Result<Box<dyn Kernel>> {
+        Ok(Box::new(LookUp { table: self.weight.elements().to_vec(), size: self.size() }))
+    }
+
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
-        let x = single(inputs)?;
+        let x = row_major(single(inputs)?);
         let [words, features] = self.size();
-        let mut indices = Vec::with_capacity(x.len());
-        for &word in x {
-            // Also false for NaN.
-            if !(word >= 0.0 && word < words as f32 && word.fract() == 0.0) {
-                return Err(Error::invalid("x", format!("numbers of words below {words}"), word));
-            }
-            indices.push(word as usize);
-        }
+        check_words(elements(&x), words)?;
+        let indices: Vec<usize> = x.iter().map(|&word| word as usize).collect();
         let shape = [x.shape(), &[features]].concat();
         let mut y = vec![0.0; shape.iter().product()];
         embedding::forward([words, features], self.weight.elements(), &indices, &mut y, parallelism)?;
@@ -109,6 +111,33 @@ impl Layer for Embedding {
 
     fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
         visitor(&format!("{prefix}weight"), &mut self.weight);
+    }
+}
+
+/// Fails unless all are numbers of words.
+fn check_words(x: &[f32], words: usize) -> Result<()> {
+    // Also false for NaN.
+    let fits = |word: f32| word >= 0.0 && word < words as f32 && word.fract() == 0.0;
+    match x.iter().find(|&&word| !fits(word)) {
+        None => Ok(()),
+        Some(word) => Err(Error::invalid("x", format!("numbers of words below {words}"), word)),
+    }
+}
+
+/// The forward pass of a plan.
+struct LookUp {
+    table: Vec<f32>,
+    size: [usize; 2],
+}
+
+impl Kernel for LookUp {
+    fn run(&self, call: Call<'_>) -> Result<()> {
+        let ([words, features], x) = (self.size, call.inputs.get(0));
+        check_words(x, words)?;
+        for (&word, y) in x.iter().zip(call.y.chunks_exact_mut(features)) {
+            y.copy_from_slice(&self.table[word as usize * features..][..features]);
+        }
+        Ok(())
     }
 }
 

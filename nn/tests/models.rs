@@ -62,7 +62,8 @@ fn network_in_network_has_its_four_blocks() {
 
 #[test]
 fn googlenet_has_the_parameters_and_the_maps_of_its_paper() {
-    let summary = summary(GoogLeNet::default().build(&mut random()).unwrap(), &IMAGENET);
+    let paper = GoogLeNet { batch_norm: false, ..GoogLeNet::default() };
+    let summary = summary(paper.build(&mut random()).unwrap(), &IMAGENET);
     // Caffe's model, without the two classifiers for training.
     assert_eq!(summary.parameters(), 6_998_552);
     // The paper's table counts 1.5 billion multiply-adds.
@@ -81,6 +82,20 @@ fn googlenet_has_the_parameters_and_the_maps_of_its_paper() {
     assert_eq!(shapes(&summary, &["Concat"]), expected);
     let branch = summary.rows.iter().find(|row| row.name == "inception3a.branch2.1.conv").unwrap();
     assert_eq!((branch.details.as_str(), branch.parameters), ("96->128 3x3 padding 1,1,1,1", 96 * 128 * 9 + 128));
+}
+
+#[test]
+fn googlenet_is_that_of_torchvision() {
+    let summary = summary(GoogLeNet::default().build(&mut random()).unwrap(), &IMAGENET);
+    assert_eq!(summary.parameters(), 6_624_904);
+    // torchvision publishes 1.50 billion multiply-adds.
+    assert_eq!(format!("{:.2}", summary.flops() / 2e9), "1.50");
+    let mut names = Vec::new();
+    let mut network = Network::new(GoogLeNet::default().build(&mut random()).unwrap());
+    network.visit_buffers(|name, _| names.push(name.to_string()));
+    assert_eq!(names.len(), 2 * 57);
+    assert_eq!(names[..2], ["conv1.bn.running_mean", "conv1.bn.running_var"]);
+    assert!(names.contains(&"inception5b.branch4.1.bn.running_var".to_string()));
 }
 
 #[test]
@@ -127,7 +142,7 @@ fn stacked_convolutions_shrink_the_image_by_their_filters() {
 
 #[test]
 fn a_width_makes_every_hidden_layer_narrower() {
-    let narrow = AlexNet { channels: 1, classes: 10, width: 0.125 }.build(&mut random()).unwrap();
+    let narrow = AlexNet { channels: 1, classes: 10, width: 0.125, ..AlexNet::default() }.build(&mut random()).unwrap();
     let summary = summary(narrow, &[1, 1, 96, 96]);
     assert_eq!(shapes(&summary, &["Linear"]), [[512], [512], [10]]);
     assert_eq!(shapes(&summary, &["Conv2d"])[0], [8, 23, 23]);

@@ -10,7 +10,7 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn planned_networks_allocate_nothing() {
     let random = &mut Random::new(1);
-    let googlenet = GoogLeNet { channels: 1, classes: 10, width: 0.25 };
+    let googlenet = GoogLeNet { channels: 1, classes: 10, width: 0.25, ..GoogLeNet::default() };
     let networks = [
         ("LeNet-5", Network::new(LeNet5::default().build(random).unwrap()), 28),
         ("GoogLeNet", Network::new(googlenet.build(random).unwrap()), 64),

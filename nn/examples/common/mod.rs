@@ -98,6 +98,7 @@ fn positive(option: &str, text: &str) -> Result<usize, String> {
 }
 
 /// The first 10,000 images of MNIST: those to learn from, and those to be examined in.
+#[allow(dead_code)]
 pub fn mnist(arguments: &Arguments) -> Result<[Images; 2], Failure> {
     let file = |name| arguments.dir.join(name);
     let images = read_idx(&file("mnist-10k-images.idx3-ubyte.gz"), &file("mnist-10k-labels.idx1-ubyte.gz"))?;

@@ -87,7 +87,7 @@ impl Layout {
             // What was written where it belongs needs no copy.
             let is_written = parts[inputs[0]].is_some_and(|(concat, _)| concat == step.output);
             if !is_written {
-                let shapes: Vec<Vec<usize>> = inputs.iter().map(|&input| shapes[input].clone()).collect();
+                let shapes: Vec<Vec<usize>> = step.shown.iter().map(|&shown| shapes[shown].clone()).collect();
                 let operands = if in_place { Ok(Vec::new()) } else { inputs.iter().map(placed).collect() };
                 steps.push(Placed { step: Some(at), inputs: operands?, shapes, output: placed(&step.output)? });
             }

@@ -19,6 +19,8 @@ pub(crate) enum Task {
 pub(crate) struct Step {
     pub task: Task,
     pub inputs: Vec<usize>,
+    /// The leaves whose shapes the inputs have: those that only show others' elements under a shape of their own, too.
+    pub shown: Vec<usize>,
     pub output: usize,
 }
 
@@ -59,7 +61,7 @@ impl Program {
         let mut steps: Vec<Step> = Vec::new();
         for (at, leaf) in leaves.iter().enumerate() {
             let Some(layer) = leaf.layer else { continue };
-            let mut step = Step { task: Task::Sum, inputs: leaf.from.clone(), output: at };
+            let mut step = Step { task: Task::Sum, inputs: leaf.from.clone(), shown: Vec::new(), output: at };
             match role(at) {
                 _ if taken[at] => continue,
                 Role::Opaque | Role::View => continue,
@@ -95,6 +97,7 @@ impl Program {
         // A fused step runs where its last layer stood: what it takes besides is there by then.
         steps.sort_by_key(|step| step.output);
         for step in &mut steps {
+            step.shown = step.inputs.clone();
             step.inputs.iter_mut().for_each(|input| *input = source[*input]);
         }
         let inputs = (0..leaves.len()).filter(|&at| leaves[at].layer.is_none()).collect();

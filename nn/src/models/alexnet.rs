@@ -4,7 +4,7 @@
 //! features    conv 11x11 /4 ► 64, max 3x3 /2,  conv 5x5 ► 192, max 3x3 /2,
 //!             conv 3x3 ► 384,  conv 3x3 ► 256,  conv 3x3 ► 256, max 3x3 /2          ReLU behind each convolution
 //! avgpool     to 6x6
-//! classifier  9216 ──► 4096 ──► 4096 ──► classes                                    ReLU between them
+//! classifier  9216 ──► 4096 ──► 4096 ──► classes                     ReLU between them, dropout before the first two
 //! ```
 //!
 //! Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014, in the layout and with the names
@@ -17,6 +17,7 @@ use super::{Line, check_width, scaled};
 use crate::activation::ReLU;
 use crate::adaptive_avg_pool2d::AdaptiveAvgPool2d;
 use crate::conv2d::Conv2d;
+use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::flatten::Flatten;
 use crate::graph::Graph;
@@ -34,11 +35,13 @@ pub struct AlexNet {
     pub classes: usize,
     /// By which hidden channels and neurons are multiplied.
     pub width: f32,
+    /// The probability with which a neuron of the classifier is left out in training.
+    pub dropout: f32,
 }
 
 impl Default for AlexNet {
     fn default() -> Self {
-        Self { channels: 3, classes: 1000, width: 1.0 }
+        Self { channels: 3, classes: 1000, width: 1.0, dropout: 0.5 }
     }
 }
 
@@ -70,18 +73,19 @@ impl AlexNet {
             .with(conv(c4, c4, 3, 1)?)?
             .with(ReLU::default())?
             .with(pool()?)?;
-        // torchvision counts the dropouts before 1 and 4.
-        let classifier = Line::new()?
-            .then("1", Linear::new(36 * c4, neurons, random)?)?
-            .then("2", ReLU::default())?
-            .then("4", Linear::new(neurons, neurons, random)?)?
-            .then("5", ReLU::default())?
-            .then("6", Linear::new(neurons, self.classes, random)?)?;
+        let classifier = Sequential::new()
+            .with(Dropout::new(self.dropout, random)?)?
+            .with(Linear::new(36 * c4, neurons, random)?)?
+            .with(ReLU::default())?
+            .with(Dropout::new(self.dropout, random)?)?
+            .with(Linear::new(neurons, neurons, random)?)?
+            .with(ReLU::default())?
+            .with(Linear::new(neurons, self.classes, random)?)?;
         let line = Line::new()?
             .then("features", features)?
             .then("avgpool", AdaptiveAvgPool2d::new([6, 6])?)?
             .then("flatten", Flatten::default())?
-            .then("classifier", classifier.graph)?;
+            .then("classifier", classifier)?;
         Ok(line.graph)
     }
 }

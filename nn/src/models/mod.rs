@@ -7,7 +7,7 @@
 //! | [`LeNet5`] | 28x28 | 61,706 | LeCun et al. 1998 |
 //! | [`AlexNet`] | 3x224x224 | 61,100,840 | Krizhevsky 2014, as torchvision has it |
 //! | [`NiN`] | 3x224x224 | 7,595,176 | Lin, Chen, Yan 2014 |
-//! | [`GoogLeNet`] | 3x224x224 | 6,998,552 | Szegedy et al. 2015 |
+//! | [`GoogLeNet`] | 3x224x224 | 6,624,904 | Szegedy et al. 2015, as torchvision has it; 6,998,552 as the paper has it |
 //! | [`Fcn`] | from 28x28 on | few | Long, Shelhamer, Darrell 2015: convolutions alone, for images of any size |
 //!
 //! All of them are made narrower by `width`, by which every number of hidden channels is multiplied, and take the number
