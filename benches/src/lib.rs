@@ -1,7 +1,7 @@
 //! Performance studies: what `kernelbench` and the Criterion suites share.
 //!
 //! ```text
-//! main ──► overview | conv | attention | gemm | parallel
+//! main ──► overview | conv | attention | gemm | memory | parallel
 //!             │
 //!             ├── shapes    layers by name, from CSV files
 //!             ├── machine   the CPU's name, its FMA peak, its read bandwidth, pools of threads
@@ -16,6 +16,7 @@ pub mod conv;
 pub mod failure;
 pub mod gemm;
 pub mod machine;
+pub mod memory;
 pub mod options;
 pub mod overview;
 pub mod parallel;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use benches::failure::Failure;
 use benches::options::{Command, HELP, Options};
-use benches::{attention, conv, gemm, machine, overview, parallel};
+use benches::{attention, conv, gemm, machine, memory, overview, parallel};
 
 fn run() -> Result<(), Failure> {
     let options = Options::parse(lexopt::Parser::from_env())?;
@@ -19,6 +19,7 @@ fn run() -> Result<(), Failure> {
             unsafe { std::env::set_var(gemm::MATRIXMULTIPLY_THREADS, options.threads.to_string()) };
             gemm::run(&options, &mut out)?;
         }
+        Command::Memory => memory::run(&options, &mut out)?,
         Command::Parallel => parallel::run(&mut out)?,
         Command::Help => write!(out, "{HELP}")?,
         Command::Version => writeln!(out, "kernelbench {}", env!("CARGO_PKG_VERSION"))?,

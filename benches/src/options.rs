@@ -20,6 +20,8 @@ kernelbench: how fast this machine runs the kernels, and how close that is to wh
                                     --shapes FILE.csv with name,batch,heads,kv_heads,q_len,kv_len,head_dim,causal
     kernelbench gemm [OPTIONS]      matrix products beside the crates matrixmultiply and gemm; takes --threads, --isa,
                                     --format and --shapes FILE.csv with the header name,m,n,k
+    kernelbench memory [OPTIONS]    activations, softmax, norms, embeddings, dropout beside the speed of a copy; takes
+                                    --threads, --isa, --format and --only
     kernelbench parallel            what a parallel loop costs, in a team and with rayon::join
 
 Options
@@ -52,6 +54,8 @@ pub enum Command {
     Attention,
     /// Matrix products.
     Gemm,
+    /// Kernels that memory should hold up.
+    Memory,
     /// Parallel loops.
     Parallel,
     /// Prints [`HELP`].
@@ -177,13 +181,14 @@ impl Options {
                         ("conv", Command::Conv),
                         ("attention", Command::Attention),
                         ("gemm", Command::Gemm),
+                        ("memory", Command::Memory),
                         ("parallel", Command::Parallel),
                         ("help", Command::Help),
                     ];
                     let found = among.into_iter().find(|(known, _)| *known == name).map(|(_, command)| command);
                     let unknown = || {
                         Failure::Usage(format!(
-                            "unknown command `{name}`; expected conv, attention, gemm, parallel or help"
+                            "unknown command `{name}`; expected conv, attention, gemm, memory, parallel or help"
                         ))
                     };
                     command = Some(found.ok_or_else(unknown)?);
@@ -268,7 +273,10 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_named() {
         let message = |line: &str| parse(line).unwrap_err().to_string();
-        assert_eq!(message("convolve"), "unknown command `convolve`; expected conv, attention, gemm, parallel or help");
+        assert_eq!(
+            message("convolve"),
+            "unknown command `convolve`; expected conv, attention, gemm, memory, parallel or help"
+        );
         assert_eq!(message("conv --thread 2"), "unknown option `--thread`");
         assert_eq!(message("conv --threads 0"), "--threads: expected a number from 1 to 4096, given 0");
         assert_eq!(message("conv --pass sideways"), "--pass: expected forward, backward, given sideways");

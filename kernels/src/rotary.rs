@@ -18,6 +18,7 @@
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
+use crate::simd::each::{Step, each_vector};
 use crate::simd::{Job, Simd, dispatch};
 use crate::softmax::{load, store};
 
@@ -69,7 +70,7 @@ impl Rotary {
     /// [`Error::Invalid`] for an odd `dim` and a base that is not finite and positive, [`Error::Overflow`],
     /// [`Error::OutOfMemory`].
     pub fn new(pairing: Pairing, dim: usize, base: f64, positions: usize) -> Result<Self, Error> {
-        if dim % 2 != 0 {
+        if !dim.is_multiple_of(2) {
             return Err(Error::invalid("dim", "an even number", dim));
         }
         if !(base.is_finite() && base > 0.0) {
@@ -88,7 +89,7 @@ impl Rotary {
                 }
                 Pairing::Interleaved => {
                     table.extend((0..width).map(|i| angle(i / 2).cos() as f32));
-                    let sign = |i: usize| if i % 2 == 0 { -1.0 } else { 1.0 };
+                    let sign = |i: usize| if i.is_multiple_of(2) { -1.0 } else { 1.0 };
                     table.extend((0..width).map(|i| (sign(i) * angle(i / 2).sin()) as f32));
                 }
             }
@@ -250,31 +251,76 @@ impl<const BACK: bool> Job for Turn<'_, BACK> {
                 // sines.
                 unsafe {
                     let x = x.add((row * inner + head) * head_dim);
-                    let y = y.as_mut_ptr();
-                    let mut at = 0;
-                    while at < width {
-                        let count = S::LANES.min(width - at);
-                        let (cos, sin) = (load(simd, angles.add(at), count), load(simd, angles.add(width + at), count));
-                        let sin = if BACK { simd.sub(simd.zero(), sin) } else { sin };
-                        if rotary.pairing == Pairing::Half {
-                            let (a, b) = (load(simd, x.add(at), count), load(simd, x.add(half + at), count));
-                            store(simd, y.add(at), count, simd.sub(simd.mul(a, cos), simd.mul(b, sin)));
-                            store(simd, y.add(half + at), count, simd.fma(a, sin, simd.mul(b, cos)));
-                        } else {
-                            let v = load(simd, x.add(at), count);
-                            let turned = simd.fma(simd.swap_pairs(v), sin, simd.mul(v, cos));
-                            store(simd, y.add(at), count, turned);
+                    let (y, sin) = (y.as_mut_ptr(), angles.add(width));
+                    match rotary.pairing {
+                        Pairing::Half => {
+                            each_vector(simd, width, &TurnHalves::<BACK> { x, y, cos: angles, sin, half });
                         }
-                        at += S::LANES;
+                        Pairing::Interleaved => {
+                            each_vector(simd, width, &TurnNeighbours::<BACK> { x, y, cos: angles, sin });
+                        }
                     }
-                    let mut at = dim;
-                    while at < head_dim {
-                        let count = S::LANES.min(head_dim - at);
-                        store(simd, y.add(at), count, load(simd, x.add(at), count));
-                        at += S::LANES;
-                    }
+                    each_vector(simd, head_dim - dim, &Rest { x: x.add(dim), y: y.add(dim) });
                 }
             }
         }
+    }
+}
+
+/// Turns `x[at]` with `x[half + at]`.
+struct TurnHalves<const BACK: bool> {
+    x: *const f32,
+    y: *mut f32,
+    cos: *const f32,
+    sin: *const f32,
+    half: usize,
+}
+
+impl<const BACK: bool> Step for TurnHalves<BACK> {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract, for both halves.
+        unsafe {
+            let (cos, sin) = (load(simd, self.cos.add(at), count), load(simd, self.sin.add(at), count));
+            let sin = if BACK { simd.sub(simd.zero(), sin) } else { sin };
+            let (a, b) = (load(simd, self.x.add(at), count), load(simd, self.x.add(self.half + at), count));
+            store(simd, self.y.add(at), count, simd.sub(simd.mul(a, cos), simd.mul(b, sin)));
+            store(simd, self.y.add(self.half + at), count, simd.fma(a, sin, simd.mul(b, cos)));
+        }
+    }
+}
+
+/// Turns `x[2 i]` with `x[2 i + 1]`: no vector and no tail parts a pair.
+struct TurnNeighbours<const BACK: bool> {
+    x: *const f32,
+    y: *mut f32,
+    cos: *const f32,
+    sin: *const f32,
+}
+
+impl<const BACK: bool> Step for TurnNeighbours<BACK> {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (cos, sin) = (load(simd, self.cos.add(at), count), load(simd, self.sin.add(at), count));
+            let sin = if BACK { simd.sub(simd.zero(), sin) } else { sin };
+            let v = load(simd, self.x.add(at), count);
+            store(simd, self.y.add(at), count, simd.fma(simd.swap_pairs(v), sin, simd.mul(v, cos)));
+        }
+    }
+}
+
+/// What is not turned.
+struct Rest {
+    x: *const f32,
+    y: *mut f32,
+}
+
+impl Step for Rest {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe { store(simd, self.y.add(at), count, load(simd, self.x.add(at), count)) };
     }
 }

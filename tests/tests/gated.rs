@@ -50,7 +50,7 @@ fn outputs_err_by_no_more_than_promised_and_gaps_stay_untouched() {
                     let (y, exact, x) = (y[i + 1] as f64, exact[i], x[i] as f64);
                     let factor = match function {
                         Gated::Gelu => x * x / 2.0 + 14.0,
-                        Gated::GeluTanh => 3.0 * argument(x) + 10.0,
+                        Gated::GeluTanh => 7.0 * argument(x) + 10.0,
                         _ => 8.0,
                     };
                     let relative = if exact == 0.0 { 0.0 } else { UNIT * exact.abs() * factor };
@@ -83,7 +83,7 @@ fn gradients_err_by_no_more_than_promised() {
                     let (dx, exact, x, dy) = (dx[i + 1] as f64, exact[i], x[i] as f64, dy[i] as f64);
                     let factor = match function {
                         Gated::Gelu => x * x / 2.0 + 16.0,
-                        Gated::GeluTanh => 3.0 * argument(x) + 20.0,
+                        Gated::GeluTanh => 7.0 * argument(x) + 20.0,
                         _ => 16.0,
                     };
                     // The gate and x times its slope, which may cancel.

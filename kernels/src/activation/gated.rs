@@ -30,7 +30,7 @@ use super::PART;
 const SECONDS_PER_ELEMENT: f64 = 1.2e-9;
 
 /// sqrt(2 / pi) * 2, so that the argument of the exponential is `-GELU_TANH (x + 0.044715 x^3)`.
-const GELU_TANH: f32 = 1.595_769_1;
+const GELU_TANH: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.044_715;
 /// 1 / sqrt(2 pi)
 const NORMAL_DENSITY: f32 = 0.398_942_3;
@@ -54,7 +54,7 @@ impl Gated {
 
 /// `y = activation(x)`, element by element.
 ///
-/// With `u = 2^-24`, an element errs by at most `u |y|` times `x^2 / 2 + 14` (GELU), `3 |a| + 10` (GELU by tanh, `a` its
+/// With `u = 2^-24`, an element errs by at most `u |y|` times `x^2 / 2 + 14` (GELU), `7 |a| + 10` (GELU by tanh, `a` its
 /// `2 z`) or 8 (SiLU), and by `1.3e-38 |x|` where the gate is below 1.3e-38.
 ///
 /// ```
@@ -93,7 +93,7 @@ pub fn forward_in_place<'t>(
 /// `dx = dy * activation'(x)`, the derivative taken at the input `x` of the forward pass.
 ///
 /// With `u = 2^-24`, the gate `s` and the slope `s + x s'`, an element errs by at most `u |dy| (s + |x s'|)` times
-/// `x^2 / 2 + 16` (GELU), `3 |a| + 20` (GELU by tanh) or 16 (SiLU), and by `1.3e-38 |dy| (1 + |x|^3)` more where the gate
+/// `x^2 / 2 + 16` (GELU), `7 |a| + 20` (GELU by tanh) or 16 (SiLU), and by `1.3e-38 |dy| (1 + |x|^3)` more where the gate
 /// or its slope is below 1.3e-38.
 ///
 /// ```

@@ -11,11 +11,12 @@
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
-use crate::simd::reduce::{Elements, Sum, Terms, reduce_row};
+use crate::simd::each::each_vector;
+use crate::simd::reduce::{Elements, Sum, reduce_row};
 use crate::simd::{Job, Simd, dispatch};
-use crate::softmax::{load, store};
 
 use super::row::{moments, rows_per_task};
+use super::run::{Normalise, Outgoing, Weighted};
 use super::{Affine, Gradients, SECONDS_PER_ELEMENT, check_epsilon, check_workspace};
 
 /// Images of which channels and groups.
@@ -115,22 +116,13 @@ impl Job for Forward<'_> {
         for (index, (x, y)) in x.chunks_exact(row).zip(y.chunks_exact_mut(row)).enumerate() {
             // SAFETY: both have `row` elements.
             let (mean, r) = unsafe { moments::<S, true>(simd, x.as_ptr(), row, epsilon) };
-            let (mean, r) = (simd.splat(mean), simd.splat(r));
             let channel = (first + index) % shape.groups * group_channels;
             for c in 0..group_channels {
-                let gamma = simd.splat(affine.gamma.map_or(1.0, |gamma| gamma[channel + c]));
-                let beta = simd.splat(affine.beta.map_or(0.0, |beta| beta[channel + c]));
+                let gamma = affine.gamma.map_or(1.0, |gamma| gamma[channel + c]);
+                let beta = affine.beta.map_or(0.0, |beta| beta[channel + c]);
                 let (x, y) = (x[c * pixels..][..pixels].as_ptr(), y[c * pixels..][..pixels].as_mut_ptr());
-                let mut at = 0;
-                while at < pixels {
-                    let count = S::LANES.min(pixels - at);
-                    // SAFETY: both have `pixels` elements.
-                    unsafe {
-                        let hat = simd.mul(simd.sub(load(simd, x.add(at), count), mean), r);
-                        store(simd, y.add(at), count, simd.fma(hat, gamma, beta));
-                    }
-                    at += S::LANES;
-                }
+                // SAFETY: both have `pixels` elements.
+                unsafe { each_vector(simd, pixels, &Normalise { x, y, mean, r, gamma, beta }) };
             }
         }
     }
@@ -204,25 +196,6 @@ pub fn backward<'t>(
     Ok(())
 }
 
-/// `dy x^`
-pub(super) struct Weighted {
-    pub x: *const f32,
-    pub dy: *const f32,
-    pub mean: f32,
-    pub r: f32,
-}
-
-impl Terms for Weighted {
-    #[inline(always)]
-    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
-        // SAFETY: the caller's contract: `at + count` is within the run.
-        unsafe {
-            let centred = simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean));
-            simd.mul(simd.mul(centred, simd.splat(self.r)), load(simd, self.dy.add(at), count))
-        }
-    }
-}
-
 struct Backward<'a> {
     shape: Shape,
     /// Which group of all images comes first.
@@ -263,24 +236,13 @@ impl Job for Backward<'_> {
                 plain += gamma(c) * sums[2 * c + 1];
             }
             let scale = 1.0 / row as f32;
-            let (plain, weighted) = (simd.splat(plain * scale), simd.splat(-weighted * scale));
-            let (mean, r) = (simd.splat(mean), simd.splat(r));
+            let (plain, weighted) = (plain * scale, -weighted * scale);
             for c in 0..group_channels {
                 let (x, dy) = (x[c * pixels..][..pixels].as_ptr(), dy[c * pixels..][..pixels].as_ptr());
                 let dx = dx[c * pixels..][..pixels].as_mut_ptr();
-                let gamma = simd.splat(gamma(c));
-                let mut at = 0;
-                while at < pixels {
-                    let count = S::LANES.min(pixels - at);
-                    // SAFETY: all three have `pixels` elements.
-                    unsafe {
-                        let hat = simd.mul(simd.sub(load(simd, x.add(at), count), mean), r);
-                        let g = simd.mul(load(simd, dy.add(at), count), gamma);
-                        let v = simd.fma(hat, weighted, simd.sub(g, plain));
-                        store(simd, dx.add(at), count, simd.mul(r, v));
-                    }
-                    at += S::LANES;
-                }
+                let step = Outgoing { x, dy, dx, mean, r, gamma: gamma(c), plain, weighted, factor: r };
+                // SAFETY: all three have `pixels` elements.
+                unsafe { each_vector(simd, pixels, &step) };
             }
         }
     }

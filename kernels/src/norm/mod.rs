@@ -42,6 +42,7 @@ pub mod group;
 pub mod layer;
 pub mod rms;
 mod row;
+mod run;
 
 use crate::error::{Error, check_len};
 

@@ -6,6 +6,7 @@
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::parts::Parts;
+use crate::simd::each::{Step, each_vector};
 use crate::simd::reduce::{Elements, Sum, Terms, reduce_row};
 use crate::simd::{Job, Simd, dispatch};
 use crate::softmax::{load, store};
@@ -106,24 +107,39 @@ impl<const CENTRED: bool> Job for Forward<'_, CENTRED> {
             // SAFETY: rows, and the parameters where there are any, have `columns` elements.
             unsafe {
                 let (mean, r) = moments::<S, CENTRED>(simd, x, columns, epsilon);
-                let (mean, r) = (simd.splat(mean), simd.splat(r));
-                let mut at = 0;
-                while at < columns {
-                    let count = S::LANES.min(columns - at);
-                    let v = load(simd, x.add(at), count);
-                    let v = simd.mul(if CENTRED { simd.sub(v, mean) } else { v }, r);
-                    let v = match (gamma, beta) {
-                        (Some(gamma), Some(beta)) => {
-                            simd.fma(v, load(simd, gamma.add(at), count), load(simd, beta.add(at), count))
-                        }
-                        (Some(gamma), None) => simd.mul(v, load(simd, gamma.add(at), count)),
-                        (None, Some(beta)) => simd.add(v, load(simd, beta.add(at), count)),
-                        (None, None) => v,
-                    };
-                    store(simd, y.add(at), count, v);
-                    at += S::LANES;
-                }
+                each_vector(simd, columns, &Normalise::<CENTRED> { x, y, mean, r, gamma, beta });
             }
+        }
+    }
+}
+
+/// The output of one row, or of some columns with the moments that they share.
+struct Normalise<const CENTRED: bool> {
+    x: *const f32,
+    y: *mut f32,
+    mean: f32,
+    r: f32,
+    gamma: Option<*const f32>,
+    beta: Option<*const f32>,
+}
+
+impl<const CENTRED: bool> Step for Normalise<CENTRED> {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let v = load(simd, self.x.add(at), count);
+            let centred = if CENTRED { simd.sub(v, simd.splat(self.mean)) } else { v };
+            let hat = simd.mul(centred, simd.splat(self.r));
+            let v = match (self.gamma, self.beta) {
+                (Some(gamma), Some(beta)) => {
+                    simd.fma(hat, load(simd, gamma.add(at), count), load(simd, beta.add(at), count))
+                }
+                (Some(gamma), None) => simd.mul(hat, load(simd, gamma.add(at), count)),
+                (None, Some(beta)) => simd.add(hat, load(simd, beta.add(at), count)),
+                (None, None) => hat,
+            };
+            store(simd, self.y.add(at), count, v);
         }
     }
 }
@@ -250,23 +266,42 @@ impl<const CENTRED: bool> Job for Backward<'_, CENTRED> {
                 let plain =
                     if CENTRED { reduce_row::<S, Sum, _>(simd, &mut Plain(&incoming), columns) * scale } else { 0.0 };
                 let weighted = reduce_row::<S, Sum, _>(simd, &mut Weighted(&incoming), columns) * scale;
-                let (plain, weighted) = (simd.splat(plain), simd.splat(-weighted));
-                let r = simd.splat(r);
-                let mut at = 0;
-                while at < columns {
-                    let count = S::LANES.min(columns - at);
-                    let (hat, dy, g) = incoming.load(simd, at, count);
-                    let centred = if CENTRED { simd.sub(g, plain) } else { g };
-                    store(simd, dx.add(at), count, simd.mul(r, simd.fma(hat, weighted, centred)));
-                    if wanted[0] {
-                        let sum = simd.fma(dy, hat, load(simd, dgamma.add(at), count));
-                        store(simd, dgamma.add(at), count, sum);
-                    }
-                    if wanted[1] {
-                        store(simd, dbeta.add(at), count, simd.add(dy, load(simd, dbeta.add(at), count)));
-                    }
-                    at += S::LANES;
-                }
+                let weighted = -weighted;
+                let step = Outgoing::<CENTRED> { incoming: &incoming, dx, plain, weighted, dgamma, dbeta, wanted };
+                each_vector(simd, columns, &step);
+            }
+        }
+    }
+}
+
+/// The gradients of one row.
+struct Outgoing<'a, const CENTRED: bool> {
+    incoming: &'a Incoming,
+    dx: *mut f32,
+    /// The mean of `g`, and minus that of `g x^`.
+    plain: f32,
+    weighted: f32,
+    dgamma: *mut f32,
+    dbeta: *mut f32,
+    wanted: [bool; 2],
+}
+
+impl<const CENTRED: bool> Step for Outgoing<'_, CENTRED> {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (hat, dy, g) = self.incoming.load(simd, at, count);
+            let centred = if CENTRED { simd.sub(g, simd.splat(self.plain)) } else { g };
+            let v = simd.mul(simd.splat(self.incoming.r), simd.fma(hat, simd.splat(self.weighted), centred));
+            store(simd, self.dx.add(at), count, v);
+            if self.wanted[0] {
+                let sum = simd.fma(dy, hat, load(simd, self.dgamma.add(at), count));
+                store(simd, self.dgamma.add(at), count, sum);
+            }
+            if self.wanted[1] {
+                let sum = simd.add(dy, load(simd, self.dbeta.add(at), count));
+                store(simd, self.dbeta.add(at), count, sum);
             }
         }
     }

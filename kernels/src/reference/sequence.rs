@@ -25,7 +25,7 @@ pub fn rotary<T: Float>(
     let len = checked_len("shape", &[outer, length, inner, head_dim])?;
     check_len("x", len, x.len())?;
     check_len("y", len, y.len())?;
-    if dim % 2 != 0 || dim > head_dim {
+    if !dim.is_multiple_of(2) || dim > head_dim {
         return Err(Error::invalid("dim", format!("an even number up to {head_dim}"), dim));
     }
     y.copy_from_slice(x);

@@ -139,11 +139,11 @@ pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::F) -> S::F {
 const ERF: [f32; 7] =
     [0.128_379_17, -0.376_126_32, 0.112_836_9, -0.026_859_073, 0.005_200_229_6, -8.133_631e-4, 8.331_881e-5];
 /// -ln(1 - erf x) = x + x q(x) beyond, up to 4, where erf rounds to 1; 0.05.
-const ERF_LARGE: [f32; 6] = [0.128_511_92, 0.635_726_57, 0.105_251_04, -0.022_883_06, 0.003_212_808_9, -2.137_252_3e-4];
+const ERF_LARGE: [f32; 6] = [0.128_511_92, 0.635_726_6, 0.105_251_04, -0.022_883_06, 0.003_212_808_9, -2.137_252_3e-4];
 /// Where the polynomial hands over to the exponential.
 const ERF_SMALL: f32 = 0.9277;
 
-/// The error function `2 / sqrt(pi) * integral from 0 to x of exp(-t^2)`: at most 1.1 ULP everywhere. Keeps the sign of
+/// The error function `2 / sqrt(pi) * integral from 0 to x of exp(-t^2)`: at most 1.2 ULP everywhere. Keeps the sign of
 /// zero; NaN for NaN.
 // Activations take the tail of the normal distribution instead, which stays accurate where 1 - erf cancels.
 #[cfg_attr(not(test), allow(dead_code))]
@@ -263,7 +263,7 @@ mod tests {
                 Self::Ln => (1.0, f32::from_bits(1)..=f32::MAX),
                 Self::Tanh => (1.8, f32::NEG_INFINITY..=f32::INFINITY),
                 Self::Sigmoid => (2.5, EXP_LOWEST..=f32::INFINITY),
-                Self::Erf => (1.1, f32::NEG_INFINITY..=f32::INFINITY),
+                Self::Erf => (1.2, f32::NEG_INFINITY..=f32::INFINITY),
             }
         }
     }

@@ -22,6 +22,7 @@ mod avx2;
 mod avx512;
 mod cpu;
 mod dispatch;
+pub(crate) mod each;
 pub(crate) mod math;
 #[cfg_attr(kernels_avx2_only, allow(dead_code, unused_imports))]
 mod portable;

@@ -17,8 +17,7 @@ mod nhwc;
 use crate::conv::Layout;
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
-use crate::simd::{Isa, Simd};
-use crate::softmax::{load, store};
+use crate::simd::Isa;
 
 use super::{Affine, Gradients, SECONDS_PER_ELEMENT, check_epsilon, check_workspace};
 
@@ -314,21 +313,4 @@ struct Inputs<'a> {
     mean: &'a [f32],
     r: &'a [f32],
     gamma: Option<&'a [f32]>,
-}
-
-/// `y = (x - mean) r gamma + beta` over a run of one channel.
-#[inline(always)]
-fn normalise_run<S: Simd>(simd: S, x: &[f32], y: &mut [f32], mean: f32, r: f32, gamma: f32, beta: f32) {
-    let (len, x, y) = (x.len().min(y.len()), x.as_ptr(), y.as_mut_ptr());
-    let (mean, r, gamma, beta) = (simd.splat(mean), simd.splat(r), simd.splat(gamma), simd.splat(beta));
-    let mut at = 0;
-    while at < len {
-        let count = S::LANES.min(len - at);
-        // SAFETY: both have `len` elements.
-        unsafe {
-            let hat = simd.mul(simd.sub(load(simd, x.add(at), count), mean), r);
-            store(simd, y.add(at), count, simd.fma(hat, gamma, beta));
-        }
-        at += S::LANES;
-    }
 }

@@ -2,14 +2,14 @@
 
 use crate::parallel::Parallelism;
 use crate::parts::Parts;
+use crate::simd::each::each_vector;
 use crate::simd::reduce::{Elements, Sum, reduce_row};
 use crate::simd::{Isa, Job, Simd, dispatch};
-use crate::softmax::{load, store};
 
-use super::super::group::Weighted;
 use super::super::row::Squares;
+use super::super::run::{Normalise, Outgoing, Scale, Weighted};
 use super::super::{Affine, PART};
-use super::{Inputs, Sample, Shape, normalise_run};
+use super::{Inputs, Sample, Shape};
 
 /// Channels of a task, at most.
 const CHANNELS: usize = 32;
@@ -94,10 +94,12 @@ impl Job for Forward<'_> {
                 let channel = first + c;
                 let run = n * channels + channel;
                 // SAFETY: this task alone has these channels, and comes to each run once.
-                let y = unsafe { y.take(run) };
+                let y = unsafe { y.take(run) }.as_mut_ptr();
                 let gamma = affine.gamma.map_or(1.0, |gamma| gamma[channel]);
                 let beta = affine.beta.map_or(0.0, |beta| beta[channel]);
-                normalise_run(simd, &x[run * pixels..][..pixels], y, mean[c], r[c], gamma, beta);
+                let x = x[run * pixels..][..pixels].as_ptr();
+                // SAFETY: both have `pixels` elements.
+                unsafe { each_vector(simd, pixels, &Normalise { x, y, mean: mean[c], r: r[c], gamma, beta }) };
             }
         }
     }
@@ -140,15 +142,9 @@ impl Job for Inference<'_> {
         let Self { pixels, first, x, scale, shift, y } = self;
         for (run, (x, y)) in x.chunks_exact(pixels).zip(y.chunks_exact_mut(pixels)).enumerate() {
             let channel = (first + run) % scale.len();
-            let (scale, shift) = (simd.splat(scale[channel]), simd.splat(shift[channel]));
-            let (x, y) = (x.as_ptr(), y.as_mut_ptr());
-            let mut at = 0;
-            while at < pixels {
-                let count = S::LANES.min(pixels - at);
-                // SAFETY: both have `pixels` elements.
-                unsafe { store(simd, y.add(at), count, simd.fma(load(simd, x.add(at), count), scale, shift)) };
-                at += S::LANES;
-            }
+            let (scale, shift) = (scale[channel], shift[channel]);
+            // SAFETY: both have `pixels` elements.
+            unsafe { each_vector(simd, pixels, &Scale { x: x.as_ptr(), y: y.as_mut_ptr(), scale, shift }) };
         }
     }
 }
@@ -206,21 +202,19 @@ impl Job for Backward<'_> {
                 let (x, dy) = (x[run * pixels..][..pixels].as_ptr(), dy[run * pixels..][..pixels].as_ptr());
                 // SAFETY: this task alone has these channels, and comes to each run once.
                 let dx = unsafe { dx.take(run) }.as_mut_ptr();
-                let (mean, r_one) = (simd.splat(mean[channel]), r[channel]);
-                let factor = simd.splat(r_one * gamma.map_or(1.0, |gamma| gamma[channel]));
-                let (plain, weighted) = (simd.splat(dbeta[c] * scale), simd.splat(-dgamma[c] * scale));
-                let r = simd.splat(r_one);
-                let mut at = 0;
-                while at < pixels {
-                    let count = S::LANES.min(pixels - at);
-                    // SAFETY: all three runs have `pixels` elements.
-                    unsafe {
-                        let hat = simd.mul(simd.sub(load(simd, x.add(at), count), mean), r);
-                        let v = simd.fma(hat, weighted, simd.sub(load(simd, dy.add(at), count), plain));
-                        store(simd, dx.add(at), count, simd.mul(factor, v));
-                    }
-                    at += S::LANES;
-                }
+                let step = Outgoing {
+                    x,
+                    dy,
+                    dx,
+                    mean: mean[channel],
+                    r: r[channel],
+                    gamma: 1.0,
+                    plain: dbeta[c] * scale,
+                    weighted: -dgamma[c] * scale,
+                    factor: r[channel] * gamma.map_or(1.0, |gamma| gamma[channel]),
+                };
+                // SAFETY: all three runs have `pixels` elements.
+                unsafe { each_vector(simd, pixels, &step) };
             }
         }
     }

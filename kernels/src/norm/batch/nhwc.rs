@@ -8,6 +8,7 @@
 
 use crate::parallel::Parallelism;
 use crate::parts::Parts;
+use crate::simd::each::{Step, each_vector};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::softmax::{load, store};
 
@@ -28,38 +29,111 @@ pub(super) fn pieces(shape: Shape) -> usize {
     if shape.is_nhwc() { shape.count().div_ceil(rows_per_piece(shape)) } else { 0 }
 }
 
-/// Adds `term(row, column, count)`, for each of `rows` rows, to `sums`, which are +0 at first.
-///
-/// # Safety
-/// - `term` may be called for each row and for columns within `sums`.
-#[inline(always)]
-unsafe fn add_rows<S: Simd>(simd: S, rows: usize, sums: &mut [f32], term: impl Fn(usize, usize, usize) -> S::F) {
-    let (columns, sums) = (sums.len(), sums.as_mut_ptr());
-    let whole = rows - rows % 4;
-    for row in (0..whole).step_by(4) {
-        let mut at = 0;
-        while at < columns {
-            let count = S::LANES.min(columns - at);
-            let even = simd.add(term(row, at, count), term(row + 2, at, count));
-            let odd = simd.add(term(row + 1, at, count), term(row + 3, at, count));
-            // SAFETY: `at + count` is within the sums.
-            unsafe {
-                let sum = simd.add(load(simd, sums.add(at), count), simd.add(even, odd));
-                store(simd, sums.add(at), count, sum);
-            }
-            at += S::LANES;
+/// What is summed over rows. A trait, not a closure: a closure that is not inlined would lose the instruction set.
+trait RowTerms {
+    /// The terms of columns `at .. at + count` in a row.
+    ///
+    /// # Safety
+    /// - The row exists, and `at + count` is within it, `count <= S::LANES`.
+    unsafe fn term<S: Simd>(&self, simd: S, row: usize, at: usize, count: usize) -> S::F;
+}
+
+/// Adds the terms of the rows `first .. first + ROWS` to the sums: of four rows, or of one.
+struct AddRows<'a, T, const ROWS: usize> {
+    first: usize,
+    sums: *mut f32,
+    terms: &'a T,
+}
+
+impl<T: RowTerms, const ROWS: usize> Step for AddRows<'_, T, ROWS> {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        let Self { first, sums, terms } = *self;
+        // SAFETY: the caller's contract.
+        unsafe {
+            let sum = load(simd, sums.add(at), count);
+            let more = if ROWS == 4 {
+                let even = simd.add(terms.term(simd, first, at, count), terms.term(simd, first + 2, at, count));
+                let odd = simd.add(terms.term(simd, first + 1, at, count), terms.term(simd, first + 3, at, count));
+                simd.add(even, odd)
+            } else {
+                terms.term(simd, first, at, count)
+            };
+            store(simd, sums.add(at), count, simd.add(sum, more));
         }
     }
-    for row in whole..rows {
-        let mut at = 0;
-        while at < columns {
-            let count = S::LANES.min(columns - at);
-            // SAFETY: `at + count` is within the sums.
-            unsafe {
-                let sum = simd.add(load(simd, sums.add(at), count), term(row, at, count));
-                store(simd, sums.add(at), count, sum);
-            }
-            at += S::LANES;
+}
+
+/// Adds the terms of `rows` to `sums`, which are +0 at first.
+///
+/// # Safety
+/// - There are terms for each of the rows and for as many columns as there are sums.
+#[inline(always)]
+unsafe fn add_rows<S: Simd>(simd: S, rows: std::ops::Range<usize>, sums: &mut [f32], terms: &impl RowTerms) {
+    let (columns, sums) = (sums.len(), sums.as_mut_ptr());
+    let mut first = rows.start;
+    while first + 4 <= rows.end {
+        // SAFETY: the caller's contract.
+        unsafe { each_vector(simd, columns, &AddRows::<_, 4> { first, sums, terms }) };
+        first += 4;
+    }
+    while first < rows.end {
+        // SAFETY: the caller's contract.
+        unsafe { each_vector(simd, columns, &AddRows::<_, 1> { first, sums, terms }) };
+        first += 1;
+    }
+}
+
+/// Elements as they are.
+struct Plain {
+    x: *const f32,
+    columns: usize,
+}
+
+impl RowTerms for Plain {
+    #[inline(always)]
+    unsafe fn term<S: Simd>(&self, simd: S, row: usize, at: usize, count: usize) -> S::F {
+        // SAFETY: the caller's contract.
+        unsafe { load(simd, self.x.add(row * self.columns + at), count) }
+    }
+}
+
+/// `(x - mean)^2`
+struct Squares {
+    x: *const f32,
+    columns: usize,
+    mean: *const f32,
+}
+
+impl RowTerms for Squares {
+    #[inline(always)]
+    unsafe fn term<S: Simd>(&self, simd: S, row: usize, at: usize, count: usize) -> S::F {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let x = load(simd, self.x.add(row * self.columns + at), count);
+            let centred = simd.sub(x, load(simd, self.mean.add(at), count));
+            simd.mul(centred, centred)
+        }
+    }
+}
+
+/// `dy x^`
+struct Weighted {
+    x: *const f32,
+    dy: *const f32,
+    columns: usize,
+    mean: *const f32,
+    r: *const f32,
+}
+
+impl RowTerms for Weighted {
+    #[inline(always)]
+    unsafe fn term<S: Simd>(&self, simd: S, row: usize, at: usize, count: usize) -> S::F {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let x = load(simd, self.x.add(row * self.columns + at), count);
+            let hat = simd.mul(simd.sub(x, load(simd, self.mean.add(at), count)), load(simd, self.r.add(at), count));
+            simd.mul(hat, load(simd, self.dy.add(row * self.columns + at), count))
         }
     }
 }
@@ -132,18 +206,13 @@ impl Job for Piece<'_> {
         mean.fill(0.0);
         squares.fill(0.0);
         // SAFETY: the piece has `rows` rows of `columns` elements.
-        unsafe { add_rows(simd, rows, mean, |row, at, count| load(simd, x.add(row * columns + at), count)) };
+        unsafe { add_rows(simd, 0..rows, mean, &Plain { x, columns }) };
         for mean in mean.iter_mut() {
             *mean /= rows as f32;
         }
         let mean = mean.as_ptr();
         // SAFETY: as before, and there is a mean for each column.
-        unsafe {
-            add_rows(simd, rows, squares, |row, at, count| {
-                let centred = simd.sub(load(simd, x.add(row * columns + at), count), load(simd, mean.add(at), count));
-                simd.mul(centred, centred)
-            });
-        }
+        unsafe { add_rows(simd, 0..rows, squares, &Squares { x, columns, mean }) };
     }
 }
 
@@ -164,22 +233,34 @@ impl Job for Normalise<'_> {
         let columns = mean.len();
         let (mean, r) = (mean.as_ptr(), r.as_ptr());
         let (gamma, beta) = (affine.gamma.map(<[f32]>::as_ptr), affine.beta.map(<[f32]>::as_ptr));
-        let (one, zero) = (simd.splat(1.0), simd.zero());
         for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact_mut(columns)) {
-            let (x, y) = (x.as_ptr(), y.as_mut_ptr());
-            let mut at = 0;
-            while at < columns {
-                let count = S::LANES.min(columns - at);
-                // SAFETY: rows and parameters have `columns` elements.
-                unsafe {
-                    let centred = simd.sub(load(simd, x.add(at), count), load(simd, mean.add(at), count));
-                    let hat = simd.mul(centred, load(simd, r.add(at), count));
-                    let gamma = gamma.map_or(one, |gamma| load(simd, gamma.add(at), count));
-                    let beta = beta.map_or(zero, |beta| load(simd, beta.add(at), count));
-                    store(simd, y.add(at), count, simd.fma(hat, gamma, beta));
-                }
-                at += S::LANES;
-            }
+            let step = NormaliseRow { x: x.as_ptr(), y: y.as_mut_ptr(), mean, r, gamma, beta };
+            // SAFETY: rows and parameters have `columns` elements.
+            unsafe { each_vector(simd, columns, &step) };
+        }
+    }
+}
+
+/// `y = (x - mean) r gamma + beta`
+struct NormaliseRow {
+    x: *const f32,
+    y: *mut f32,
+    mean: *const f32,
+    r: *const f32,
+    gamma: Option<*const f32>,
+    beta: Option<*const f32>,
+}
+
+impl Step for NormaliseRow {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let centred = simd.sub(load(simd, self.x.add(at), count), load(simd, self.mean.add(at), count));
+            let hat = simd.mul(centred, load(simd, self.r.add(at), count));
+            let gamma = if let Some(gamma) = self.gamma { load(simd, gamma.add(at), count) } else { simd.splat(1.0) };
+            let beta = if let Some(beta) = self.beta { load(simd, beta.add(at), count) } else { simd.zero() };
+            store(simd, self.y.add(at), count, simd.fma(hat, gamma, beta));
         }
     }
 }
@@ -217,17 +298,27 @@ impl Job for Inference<'_> {
         let columns = scale.len();
         let (scale, shift) = (scale.as_ptr(), shift.as_ptr());
         for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact_mut(columns)) {
-            let (x, y) = (x.as_ptr(), y.as_mut_ptr());
-            let mut at = 0;
-            while at < columns {
-                let count = S::LANES.min(columns - at);
-                // SAFETY: rows and parameters have `columns` elements.
-                unsafe {
-                    let (scale, shift) = (load(simd, scale.add(at), count), load(simd, shift.add(at), count));
-                    store(simd, y.add(at), count, simd.fma(load(simd, x.add(at), count), scale, shift));
-                }
-                at += S::LANES;
-            }
+            // SAFETY: rows and parameters have `columns` elements.
+            unsafe { each_vector(simd, columns, &ScaleRow { x: x.as_ptr(), y: y.as_mut_ptr(), scale, shift }) };
+        }
+    }
+}
+
+/// `y = x scale + shift`
+struct ScaleRow {
+    x: *const f32,
+    y: *mut f32,
+    scale: *const f32,
+    shift: *const f32,
+}
+
+impl Step for ScaleRow {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (scale, shift) = (load(simd, self.scale.add(at), count), load(simd, self.shift.add(at), count));
+            store(simd, self.y.add(at), count, simd.fma(load(simd, self.x.add(at), count), scale, shift));
         }
     }
 }
@@ -287,18 +378,11 @@ impl Job for Sums<'_> {
         // Some rows at a time, so that the second sum finds them in L1.
         const ROWS: usize = 16;
         for first in (0..rows).step_by(ROWS) {
-            let some = ROWS.min(rows - first);
-            let at = first * columns;
+            let some = first..rows.min(first + ROWS);
             // SAFETY: the piece has `rows` rows of `columns` elements, and there are moments for each column.
             unsafe {
-                let (x, dy) = (x.add(at), dy.add(at));
-                add_rows(simd, some, dbeta, |row, at, count| load(simd, dy.add(row * columns + at), count));
-                add_rows(simd, some, dgamma, |row, at, count| {
-                    let x = load(simd, x.add(row * columns + at), count);
-                    let centred = simd.sub(x, load(simd, mean.add(at), count));
-                    let hat = simd.mul(centred, load(simd, r.add(at), count));
-                    simd.mul(hat, load(simd, dy.add(row * columns + at), count))
-                });
+                add_rows(simd, some.clone(), dbeta, &Plain { x: dy, columns });
+                add_rows(simd, some, dgamma, &Weighted { x, dy, columns, mean, r });
             }
         }
     }
@@ -326,26 +410,41 @@ impl Job for Backward<'_> {
         let gamma = inputs.gamma.map(<[f32]>::as_ptr);
         let (dgamma, dbeta) = (dgamma.as_ptr(), dbeta.as_ptr());
         let scale = 1.0 / inputs.shape.count() as f32;
-        let (scale, minus) = (simd.splat(scale), simd.splat(-scale));
         for (row, dx) in dx.chunks_exact_mut(columns).enumerate() {
             let (x, dy) = (x[row * columns..].as_ptr(), dy[row * columns..].as_ptr());
-            let dx = dx.as_mut_ptr();
-            let mut at = 0;
-            while at < columns {
-                let count = S::LANES.min(columns - at);
-                // SAFETY: rows, moments and sums have `columns` elements.
-                unsafe {
-                    let r = load(simd, r.add(at), count);
-                    let centred = simd.sub(load(simd, x.add(at), count), load(simd, mean.add(at), count));
-                    let plain = simd.mul(load(simd, dbeta.add(at), count), scale);
-                    let weighted = simd.mul(load(simd, dgamma.add(at), count), minus);
-                    let dy = simd.sub(load(simd, dy.add(at), count), plain);
-                    let v = simd.fma(simd.mul(centred, r), weighted, dy);
-                    let factor = gamma.map_or(r, |gamma| simd.mul(r, load(simd, gamma.add(at), count)));
-                    store(simd, dx.add(at), count, simd.mul(factor, v));
-                }
-                at += S::LANES;
-            }
+            let step = OutgoingRow { x, dy, dx: dx.as_mut_ptr(), mean, r, gamma, dgamma, dbeta, scale };
+            // SAFETY: rows, moments and sums have `columns` elements.
+            unsafe { each_vector(simd, columns, &step) };
+        }
+    }
+}
+
+/// `dx = r gamma (dy - dbeta scale - x^ dgamma scale)`
+struct OutgoingRow {
+    x: *const f32,
+    dy: *const f32,
+    dx: *mut f32,
+    mean: *const f32,
+    r: *const f32,
+    gamma: Option<*const f32>,
+    dgamma: *const f32,
+    dbeta: *const f32,
+    scale: f32,
+}
+
+impl Step for OutgoingRow {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let r = load(simd, self.r.add(at), count);
+            let centred = simd.sub(load(simd, self.x.add(at), count), load(simd, self.mean.add(at), count));
+            let plain = simd.mul(load(simd, self.dbeta.add(at), count), simd.splat(self.scale));
+            let weighted = simd.mul(load(simd, self.dgamma.add(at), count), simd.splat(-self.scale));
+            let dy = simd.sub(load(simd, self.dy.add(at), count), plain);
+            let v = simd.fma(simd.mul(centred, r), weighted, dy);
+            let factor = if let Some(gamma) = self.gamma { simd.mul(r, load(simd, gamma.add(at), count)) } else { r };
+            store(simd, self.dx.add(at), count, simd.mul(factor, v));
         }
     }
 }

@@ -1,0 +1,92 @@
+//! What group norm and batch norm with channels apart share: runs of pixels of one channel.
+
+use crate::simd::Simd;
+use crate::simd::each::Step;
+use crate::simd::reduce::Terms;
+use crate::softmax::{load, store};
+
+/// `y = (x - mean) r gamma + beta`
+pub(super) struct Normalise {
+    pub x: *const f32,
+    pub y: *mut f32,
+    pub mean: f32,
+    pub r: f32,
+    pub gamma: f32,
+    pub beta: f32,
+}
+
+impl Step for Normalise {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let hat = simd.mul(simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean)), simd.splat(self.r));
+            let v = simd.fma(hat, simd.splat(self.gamma), simd.splat(self.beta));
+            store(simd, self.y.add(at), count, v);
+        }
+    }
+}
+
+/// `y = x scale + shift`
+pub(super) struct Scale {
+    pub x: *const f32,
+    pub y: *mut f32,
+    pub scale: f32,
+    pub shift: f32,
+}
+
+impl Step for Scale {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let v = simd.fma(load(simd, self.x.add(at), count), simd.splat(self.scale), simd.splat(self.shift));
+            store(simd, self.y.add(at), count, v);
+        }
+    }
+}
+
+/// `dy x^`, for a sum.
+pub(super) struct Weighted {
+    pub x: *const f32,
+    pub dy: *const f32,
+    pub mean: f32,
+    pub r: f32,
+}
+
+impl Terms for Weighted {
+    #[inline(always)]
+    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
+        // SAFETY: the caller's contract: `at + count` is within the run.
+        unsafe {
+            let centred = simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean));
+            simd.mul(simd.mul(centred, simd.splat(self.r)), load(simd, self.dy.add(at), count))
+        }
+    }
+}
+
+/// `dx = factor (dy gamma - plain + x^ weighted)`
+pub(super) struct Outgoing {
+    pub x: *const f32,
+    pub dy: *const f32,
+    pub dx: *mut f32,
+    pub mean: f32,
+    pub r: f32,
+    pub gamma: f32,
+    pub plain: f32,
+    pub weighted: f32,
+    pub factor: f32,
+}
+
+impl Step for Outgoing {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let hat = simd.mul(simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean)), simd.splat(self.r));
+            let g = simd.mul(load(simd, self.dy.add(at), count), simd.splat(self.gamma));
+            let v = simd.fma(hat, simd.splat(self.weighted), simd.sub(g, simd.splat(self.plain)));
+            store(simd, self.dx.add(at), count, simd.mul(simd.splat(self.factor), v));
+        }
+    }
+}
