@@ -1,13 +1,18 @@
 //! A thin neural-network library: layers, graphs, losses, optimisers. The arithmetic is that of the `kernels` crate.
 //!
 //! ```text
-//!             Layer: forward keeps a cache, backward turns gradients around
-//!     ┌──────────┬─────────┴───┬──────────────────────┬───────────────┐
-//!   Linear    Conv2d    MaxPool2d, Flatten    ReLU, Sigmoid, Tanh    Sum, Product, Minimum, Maximum
-//!     └──────────┴─────────┬───┴──────────────────────┴───────────────┘
-//!                 Graph, Sequential (layers too)
-//!                          │
-//!     Network ──► SCELoss ──► Network::backward ──► Sgd
+//!                  Layer: forward keeps a cache, backward turns gradients around
+//!     ┌───────────────────┬──────────────┴───┬──────────────────┬─────────────────────┐
+//!   Linear, Conv1d,     MaxPool2d,         ReLU, Sigmoid,     LayerNorm, RmsNorm,   Sum, Product,
+//!   Conv2d,             AvgPool2d,         Tanh, GELU, SiLU,  GroupNorm,            Minimum, Maximum,
+//!   ConvTranspose2d,    AdaptiveAvgPool2d  Dropout            BatchNorm2d,          Concat, Flatten
+//!   MultiHeadAttention                                        LocalResponseNorm
+//!     └───────────────────┴──────────────┬───┴──────────────────┴─────────────────────┘
+//!                          Graph, Sequential (layers too), models
+//!                                        │
+//!     Network ──► SCELoss, MSELoss, ClipLoss ──► Network::backward ──► Sgd
+//!        │
+//!        └──► Network::eval: planned forward passes, fused, without allocation
 //! ```
 //!
 //! A network that learns to tell two points apart:

@@ -13,13 +13,13 @@ use nn::{
     tensor,
 };
 
-use check::{between, differences, distinct, eighths, for_seeds, wide};
+use check::{Function, between, differences, distinct, eighths, for_seeds, wide};
 
 const SEEDS: u64 = 20;
 
 /// Compares a layer with a function of its input and its parameters: values and gradients may err by so much of the
 /// largest that there is.
-fn compare(layer: &mut dyn Layer, x: &Tensor, share: f64, function: &dyn Fn(&[f64], &[Vec<f64>]) -> Vec<f64>) {
+fn compare(layer: &mut dyn Layer, x: &Tensor, share: f64, function: Function<'_>) {
     let close = |what: &str, given: &[f64], expected: &[f64], share: f64| {
         assert_eq!(given.len(), expected.len(), "{what}");
         let most = expected.iter().fold(1.0, |most: f64, value| most.max(value.abs()));
