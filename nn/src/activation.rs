@@ -10,7 +10,8 @@
 use kernels::{Activation, Parallelism, activation};
 
 use crate::error::{Error, Result};
-use crate::layer::{Layer, single};
+use crate::inference::Role;
+use crate::layer::{Layer, single, single_shape};
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
 /// `max(x, 0)`. A NaN stays one.
@@ -60,6 +61,14 @@ impl Layer for ReLU {
         "ReLU"
     }
 
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        single_shape(inputs).map(<[usize]>::to_vec)
+    }
+
+    fn role(&self) -> Role {
+        Role::Activation(Activation::Relu)
+    }
+
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         self.0.forward(Activation::Relu, inputs, parallelism)
     }
@@ -74,6 +83,14 @@ impl Layer for Sigmoid {
         "Sigmoid"
     }
 
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        single_shape(inputs).map(<[usize]>::to_vec)
+    }
+
+    fn role(&self) -> Role {
+        Role::Activation(Activation::Sigmoid)
+    }
+
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         self.0.forward(Activation::Sigmoid, inputs, parallelism)
     }
@@ -86,6 +103,14 @@ impl Layer for Sigmoid {
 impl Layer for Tanh {
     fn kind(&self) -> &'static str {
         "Tanh"
+    }
+
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        single_shape(inputs).map(<[usize]>::to_vec)
+    }
+
+    fn role(&self) -> Role {
+        Role::Activation(Activation::Tanh)
     }
 
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {

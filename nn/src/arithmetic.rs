@@ -14,6 +14,7 @@ use kernels::Parallelism;
 use ndarray::Zip;
 
 use crate::error::{Error, Result};
+use crate::inference::Role;
 use crate::layer::Layer;
 use crate::tensor::{Tensor, check_gradient};
 
@@ -47,6 +48,14 @@ impl Layer for Sum {
         "Sum"
     }
 
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        common_shape(inputs)
+    }
+
+    fn role(&self) -> Role {
+        Role::Sum
+    }
+
     fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
         let y = fold(inputs, |sum, x| sum + x)?;
         self.cache = Some((inputs.len(), y.shape().to_vec()));
@@ -65,6 +74,10 @@ impl Layer for Sum {
 impl Layer for Product {
     fn kind(&self) -> &'static str {
         "Product"
+    }
+
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        common_shape(inputs)
     }
 
     fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
@@ -97,6 +110,10 @@ impl Layer for Minimum {
         "Minimum"
     }
 
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        common_shape(inputs)
+    }
+
     fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
         self.0.forward(inputs, |least, x| if x < least || x.is_nan() { x } else { least })
     }
@@ -109,6 +126,10 @@ impl Layer for Minimum {
 impl Layer for Maximum {
     fn kind(&self) -> &'static str {
         "Maximum"
+    }
+
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        common_shape(inputs)
     }
 
     fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
@@ -142,6 +163,17 @@ impl Extremum {
         }
         self.0 = None;
         Ok(gradients)
+    }
+}
+
+/// The shape that all inputs have.
+fn common_shape(inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+    let Some((first, rest)) = inputs.split_first() else {
+        return Err(Error::invalid("inputs", "at least 1 tensor", 0));
+    };
+    match rest.iter().find(|&shape| shape != first) {
+        None => Ok(first.clone()),
+        Some(other) => Err(Error::shape("inputs", format!("{first:?}, that of the first"), other)),
     }
 }
 

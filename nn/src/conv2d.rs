@@ -9,10 +9,11 @@ use kernels::{Activation, Parallelism, Workspace};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
+use crate::inference::{Call, Fused, Kernel, Role};
 use crate::init::kaiming_uniform;
-use crate::layer::{Layer, Parameter, single};
+use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::random::Random;
-use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
+use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
 
 /// A convolution over images `[batch, in_channels, height, width]` with weights that learn:
 /// `weight [out_channels, in_channels / groups, kernel height, kernel width]` and `bias [out_channels]`.
@@ -58,11 +59,33 @@ impl Conv2d {
         Self::with_weights(spec, weight, Some(Array1::zeros(spec.out_channels).into_dyn()))
     }
 
+    /// A layer with Kaiming-uniform weights alone: batch normalisation behind it has a bias of its own.
+    ///
+    /// # Errors
+    /// Those of [`Conv2d::new`].
+    pub fn without_bias(spec: Conv2dSpec, random: &mut Random) -> Result<Self> {
+        let mut layer = Self::new(spec, random)?;
+        layer.bias = None;
+        layer.d_bias = Vec::new();
+        Ok(layer)
+    }
+
     /// A layer with given weights, and with a bias or without.
     ///
     /// # Errors
     /// Those of [`Conv2d::new`], and [`Error::Shape`] for weights or a bias that do not fit the spec.
     pub fn with_weights(spec: Conv2dSpec, weight: ArrayD<f32>, bias: Option<ArrayD<f32>>) -> Result<Self> {
+        Self::check(&spec)?;
+        let [kh, kw] = spec.kernel;
+        let expected = [spec.out_channels, spec.in_channels / spec.groups, kh, kw];
+        if weight.shape() != expected {
+            return Err(Error::shape("weight", format!("{expected:?}"), weight.shape()));
+        }
+        Self::with_fitting_weights(spec, weight, bias)
+    }
+
+    /// Whether the layer can be what the spec says.
+    pub(crate) fn check(spec: &Conv2dSpec) -> Result<()> {
         spec.check()?;
         if spec.layout != Layout::Nchw {
             return Err(Error::invalid("layout", "Nchw", format!("{:?}", spec.layout)));
@@ -70,11 +93,15 @@ impl Conv2d {
         if spec.activation != Activation::Identity {
             return Err(Error::invalid("activation", "Identity", format!("{:?}", spec.activation)));
         }
-        let [kh, kw] = spec.kernel;
-        let expected = [spec.out_channels, spec.in_channels / spec.groups, kh, kw];
-        if weight.shape() != expected {
-            return Err(Error::shape("weight", format!("{expected:?}"), weight.shape()));
-        }
+        Ok(())
+    }
+
+    /// A layer whose weights have as many elements as they should, under whatever shape their owner shows.
+    pub(crate) fn with_fitting_weights(
+        spec: Conv2dSpec,
+        weight: ArrayD<f32>,
+        bias: Option<ArrayD<f32>>,
+    ) -> Result<Self> {
         if let Some(bias) = bias.as_ref().filter(|bias| bias.shape() != [spec.out_channels]) {
             return Err(Error::shape("bias", format!("[{}]", spec.out_channels), bias.shape()));
         }
@@ -94,6 +121,16 @@ impl Conv2d {
     /// The spec.
     pub fn spec(&self) -> &Conv2dSpec {
         &self.spec
+    }
+
+    /// The shape of images [batch, in_channels, height, width], as the kernels know it.
+    fn shape_of(&self, images: &[usize]) -> Result<Shape> {
+        match *images {
+            [batch, channels, height, width] if channels == self.spec.in_channels => {
+                Ok(Shape::new(batch, height, width))
+            }
+            _ => Err(Error::shape("x", format!("[batch, {}, height, width]", self.spec.in_channels), images)),
+        }
     }
 
     fn version(&self) -> [u64; 2] {
@@ -145,7 +182,7 @@ impl Conv2d {
         let (x, y_shape) = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, y_shape)?;
         let x = x.clone();
-        let (dy, shape) = (row_major(d_output), image_shape(&x));
+        let (dy, shape) = (row_major(d_output), self.shape_of(x.shape())?);
         self.prepare_backward(shape)?;
         let Some(Plan { kernel, .. }) = &self.backward else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
@@ -172,14 +209,35 @@ impl Layer for Conv2d {
         "Conv2d"
     }
 
+    fn details(&self) -> String {
+        format!("{}{}", self.spec, if self.bias.is_some() { "" } else { " without bias" })
+    }
+
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        let shape = self.shape_of(single_shape(inputs)?)?;
+        let [height, width] = self.spec.sizes(shape)?.output;
+        Ok(vec![shape.batch, self.spec.out_channels, height, width])
+    }
+
+    fn flops(&self, inputs: &[Vec<usize>]) -> Result<f64> {
+        Ok(self.spec.flops(self.shape_of(single_shape(inputs)?)?)?)
+    }
+
+    fn role(&self) -> Role {
+        Role::Compute { activation: true, residual: true }
+    }
+
+    fn kernel(&self, hint: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
+        let shape = self.shape_of(single_shape(hint)?)?;
+        let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
+        let plan = conv::Conv2d::new(self.spec.activation(fused.activation), weight, bias, shape)?;
+        Ok(Box::new(Planned { plan, residual: fused.residual }))
+    }
+
     /// x [batch, in_channels, height, width] -> y [batch, out_channels, output height, output width]
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
-        if x.ndim() != 4 || x.shape()[1] != self.spec.in_channels {
-            let expected = format!("[batch, {}, height, width]", self.spec.in_channels);
-            return Err(Error::shape("x", expected, x.shape()));
-        }
-        let shape = image_shape(&x);
+        let shape = self.shape_of(x.shape())?;
         let sizes = self.spec.sizes(shape)?;
         self.prepare_forward(shape)?;
         let Some(Plan { kernel, .. }) = &self.forward else { return Err(Error::NoForward) };
@@ -210,7 +268,31 @@ impl Layer for Conv2d {
     }
 }
 
-/// The shape of images [batch, channels, height, width].
-fn image_shape(x: &Tensor) -> Shape {
-    Shape::new(x.shape()[0], x.shape()[2], x.shape()[3])
+/// The forward pass with packed weights.
+struct Planned {
+    plan: conv::Conv2d,
+    residual: bool,
+}
+
+impl Planned {
+    /// Of images, or of lines.
+    fn shape(inputs: &[usize]) -> Result<Shape> {
+        match *inputs {
+            [batch, _, length] => Ok(Shape::line(batch, length)),
+            _ => image_shape(inputs).map(|(shape, _)| shape),
+        }
+    }
+}
+
+impl Kernel for Planned {
+    fn workspace_len(&self, inputs: &[Vec<usize>], slots: usize) -> Result<usize> {
+        Ok(self.plan.workspace_len(Self::shape(&inputs[0])?, slots)?)
+    }
+
+    fn run(&self, call: Call<'_>) -> Result<()> {
+        let residual = self.residual.then(|| call.inputs.get(1));
+        let (shape, x) = (Self::shape(&call.shapes[0])?, call.inputs.get(0));
+        self.plan.forward(shape, x, residual, call.y, call.workspace, call.parallelism)?;
+        Ok(())
+    }
 }

@@ -1,11 +1,11 @@
 //! Images become rows.
 
 use kernels::Parallelism;
-use ndarray::IxDyn;
 
 use crate::error::{Error, Result};
-use crate::layer::{Layer, single};
-use crate::tensor::{Tensor, check_gradient, row_major};
+use crate::inference::Role;
+use crate::layer::{Layer, single, single_shape};
+use crate::tensor::{Tensor, check_gradient, reshape, row_major};
 
 /// `[batch, a, b, ...]` becomes `[batch, a * b * ...]`, in row-major order. No element is moved.
 #[derive(Default)]
@@ -17,6 +17,17 @@ pub struct Flatten {
 impl Layer for Flatten {
     fn kind(&self) -> &'static str {
         "Flatten"
+    }
+
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        match single_shape(inputs)? {
+            [batch, rest @ ..] => Ok(vec![*batch, rest.iter().product()]),
+            given => Err(Error::shape("x", "[batch, ...]", given)),
+        }
+    }
+
+    fn role(&self) -> Role {
+        Role::View
     }
 
     fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
@@ -36,9 +47,4 @@ impl Layer for Flatten {
         self.cache = None;
         Ok(vec![dx])
     }
-}
-
-fn reshape(x: Tensor, shape: &[usize]) -> Result<Tensor> {
-    let given = x.shape().to_vec();
-    x.into_shape_with_order(IxDyn(shape)).map_err(|_| Error::shape("x", format!("{shape:?}"), &given))
 }

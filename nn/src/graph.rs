@@ -11,6 +11,7 @@
 //! computing. The chain rule is in [`Graph::backward_from`].
 
 use kernels::Parallelism;
+use ndarray::ArrayD;
 
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Parameter};
@@ -18,13 +19,14 @@ use crate::tensor::Tensor;
 
 /// A node of a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct NodeId(usize);
+pub struct NodeId(pub(crate) usize);
 
 struct Node {
     name: String,
     /// None for an input of the graph.
     layer: Option<Box<dyn Layer>>,
-    has_parameters: bool,
+    /// How many numbers it learns.
+    parameters: usize,
     from: Vec<NodeId>,
     value: Option<Tensor>,
     gradient: Option<Tensor>,
@@ -83,12 +85,12 @@ impl Graph {
         if let Some(NodeId(missing)) = from.iter().find(|id| id.0 >= self.nodes.len()) {
             return Err(Error::invalid("from", "nodes of this graph", missing));
         }
-        let mut has_parameters = false;
+        let mut parameters = 0;
         if let Some(layer) = &mut layer {
-            layer.visit("", &mut |_, _| has_parameters = true);
+            layer.visit("", &mut |_, parameter| parameters += parameter.value().len());
         }
         let (name, from) = (name.to_string(), from.to_vec());
-        self.nodes.push(Node { name, layer, has_parameters, from, value: None, gradient: None });
+        self.nodes.push(Node { name, layer, parameters, from, value: None, gradient: None });
         Ok(NodeId(self.nodes.len() - 1))
     }
 
@@ -135,7 +137,7 @@ impl Graph {
                 for (from, gradient) in node.from.iter().zip(inputs) {
                     accumulate(&mut before[from.0].gradient, gradient);
                 }
-            } else if node.has_parameters {
+            } else if node.parameters > 0 {
                 layer.backward_parameters(gradient, parallelism).map_err(within)?;
             }
         }
@@ -146,10 +148,54 @@ impl Graph {
     fn learning_nodes(&self, to_inputs: bool) -> Vec<bool> {
         let mut learns = Vec::with_capacity(self.nodes.len());
         for node in &self.nodes {
-            let own = if node.layer.is_some() { node.has_parameters } else { to_inputs };
+            let own = if node.layer.is_some() { node.parameters > 0 } else { to_inputs };
             learns.push(own || node.from.iter().any(|from| learns[from.0]));
         }
         learns
+    }
+
+    /// The nodes as name, layer (none for an input of the graph), number of parameters, and positions of the nodes whose
+    /// values it takes. In the order of adding.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&str, Option<&dyn Layer>, usize, &[NodeId])> {
+        self.nodes.iter().map(|node| (node.name.as_str(), node.layer.as_deref(), node.parameters, node.from.as_slice()))
+    }
+
+    /// The shape of every node's value.
+    fn shapes(&self, inputs: &[Vec<usize>]) -> Result<Vec<Vec<usize>>> {
+        self.check_count(inputs.len())?;
+        let mut inputs = inputs.iter();
+        let mut shapes: Vec<Vec<usize>> = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            let shape = match &node.layer {
+                None => inputs.next().cloned().unwrap_or_default(),
+                Some(layer) => {
+                    let from: Vec<Vec<usize>> = node.from.iter().map(|from| shapes[from.0].clone()).collect();
+                    layer.output_shape(&from).map_err(|error| error.within(&node.name, layer.kind()))?
+                }
+            };
+            shapes.push(shape);
+        }
+        Ok(shapes)
+    }
+
+    /// Fails unless so many tensors are what the graph takes.
+    fn check_count(&self, given: usize) -> Result<()> {
+        let expected = self.nodes.iter().filter(|node| node.layer.is_none()).count();
+        if given == expected { Ok(()) } else { Err(Error::invalid("inputs", format!("{expected} tensors"), given)) }
+    }
+
+    /// The graph in the language of Graphviz: `dot -Tsvg` draws it. Graphs in the graph are boxes of their own.
+    ///
+    /// ```
+    /// let mut graph = nn::Graph::new();
+    /// let x = graph.input("x")?;
+    /// graph.add("double", nn::Sum::default(), &[x, x])?;
+    /// let text = graph.to_dot();
+    /// assert!(text.starts_with("digraph") && text.contains("double") && text.matches("->").count() == 2);
+    /// # Ok::<(), nn::Error>(())
+    /// ```
+    pub fn to_dot(&self) -> String {
+        crate::dot::to_dot(self)
     }
 
     fn output(&self) -> Result<NodeId> {
@@ -171,12 +217,25 @@ impl Layer for Graph {
         "Graph"
     }
 
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        self.shapes(inputs)?.pop().ok_or_else(|| Error::invalid("graph", "at least one node", 0))
+    }
+
+    fn flops(&self, inputs: &[Vec<usize>]) -> Result<f64> {
+        let shapes = self.shapes(inputs)?;
+        let mut flops = 0.0;
+        for node in &self.nodes {
+            if let Some(layer) = &node.layer {
+                let from: Vec<Vec<usize>> = node.from.iter().map(|from| shapes[from.0].clone()).collect();
+                flops += layer.flops(&from)?;
+            }
+        }
+        Ok(flops)
+    }
+
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let output = self.output()?;
-        let expected = self.nodes.iter().filter(|node| node.layer.is_none()).count();
-        if inputs.len() != expected {
-            return Err(Error::invalid("inputs", format!("{expected} tensors"), inputs.len()));
-        }
+        self.check_count(inputs.len())?;
         for node in &mut self.nodes {
             node.value = None;
         }
@@ -209,6 +268,26 @@ impl Layer for Graph {
 
     fn backward_parameters(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<()> {
         self.backward_from(&[(self.output()?, d_output)], false, parallelism)
+    }
+
+    fn visit_buffers(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut ArrayD<f32>)) {
+        for node in &mut self.nodes {
+            if let Some(layer) = &mut node.layer {
+                layer.visit_buffers(&format!("{prefix}{}.", node.name), visitor);
+            }
+        }
+    }
+
+    fn set_training(&mut self, training: bool) {
+        for node in &mut self.nodes {
+            if let Some(layer) = &mut node.layer {
+                layer.set_training(training);
+            }
+        }
+    }
+
+    fn as_graph(&self) -> Option<&Graph> {
+        Some(self)
     }
 
     fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {

@@ -15,12 +15,34 @@ use kernels::Parallelism;
 use ndarray::ArrayD;
 
 use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::inference::{Fused, Kernel, Role};
 use crate::tensor::Tensor;
 
 /// A function with parameters, and its derivative.
 pub trait Layer: Send {
     /// What kind of layer this is, as users know it.
     fn kind(&self) -> &'static str;
+
+    /// What a user would want to know beside the kind: channels, kernel, stride.
+    fn details(&self) -> String {
+        String::new()
+    }
+
+    /// The shape of the output for inputs of these shapes. Computes nothing.
+    ///
+    /// # Errors
+    /// When the number or the shapes of the inputs do not fit the layer.
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>>;
+
+    /// Multiplications and additions of the products with weights in a `forward` call, padding counted: what papers
+    /// publish (some of them half of it, as multiply-adds). Bias, activations and pooling count nothing.
+    ///
+    /// # Errors
+    /// Those of [`Layer::output_shape`].
+    fn flops(&self, inputs: &[Vec<usize>]) -> Result<f64> {
+        self.output_shape(inputs).map(|_| 0.0)
+    }
 
     /// The output for some inputs. Keeps what `backward` needs.
     ///
@@ -46,6 +68,36 @@ pub trait Layer: Send {
     /// Shows each parameter under its name, as PyTorch has it (`weight`, `bias`), behind `prefix`.
     fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
         let _ = (prefix, visitor);
+    }
+
+    /// Shows each tensor that is part of the state but does not learn, as batch normalisation's `running_mean`.
+    fn visit_buffers(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut ArrayD<f32>)) {
+        let _ = (prefix, visitor);
+    }
+
+    /// Says whether the network learns from now on, or is examined. Most layers do the same in both modes.
+    fn set_training(&mut self, training: bool) {
+        let _ = training;
+    }
+
+    /// The graph that this layer consists of, if it is one.
+    fn as_graph(&self) -> Option<&Graph> {
+        None
+    }
+
+    /// What the layer is to a planned forward pass. A layer that does not say runs by its `forward`, and so does the
+    /// whole network with it.
+    fn role(&self) -> Role {
+        Role::Opaque
+    }
+
+    /// For a layer whose role is [`Role::Compute`]: its forward pass with weights packed for inputs like `hint`.
+    ///
+    /// # Errors
+    /// When the shapes of the inputs do not fit the layer.
+    fn kernel(&self, hint: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
+        let _ = (hint, fused);
+        Err(Error::invalid("layer", "one with a kernel for planned forward passes", self.kind()))
     }
 }
 
@@ -121,6 +173,14 @@ impl Parameter {
     /// Counts the updates of the value: packed weights of an older version are stale.
     pub fn version(&self) -> u64 {
         self.version
+    }
+}
+
+/// The shape of the input of a layer that takes one.
+pub(crate) fn single_shape(inputs: &[Vec<usize>]) -> Result<&[usize]> {
+    match inputs {
+        [x] => Ok(x),
+        _ => Err(Error::invalid("inputs", "1 tensor", inputs.len())),
     }
 }
 

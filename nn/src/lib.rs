@@ -1,15 +1,19 @@
 //! A thin neural-network library: layers, graphs, losses, optimisers. The arithmetic is that of the `kernels` crate.
 //!
 //! ```text
-//!             Layer: forward keeps a cache, backward turns gradients around
-//!     ┌──────────┬─────────┴───┬──────────────────────┬───────────────┐
-//!   Linear    Conv2d    MaxPool2d, Flatten    ReLU, Sigmoid, Tanh    Sum, Product, Minimum, Maximum
-//!     └──────────┴─────────┬───┴──────────────────────┴───────────────┘
-//!                 Graph, Sequential (layers too)
-//!                          │
-//!     Network ──► SCELoss ──► Network::backward ──► Sgd, Adam, AdamW
-//!        │                                              │
-//!        └──────────► StateDict: files, by name ◄───────┘
+//!                  Layer: forward keeps a cache, backward turns gradients around
+//!     ┌───────────────────┬──────────────┴───┬──────────────────┬─────────────────────┐
+//!   Linear, Conv1d,     MaxPool2d,         ReLU, Sigmoid,     LayerNorm, RmsNorm,   Sum, Product,
+//!   Conv2d,             AvgPool2d,         Tanh, GELU, SiLU,  GroupNorm,            Minimum, Maximum,
+//!   ConvTranspose2d,    AdaptiveAvgPool2d  Dropout            BatchNorm2d,          Concat, Flatten
+//!   MultiHeadAttention                                        LocalResponseNorm
+//!     └───────────────────┴──────────────┬───┴──────────────────┴─────────────────────┘
+//!                          Graph, Sequential (layers too), models
+//!                                        │
+//!     Network ──► SCELoss, MSELoss, ClipLoss ──► Network::backward ──► Sgd, Adam, AdamW
+//!        │                                                                    │
+//!        ├──► StateDict: files, by name ◄─────────────────────────────────────┘
+//!        └──► Network::eval: planned forward passes, fused, without allocation
 //! ```
 //!
 //! A network that learns to tell two points apart:
@@ -33,38 +37,73 @@
 #![warn(missing_docs)]
 
 mod activation;
+mod adaptive_avg_pool2d;
 mod arithmetic;
+mod attention;
+mod avg_pool2d;
+mod batch_norm2d;
+mod clip_loss;
+mod concat;
+mod conv1d;
 mod conv2d;
+mod conv_transpose2d;
 pub mod data;
+mod dot;
+mod dropout;
+mod embedding;
 mod error;
 mod flatten;
+mod gated;
 mod graph;
+mod inference;
 pub mod init;
 mod layer;
+mod leaves;
 mod linear;
+mod local_response_norm;
 mod loss;
 mod max_pool2d;
+pub mod models;
 mod network;
+mod norm;
 pub mod optim;
 mod random;
 mod sequential;
 mod state_dict;
+mod summary;
 mod tensor;
+mod transformer;
 
 pub use activation::{ReLU, Sigmoid, Tanh};
+pub use adaptive_avg_pool2d::AdaptiveAvgPool2d;
 pub use arithmetic::{Maximum, Minimum, Product, Sum};
+pub use attention::MultiHeadAttention;
+pub use avg_pool2d::AvgPool2d;
+pub use batch_norm2d::BatchNorm2d;
+pub use clip_loss::ClipLoss;
+pub use concat::Concat;
+pub use conv_transpose2d::ConvTranspose2d;
+pub use conv1d::Conv1d;
 pub use conv2d::Conv2d;
+pub use dropout::Dropout;
+pub use embedding::{Embedding, LearnedPositions, SinusoidalPositions};
 pub use error::{Error, Result};
 pub use flatten::Flatten;
+pub use gated::{GELU, SiLU};
 pub use graph::{Graph, NodeId};
+pub use inference::{Call, Fused, Inputs, Kernel, Role};
 pub use kernels::Parallelism;
 pub use layer::{Layer, Parameter};
 pub use linear::Linear;
-pub use loss::{SCELoss, classify};
+pub use local_response_norm::LocalResponseNorm;
+pub use loss::{MSELoss, SCELoss, classify};
 pub use max_pool2d::MaxPool2d;
 pub use network::Network;
+pub use norm::{GroupNorm, LayerNorm, Norm, OverGroup, OverRow, OverSquares, RmsNorm, Sharing};
 pub use optim::{Adam, AdamW, GradientDescent, OneCycle, Schedule, Sgd, clip_norm, clip_value};
 pub use random::Random;
 pub use sequential::Sequential;
 pub use state_dict::StateDict;
+pub use summary::{Summary, SummaryRow};
 pub use tensor::{Tensor, tensor};
+pub use transformer::TransformerBlock;

@@ -4,16 +4,18 @@
 //! y[n, o] = bias[o] + sum over i of  x[n, i] * weight[o, i]
 //! ```
 
-use kernels::{Parallelism, Workspace, linear};
+use kernels::gemm::{self, Bias, Epilogue, Gemm, PackedRhs};
+use kernels::{Parallelism, View, ViewMut, Workspace, linear};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
+use crate::inference::{Call, Fused, Kernel, Role};
 use crate::init::kaiming_uniform;
-use crate::layer::{Layer, Parameter, single};
+use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
-/// `y = x weightᵀ + bias` over rows `[batch, inputs]`, with `weight [outputs, inputs]` and `bias [outputs]`.
+/// `y = x weightᵀ + bias` over rows `[batch, inputs]`, or `[..., inputs]`, with `weight [outputs, inputs]` and `bias [outputs]`.
 ///
 /// ```
 /// use kernels::Parallelism;
@@ -38,12 +40,18 @@ impl Linear {
     /// # Errors
     /// [`Error::Invalid`] when there are no inputs or more weights than memory can hold.
     pub fn new(inputs: usize, outputs: usize, random: &mut Random) -> Result<Self> {
+        Self::check(inputs, outputs)?;
+        let weight = kaiming_uniform(&[outputs, inputs], inputs, random);
+        Self::with_weights(weight, Some(Array1::zeros(outputs).into_dyn()))
+    }
+
+    /// Fails unless so many weights fit in memory.
+    pub(crate) fn check(inputs: usize, outputs: usize) -> Result<()> {
         if inputs.checked_mul(outputs).is_none_or(|len| len == 0 || len > isize::MAX as usize / size_of::<f32>()) {
             let expected = "at least 1 each, and a product that fits in memory";
             return Err(Error::invalid("inputs, outputs", expected, format!("{inputs}, {outputs}")));
         }
-        let weight = kaiming_uniform(&[outputs, inputs], inputs, random);
-        Self::with_weights(weight, Some(Array1::zeros(outputs).into_dyn()))
+        Ok(())
     }
 
     /// A layer with given weights, and with a bias or without.
@@ -71,6 +79,22 @@ impl Linear {
         [shape[0], shape[1]]
     }
 
+    /// The rows of `[..., inputs]`.
+    fn rows(&self, shape: &[usize]) -> Result<usize> {
+        let [_, features] = self.size();
+        match shape {
+            [rows @ .., given] if *given == features && !rows.is_empty() => Ok(rows.iter().product()),
+            _ => Err(Error::shape("x", format!("[batch, {features}]"), shape)),
+        }
+    }
+
+    /// The forward pass with packed weights.
+    pub(crate) fn product(&self, fused: Fused) -> Result<Product> {
+        let weight = View::new(self.weight.elements(), self.size())?.transposed();
+        let bias = self.bias.as_ref().map(|bias| bias.elements().to_vec());
+        Ok(Product { weight: PackedRhs::new(weight, None)?, bias, fused })
+    }
+
     /// Adds to the parameters' gradients; the gradient of the input only if there is room given for it.
     fn run_backward(
         &mut self,
@@ -79,8 +103,8 @@ impl Linear {
         parallelism: Parallelism<'_>,
     ) -> Result<Vec<usize>> {
         let x = self.cache.clone().ok_or(Error::NoForward)?;
-        let ([outputs, inputs], batch) = (self.size(), x.shape()[0]);
-        check_gradient(d_output, &[batch, outputs])?;
+        let ([outputs, inputs], batch) = (self.size(), self.rows(x.shape())?);
+        check_gradient(d_output, &[&x.shape()[..x.ndim() - 1], &[outputs]].concat())?;
         let dy = row_major(d_output);
         let kernel = linear::Linear::new(inputs, outputs);
         let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
@@ -102,21 +126,43 @@ impl Layer for Linear {
         "Linear"
     }
 
-    /// x [batch, inputs] -> y [batch, outputs]
+    fn details(&self) -> String {
+        let [outputs, inputs] = self.size();
+        format!("{inputs}->{outputs}{}", if self.bias.is_some() { "" } else { " without bias" })
+    }
+
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        let [outputs, _] = self.size();
+        let shape = single_shape(inputs)?;
+        self.rows(shape)?;
+        Ok([&shape[..shape.len() - 1], &[outputs]].concat())
+    }
+
+    fn flops(&self, inputs: &[Vec<usize>]) -> Result<f64> {
+        let outputs: usize = self.output_shape(inputs)?.iter().product();
+        Ok(2.0 * outputs as f64 * self.size()[1] as f64)
+    }
+
+    fn role(&self) -> Role {
+        Role::Compute { activation: true, residual: true }
+    }
+
+    fn kernel(&self, _: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
+        Ok(Box::new(self.product(fused)?))
+    }
+
+    /// x [..., inputs] -> y [..., outputs]
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
-        let [outputs, inputs] = self.size();
-        if x.ndim() != 2 || x.shape()[1] != inputs {
-            return Err(Error::shape("x", format!("[batch, {inputs}]"), x.shape()));
-        }
-        let batch = x.shape()[0];
+        let ([outputs, inputs], batch) = (self.size(), self.rows(x.shape())?);
         let kernel = linear::Linear::new(inputs, outputs);
         let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
         let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
         let mut y = vec![0.0; batch * outputs];
         kernel.forward(batch, elements(&x), weight, bias, &mut y, workspace, parallelism)?;
+        let shape = [&x.shape()[..x.ndim() - 1], &[outputs]].concat();
         self.cache = Some(x);
-        tensor(&[batch, outputs], y)
+        tensor(&shape, y)
     }
 
     /// dx = dy weight;  dweight += dyᵀ x;  dbias += sum of dy over the batch
@@ -135,5 +181,60 @@ impl Layer for Linear {
         if let Some(bias) = &mut self.bias {
             visitor(&format!("{prefix}bias"), bias);
         }
+    }
+}
+
+/// The forward pass with packed weights: `y = activation(x weightᵀ + bias + residual)`.
+pub(crate) struct Product {
+    /// [inputs, outputs]
+    weight: PackedRhs,
+    bias: Option<Vec<f32>>,
+    fused: Fused,
+}
+
+impl Product {
+    /// Floats of scratch memory for so many rows.
+    pub fn scratch_len(&self, rows: usize, slots: usize) -> Result<usize> {
+        let [features, outputs] = self.weight.shape();
+        Ok(gemm::workspace_len(rows, outputs, features, slots)?)
+    }
+
+    /// Computes so many rows.
+    pub fn run_rows(
+        &self,
+        rows: usize,
+        x: &[f32],
+        residual: Option<&[f32]>,
+        y: &mut [f32],
+        workspace: &mut [f32],
+        parallelism: Parallelism<'_>,
+    ) -> Result<()> {
+        let [features, outputs] = self.weight.shape();
+        let epilogue = Epilogue {
+            bias: self.bias.as_deref().map_or(Bias::None, Bias::Columns),
+            residual: residual.map(|residual| View::new(residual, [rows, outputs])).transpose()?,
+            activation: self.fused.activation,
+        };
+        let mut y = ViewMut::new(y, [rows, outputs])?;
+        let gemm = Gemm { epilogue, ..Gemm::default() };
+        gemm.run_packed_rhs(View::new(x, [rows, features])?, &self.weight, &mut y, workspace, parallelism)?;
+        Ok(())
+    }
+}
+
+/// The rows of `[..., features]`.
+fn rows(shape: &[usize]) -> usize {
+    shape.split_last().map_or(0, |(_, rows)| rows.iter().product())
+}
+
+impl Kernel for Product {
+    fn workspace_len(&self, inputs: &[Vec<usize>], slots: usize) -> Result<usize> {
+        self.scratch_len(rows(&inputs[0]), slots)
+    }
+
+    fn run(&self, call: Call<'_>) -> Result<()> {
+        let residual = self.fused.residual.then(|| call.inputs.get(1));
+        let rows = rows(&call.shapes[0]);
+        self.run_rows(rows, call.inputs.get(0), residual, call.y, call.workspace, call.parallelism)
     }
 }

@@ -1,9 +1,11 @@
-//! The loss of a classifier.
+//! Losses: that of a classifier, and that of a prediction of numbers.
 //!
 //! ```text
 //! p = softmax(z)        p[n, c] = exp(z[n, c]) / sum over classes of exp(z[n, ...])
 //! L = mean over n of  -ln p[n, label[n]]
 //! dL/dz = (p - y) / batch          y: 1 at the label, else 0
+//!
+//! L = mean of (y - target)^2       dL/dy = 2 (y - target) / elements
 //! ```
 
 use kernels::{Parallelism, loss};
@@ -50,6 +52,47 @@ impl SCELoss {
     }
 
     /// The gradient of the last call's logits: `(softmax(z) - y) / batch`.
+    ///
+    /// # Errors
+    /// [`Error::NoForward`] without a `forward` before.
+    pub fn backward(&mut self) -> Result<Tensor> {
+        self.cache.take().ok_or(Error::NoForward)
+    }
+}
+
+/// The mean of squared differences.
+///
+/// ```
+/// use nn::{MSELoss, Parallelism, tensor};
+/// let mut loss = MSELoss::default();
+/// let (y, target) = (tensor(&[2], vec![1.0, 5.0])?, tensor(&[2], vec![2.0, 2.0])?);
+/// assert_eq!(loss.forward(&y, &target, Parallelism::Serial)?, 5.0);
+/// assert_eq!(loss.backward()?, tensor(&[2], vec![-1.0, 3.0])?);
+/// # Ok::<(), nn::Error>(())
+/// ```
+#[derive(Default)]
+pub struct MSELoss {
+    /// The gradient of the last prediction.
+    cache: Option<Tensor>,
+}
+
+impl MSELoss {
+    /// The mean of `(y - target)^2` over all elements.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless both have one shape, [`Error::Kernel`] for no elements at all.
+    pub fn forward(&mut self, y: &Tensor, target: &Tensor, parallelism: Parallelism<'_>) -> Result<f32> {
+        if y.shape() != target.shape() {
+            return Err(Error::shape("target", format!("{:?}, that of y", y.shape()), target.shape()));
+        }
+        let (y, target) = (row_major(y), row_major(target));
+        let mut dy = vec![0.0; y.len()];
+        let mean = loss::mean_squared_error(elements(&y), elements(&target), Some(&mut dy), parallelism)?;
+        self.cache = Some(tensor(y.shape(), dy)?);
+        Ok(mean)
+    }
+
+    /// The gradient of the last call's `y`: `2 (y - target) / elements`.
     ///
     /// # Errors
     /// [`Error::NoForward`] without a `forward` before.

@@ -1,10 +1,16 @@
 //! A network as its user holds it: one input, one output, and the threads that it may use.
 
 use kernels::Parallelism;
+use ndarray::ArrayD;
 
 use crate::error::{Error, Result};
+use crate::inference::{Layout, Memory, Program};
 use crate::layer::{Layer, Parameter};
-use crate::tensor::Tensor;
+use crate::summary::Summary;
+use crate::tensor::{Tensor, elements, row_major, tensor};
+
+/// For how many shapes of the input the places of all values are remembered.
+const LAYOUTS: usize = 8;
 
 /// A layer, most often a [`Sequential`](crate::Sequential) or a [`Graph`](crate::Graph), that runs on the current rayon
 /// pool unless it is told otherwise. Results are the same to the last bit for any number of threads.
@@ -17,15 +23,56 @@ use crate::tensor::Tensor;
 /// assert_eq!(network.forward(&tensor(&[1, 3], vec![1.0, 2.0, 3.0])?)?.shape(), [1, 2]);
 /// # Ok::<(), nn::Error>(())
 /// ```
+///
+/// # Two modes
+/// A new network is in the mode for training: `forward` keeps what `backward` needs. After [`Network::eval`] it computes
+/// outputs only: the first `forward` packs the weights and joins layers (a convolution, the sum with a residual and the
+/// activation become one kernel), the first for each shape of the input says which value stands where in memory, and every
+/// later one runs nothing but kernels. It gives the same bits as before, and sees every later change of the weights.
+///
+/// ```
+/// use nn::{Linear, Network, Random, ReLU, Sequential, tensor};
+/// let layers = Sequential::new().with(Linear::new(3, 2, &mut Random::new(0))?)?.with(ReLU::default())?;
+/// let mut network = Network::new(layers);
+/// let x = tensor(&[1, 3], vec![1.0, 2.0, 3.0])?;
+/// let trained = network.forward(&x)?;
+/// network.eval();
+/// assert_eq!(network.forward(&x)?, trained);
+/// let mut y = [0.0; 2];
+/// network.forward_into(&x, &mut y)?; // without a single allocation
+/// assert_eq!(trained.as_slice(), Some(y.as_slice()));
+/// # Ok::<(), nn::Error>(())
+/// ```
 pub struct Network {
     layer: Box<dyn Layer>,
     parallelism: Parallelism<'static>,
+    training: bool,
+    plan: Plan,
+}
+
+/// The planned forward pass.
+enum Plan {
+    /// None yet, or the weights may have changed since.
+    Unknown,
+    /// There is a layer without a kernel.
+    Impossible,
+    Ready {
+        program: Program,
+        layouts: Vec<Layout>,
+        memory: Memory,
+    },
 }
 
 impl Network {
     /// A network that runs on the current rayon pool.
     pub fn new(layer: impl Layer + 'static) -> Self {
-        Self { layer: Box::new(layer), parallelism: Parallelism::Current }
+        Self { layer: Box::new(layer), parallelism: Parallelism::Current, training: true, plan: Plan::Unknown }
+    }
+
+    /// The layer, for whoever may change its parameters: packed weights are stale from then on.
+    fn layer_mut(&mut self) -> &mut dyn Layer {
+        self.plan = Plan::Unknown;
+        self.layer.as_mut()
     }
 
     /// Says who does the work from now on.
@@ -38,19 +85,100 @@ impl Network {
         self.parallelism
     }
 
+    /// From now on `forward` keeps what `backward` needs, and layers behave as they do while they learn.
+    pub fn train(&mut self) {
+        self.training = true;
+        self.layer_mut().set_training(true);
+    }
+
+    /// From now on `forward` computes outputs only, as fast as it can, and there is no `backward`.
+    pub fn eval(&mut self) {
+        if self.training {
+            self.training = false;
+            self.layer_mut().set_training(false);
+        }
+    }
+
+    /// Whether the network is in the mode for training.
+    pub fn is_training(&self) -> bool {
+        self.training
+    }
+
     /// The output for an input.
     ///
     /// # Errors
     /// Those of the layers, with the layer's name.
     pub fn forward(&mut self, x: &Tensor) -> Result<Tensor> {
-        self.layer.forward(&[x], self.parallelism)
+        let parallelism = self.parallelism;
+        let x = row_major(x);
+        match self.planned(&x)? {
+            Some((program, layout, memory)) => {
+                let mut y = vec![0.0; layout.output_len()];
+                layout.run(program, &[elements(&x)], &mut y, memory, parallelism)?;
+                let shape = layout.output_shape.clone();
+                tensor(&shape, y)
+            }
+            None => self.layer.forward(&[&x], parallelism),
+        }
+    }
+
+    /// Writes the elements of the output for an input, in row-major order. In the mode for examination, from the second
+    /// call for a shape on, this allocates nothing.
+    ///
+    /// # Errors
+    /// Those of [`Network::forward`], and [`Error::Shape`] for a `y` of another length. `y` is untouched then.
+    pub fn forward_into(&mut self, x: &Tensor, y: &mut [f32]) -> Result<()> {
+        let parallelism = self.parallelism;
+        let x = row_major(x);
+        if let Some((program, layout, memory)) = self.planned(&x)? {
+            if y.len() != layout.output_len() {
+                return Err(Error::shape("y", format!("{:?}", layout.output_shape), &[y.len()]));
+            }
+            return layout.run(program, &[elements(&x)], y, memory, parallelism);
+        }
+        let output = row_major(&self.layer.forward(&[&x], parallelism)?);
+        if y.len() != output.len() {
+            return Err(Error::shape("y", format!("{:?}", output.shape()), &[y.len()]));
+        }
+        y.copy_from_slice(elements(&output));
+        Ok(())
+    }
+
+    /// The planned forward pass for an input, if the network is not in training and all layers have kernels.
+    fn planned(&mut self, x: &Tensor) -> Result<Option<(&Program, &mut Layout, &mut Memory)>> {
+        if self.training {
+            return Ok(None);
+        }
+        let slots = self.parallelism.threads();
+        if let Plan::Unknown = self.plan {
+            self.plan = match Program::new(self.layer.as_ref(), &[x.shape().to_vec()])? {
+                Some(program) => Plan::Ready { program, layouts: Vec::new(), memory: Memory::default() },
+                None => Plan::Impossible,
+            };
+        }
+        let Plan::Ready { program, layouts, memory } = &mut self.plan else { return Ok(None) };
+        let known = layouts.iter().position(|layout| layout.input_shapes[0] == x.shape());
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let layout = Layout::new(program, self.layer.as_ref(), &[x.shape().to_vec()], slots)?;
+                if layouts.len() == LAYOUTS {
+                    layouts.remove(0);
+                }
+                layouts.push(layout);
+                layouts.len() - 1
+            }
+        };
+        Ok(Some((program, &mut layouts[at], memory)))
     }
 
     /// Adds to the gradients of the parameters, given the gradient of the last output.
     ///
     /// # Errors
-    /// [`Error::NoForward`] without a `forward` before, [`Error::Shape`] when `d_output` has not the output's shape.
+    /// [`Error::NoForward`] without a `forward` before, or in the mode for examination; [`Error::Shape`] when `d_output`
+    /// has not the output's shape.
     pub fn backward(&mut self, d_output: &Tensor) -> Result<()> {
+        self.check_training()?;
         self.layer.backward_parameters(d_output, self.parallelism)
     }
 
@@ -59,12 +187,22 @@ impl Network {
     /// # Errors
     /// Those of [`Network::backward`].
     pub fn backward_to_input(&mut self, d_output: &Tensor) -> Result<Tensor> {
+        self.check_training()?;
         self.layer.backward(d_output, self.parallelism)?.pop().ok_or(Error::NoForward)
+    }
+
+    fn check_training(&self) -> Result<()> {
+        if self.training { Ok(()) } else { Err(Error::NoForward) }
     }
 
     /// Shows each parameter under its name: `0.weight`, `0.bias`, ...
     pub fn visit(&mut self, mut visitor: impl FnMut(&str, &mut Parameter)) {
-        self.layer.visit("", &mut visitor);
+        self.layer_mut().visit("", &mut visitor);
+    }
+
+    /// Shows each tensor that is part of the state but does not learn, under its name: `1.running_mean`, ...
+    pub fn visit_buffers(&mut self, mut visitor: impl FnMut(&str, &mut ArrayD<f32>)) {
+        self.layer_mut().visit_buffers("", &mut visitor);
     }
 
     /// Sets the gradients of all parameters to zero.
@@ -75,7 +213,33 @@ impl Network {
     /// How many numbers the network learns.
     pub fn parameter_count(&mut self) -> usize {
         let mut count = 0;
-        self.visit(|_, parameter| count += parameter.value().len());
+        self.layer.visit("", &mut |_, parameter| count += parameter.value().len());
         count
+    }
+
+    /// What each layer gives, learns and costs, for an input of a shape. Printed, it is a table:
+    ///
+    /// ```
+    /// use nn::{Linear, Network, Random, ReLU, Sequential};
+    /// let random = &mut Random::new(0);
+    /// let layers = Sequential::new().with(Linear::new(784, 512, random)?)?.with(ReLU::default())?;
+    /// let summary = Network::new(layers.with(Linear::new(512, 10, random)?)?).summary(&[1, 784])?;
+    /// assert_eq!(summary.parameters(), 407_050);
+    /// assert_eq!(summary.flops(), 2.0 * (784.0 * 512.0 + 512.0 * 10.0));
+    /// assert!(summary.to_string().contains("2 (Linear 512->10)"));
+    /// # Ok::<(), nn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Network::forward`].
+    pub fn summary(&mut self, input: &[usize]) -> Result<Summary> {
+        let parameters = self.parameter_count();
+        Summary::new(self.layer.as_ref(), parameters, &[input.to_vec()])
+    }
+
+    /// The network's graph in the language of Graphviz, see [`Graph::to_dot`](crate::Graph::to_dot); nothing for a single
+    /// layer.
+    pub fn to_dot(&self) -> Option<String> {
+        self.layer.as_graph().map(crate::Graph::to_dot)
     }
 }

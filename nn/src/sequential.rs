@@ -1,6 +1,7 @@
 //! The graph that is a line.
 
 use kernels::Parallelism;
+use ndarray::ArrayD;
 
 use crate::error::Result;
 use crate::graph::{Graph, NodeId};
@@ -56,11 +57,24 @@ impl Sequential {
         self.layers += 1;
         Ok(self)
     }
+
+    /// The line in the language of Graphviz, see [`Graph::to_dot`].
+    pub fn to_dot(&self) -> String {
+        self.graph.to_dot()
+    }
 }
 
 impl Layer for Sequential {
     fn kind(&self) -> &'static str {
         "Sequential"
+    }
+
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        self.graph.output_shape(inputs)
+    }
+
+    fn flops(&self, inputs: &[Vec<usize>]) -> Result<f64> {
+        self.graph.flops(inputs)
     }
 
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
@@ -77,5 +91,17 @@ impl Layer for Sequential {
 
     fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
         self.graph.visit(prefix, visitor);
+    }
+
+    fn visit_buffers(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut ArrayD<f32>)) {
+        self.graph.visit_buffers(prefix, visitor);
+    }
+
+    fn set_training(&mut self, training: bool) {
+        self.graph.set_training(training);
+    }
+
+    fn as_graph(&self) -> Option<&Graph> {
+        Some(&self.graph)
     }
 }

@@ -1,5 +1,6 @@
 //! Tensors are `ndarray` arrays whose elements may be shared.
 
+use kernels::conv::Shape;
 use ndarray::{ArcArray, IxDyn};
 
 use crate::error::{Error, Result};
@@ -48,4 +49,18 @@ pub(crate) fn check_gradient(d_output: &Tensor, shape: &[usize]) -> Result<()> {
     } else {
         Err(Error::shape("d_output", format!("{shape:?}"), d_output.shape()))
     }
+}
+
+/// Images `[batch, channels, height, width]` as the kernels know them, and their channels.
+pub(crate) fn image_shape(images: &[usize]) -> Result<(Shape, usize)> {
+    match *images {
+        [batch, channels, height, width] => Ok((Shape::new(batch, height, width), channels)),
+        _ => Err(Error::shape("x", "[batch, channels, height, width]", images)),
+    }
+}
+
+/// The same elements in the same order under another shape.
+pub(crate) fn reshape(x: Tensor, shape: &[usize]) -> Result<Tensor> {
+    let given = x.shape().to_vec();
+    row_major(&x).into_shape_with_order(IxDyn(shape)).map_err(|_| Error::shape("x", format!("{shape:?}"), &given))
 }

@@ -167,3 +167,49 @@ fn the_digits_example_says_what_is_wrong() {
     assert_refused(&digits(dir, &["--data", "digits"]), &["digits.csv.gz"]);
     assert_refused(&digits(dir, &["--data", "mnist"]), &["mnist-10k-images"]);
 }
+
+/// A quick trial of an example that learns: its last line.
+fn trial(name: &str, options: &[&str]) -> String {
+    let run = example(name).args(["--dir", DATA, "--epochs", "1", "--images", "60"]).args(options).output().unwrap();
+    assert!(run.status.success(), "{name}: {}", text(&run.stderr));
+    text(&run.stdout).lines().last().unwrap().to_string()
+}
+
+#[test]
+fn the_models_examples_learn_and_say_how_much_on_their_last_line() {
+    for name in ["perceptron", "alexnet", "nin", "inception"] {
+        let last = trial(name, &["--threads", "2"]);
+        assert!(last.starts_with("accuracy on held-out images: ") && last.ends_with(" %"), "{name}: {last}");
+        assert_eq!(last, trial(name, &["--threads", "1"]), "{name}");
+    }
+}
+
+#[test]
+fn the_stacked_example_paints_its_filters() {
+    let picture = folder("stacked").join("filters.png");
+    let last = trial("stacked", &["--picture", picture.to_str().unwrap()]);
+    assert!(["one filter ", "stacked ", "wide "].iter().all(|name| last.contains(name)), "{last}");
+    // Eight filters of 5x5 taps side by side, in four rows.
+    assert_eq!(image::image_dimensions(&picture).unwrap(), (8 * 88 + 8, 4 * 88 + 8));
+}
+
+#[test]
+fn the_fcn_example_paints_a_page_and_its_map() {
+    let picture = folder("fcn").join("map.png");
+    let last = trial("fcn", &["--picture", picture.to_str().unwrap()]);
+    assert!(["28x28 ", "32x32 ", "40x40 "].iter().all(|size| last.contains(size)), "{last}");
+    assert_eq!(image::image_dimensions(&picture).unwrap(), (3 * 336, 2 * 3 * 224));
+}
+
+#[test]
+fn the_models_examples_say_what_is_wrong() {
+    let run = |name: &str, options: &[&str]| example(name).args(options).output().unwrap();
+    for name in ["perceptron", "alexnet", "nin", "inception", "stacked", "fcn"] {
+        assert_refused(&run(name, &["--dir", "no/such/folder"]), &[name, "no/such/folder"]);
+        assert_refused(&run(name, &["--epochs", "0"]), &["--epochs", "at least 1"]);
+        assert_refused(&run(name, &["--surprise"]), &["--surprise"]);
+    }
+    assert_refused(&run("perceptron", &["--dir", DATA, "--images", "1"]), &["at least two images"]);
+    let gif = ["--dir", DATA, "--epochs", "1", "--images", "20", "--picture", "no/such.gif"];
+    assert_refused(&run("stacked", &gif), &["such.gif", ".png"]);
+}

@@ -214,3 +214,62 @@ fn a_second_backward_needs_a_second_forward() -> Result<()> {
     assert_eq!(sigmoid.backward(&row(&[1.0]), SERIAL), Err(Error::NoForward));
     Ok(())
 }
+
+/// A module with two branches: a sum inside of a box, and a layer outside.
+fn nested() -> Result<Graph> {
+    let mut inner = Graph::new();
+    let x = inner.input("x")?;
+    let left =
+        inner.add("left", Linear::with_weights(ndarray::array![[1.0, 0.0], [0.0, 1.0]].into_dyn(), None)?, &[x])?;
+    inner.add("both", Sum::default(), &[left, x])?;
+    let mut outer = Graph::new();
+    let input = outer.input("in \"put\"")?;
+    let block = outer.add("block", inner, &[input])?;
+    outer.add("out", Sigmoid::default(), &[block])?;
+    Ok(outer)
+}
+
+#[test]
+fn a_graph_is_drawn_with_its_boxes_and_edges() -> Result<()> {
+    let expected = r#"digraph {
+    rankdir=TB
+    node [shape=box, fontname="sans-serif"]
+    n0 [label="in \"put\""]
+    subgraph cluster_0 {
+        label="block"
+        n1 [label="left\nLinear 2->2 without bias"]
+        n2 [label="both\nSum"]
+    }
+    n3 [label="out\nSigmoid"]
+    n0 -> n1
+    n1 -> n2
+    n0 -> n2
+    n2 -> n3
+}
+"#;
+    assert_eq!(nested()?.to_dot(), expected);
+    Ok(())
+}
+
+#[test]
+fn a_network_is_listed_as_a_table() -> Result<()> {
+    let summary = nn::Network::new(nested()?).summary(&[3, 2])?;
+    let expected = "\
+layer                                       output shape  parameters  MFLOP
+---------------------------------------------------------------------------
+block.left (Linear 2->2 without bias)  [3, 2]                 4   0.00
+";
+    // Columns are as wide as their widest entry; only what they hold is compared.
+    let words = |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+    let table = summary.to_string();
+    let (table, expected): (Vec<&str>, Vec<&str>) = (table.lines().collect(), expected.lines().collect());
+    assert_eq!(words(table[0]), words(expected[0]));
+    assert_eq!(words(table[2]), words(expected[2]));
+    assert_eq!(words(table[3]), words("block.both (Sum) [3, 2] 0 0.00"));
+    assert_eq!(words(table.last().unwrap()), words("total 4 0.00"));
+    assert!(table.iter().all(|line| line.trim_end().len() <= table[1].len()));
+    assert_eq!(summary.flops(), 2.0 * 12.0);
+    let error = nn::Network::new(nested()?).summary(&[3, 5]).unwrap_err();
+    assert_eq!(error.to_string(), "layer block.left (Linear): x: expected shape [batch, 2], given [3, 5]");
+    Ok(())
+}

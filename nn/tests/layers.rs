@@ -1,114 +1,16 @@
-//! Every layer against double for-loops in f64: outputs, and gradients against finite differences of those loops.
+//! Layers against double for-loops in f64: outputs, and gradients against finite differences of those loops.
+
+mod check;
 
 use kernels::conv::{Accuracy, Conv2dSpec, Padding, Shape};
 use kernels::pool::Pool2dSpec;
 use kernels::{Activation, reference};
 use nn::{
     Conv2d, Error, Flatten, Layer, Linear, MaxPool2d, Network, Parallelism, Random, ReLU, Result, SCELoss, Sequential,
-    Sgd, Sigmoid, Tanh, Tensor, tensor,
+    Sgd, Sigmoid, Tanh, tensor,
 };
 
-/// The rounding unit of f32.
-const U: f64 = f32::EPSILON as f64 / 2.0;
-/// Step of the central differences. A power of two: on eighths they are exact for all that is linear in each operand.
-const STEP: f64 = 1.0 / 4096.0;
-/// What central differences err by else: `STEP^2 / 6` times a third derivative, at most 2 for tanh and less for sigmoid
-/// and loss, and roundings of f64 that are a tenth of that.
-const DIFFERENCE: f64 = 2.5e-8;
-
-/// A layer as a function of its input and its parameters, in f64.
-type Function<'a> = &'a dyn Fn(&[f64], &[Vec<f64>]) -> Vec<f64>;
-
-/// Distinct numbers a 16th apart around 0, in random order: no two inputs of a maximum are equal, none of ReLU is 0.
-fn distinct(shape: &[usize], random: &mut Random) -> Tensor {
-    let len: usize = shape.iter().product();
-    let mut elements: Vec<f32> = (0..len).map(|i| (i as f32 - len as f32 / 2.0 + 0.25) / 16.0).collect();
-    random.shuffle(&mut elements);
-    tensor(shape, elements).unwrap()
-}
-
-/// Eighths between -1 and 1: sums of a few are exact.
-fn eighths(shape: &[usize], random: &mut Random) -> Tensor {
-    let elements = (0..shape.iter().product()).map(|_| random.below(17) as f32 / 8.0 - 1.0).collect();
-    tensor(shape, elements).unwrap()
-}
-
-fn array(tensor: Tensor) -> ndarray::ArrayD<f32> {
-    tensor.into_owned()
-}
-
-fn wide(elements: &[f32]) -> Vec<f64> {
-    elements.iter().map(|&element| element as f64).collect()
-}
-
-fn magnitudes(elements: &[f64]) -> Vec<f64> {
-    elements.iter().map(|element| element.abs()).collect()
-}
-
-fn parameters(layer: &mut dyn Layer, what: fn(&nn::Parameter) -> &[f32]) -> Vec<Vec<f64>> {
-    let mut all = Vec::new();
-    layer.visit("", &mut |_, parameter| all.push(wide(what(parameter))));
-    all
-}
-
-/// `(L(v + STEP) - L(v - STEP)) / (2 STEP)` for each element `v` of each list.
-fn differences(lists: &[Vec<f64>], loss: &dyn Fn(&[Vec<f64>]) -> f64) -> Vec<Vec<f64>> {
-    let mut lists = lists.to_vec();
-    let mut slopes = lists.clone();
-    for list in 0..lists.len() {
-        for at in 0..lists[list].len() {
-            let value = lists[list][at];
-            lists[list][at] = value + STEP;
-            let above = loss(&lists);
-            lists[list][at] = value - STEP;
-            let below = loss(&lists);
-            lists[list][at] = value;
-            slopes[list][at] = (above - below) / (2.0 * STEP);
-        }
-    }
-    slopes
-}
-
-/// Compares a layer with its function. An output or gradient may err by `roundings` units of the same expression over
-/// the magnitudes of all operands, which bounds every partial sum; 0 asks for the exact result.
-fn check(layer: &mut dyn Layer, x: &Tensor, roundings: f64, function: Function<'_>) {
-    let close = |what: &str, given: &[f64], expected: &[f64], bound: &[f64], slack: f64| {
-        assert_eq!(given.len(), expected.len(), "{what}");
-        for i in 0..given.len() {
-            let tolerance = roundings * U * bound[i] + slack;
-            assert!((given[i] - expected[i]).abs() <= tolerance, "{what}[{i}]: {} for {}", given[i], expected[i]);
-        }
-    };
-    // The input first, then the parameters.
-    let mut lists = vec![wide(x.as_slice().unwrap())];
-    lists.extend(parameters(layer, nn::Parameter::elements));
-    let sizes: Vec<Vec<f64>> = lists.iter().map(|list| magnitudes(list)).collect();
-
-    let y = layer.forward(&[x], Parallelism::Current).unwrap();
-    let bound = function(&sizes[0], &sizes[1..]);
-    close("y", &wide(y.as_slice().unwrap()), &function(&lists[0], &lists[1..]), &bound, 0.0);
-
-    let dy = eighths(y.shape(), &mut Random::new(99));
-    let weights = wide(dy.as_slice().unwrap());
-    let dot = |weights: &[f64], y: &[f64]| weights.iter().zip(y).map(|(weight, y)| weight * y).sum();
-    let slopes = differences(&lists, &|lists| dot(&weights, &function(&lists[0], &lists[1..])));
-    let bounds = differences(&sizes, &|lists| dot(&magnitudes(&weights), &function(&lists[0], &lists[1..])));
-
-    let dx = layer.backward(&dy, Parallelism::Current).unwrap().remove(0);
-    assert_eq!(dx.shape(), x.shape());
-    let mut gradients = vec![wide(dx.as_slice().unwrap())];
-    gradients.extend(parameters(layer, nn::Parameter::gradient_elements));
-    for (at, gradient) in gradients.iter().enumerate() {
-        close(["dx", "dweight", "dbias"][at], gradient, &slopes[at], &bounds[at], DIFFERENCE);
-    }
-
-    // A second pass adds the same again, whether or not the gradient of the input is asked for.
-    layer.forward(&[x], Parallelism::Current).unwrap();
-    layer.backward_parameters(&dy, Parallelism::Current).unwrap();
-    for (twice, once) in parameters(layer, nn::Parameter::gradient_elements).iter().zip(&gradients[1..]) {
-        assert!(twice.iter().zip(once).all(|(twice, once)| *twice == 2.0 * once), "{twice:?} twice {once:?}");
-    }
-}
+use check::{DIFFERENCE, U, array, check, differences, distinct, eighths, wide};
 
 fn check_conv(spec: Conv2dSpec, batch: usize, [height, width]: [usize; 2], with_bias: bool) {
     let random = &mut Random::new(5);

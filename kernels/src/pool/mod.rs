@@ -18,10 +18,12 @@
 //! Outputs are independent of each other, and gradients are added up plane by plane in the order of the windows, so the
 //! bits do not depend on threads.
 
+mod adaptive;
 mod nchw;
 mod nhwc;
 mod spec;
 
+pub use adaptive::{adaptive_average_backward, adaptive_average_forward};
 pub use spec::{Pool2dSpec, PoolSizes};
 
 use crate::conv::{Layout, Shape};

@@ -8,7 +8,9 @@ mod attention;
 mod conv;
 mod gemm;
 mod linear;
+mod local_response;
 mod norm;
+mod normalize;
 mod optimizer;
 mod pool;
 mod ragged;
@@ -24,13 +26,19 @@ pub use conv::{
 };
 pub use gemm::gemm;
 pub use linear::{linear_backward, linear_forward};
+pub use local_response::{local_response_backward, local_response_forward};
 pub use norm::{Sharing, norm_backward, norm_forward};
+pub use normalize::{normalize_backward, normalize_forward};
 pub use optimizer::{adam_step, descent_step};
-pub use pool::{average_pool2d_backward, average_pool2d_forward, max_pool2d_backward, max_pool2d_forward};
+pub use pool::{
+    adaptive_average_pool2d_backward, adaptive_average_pool2d_forward, average_pool2d_backward, average_pool2d_forward,
+    max_pool2d_backward, max_pool2d_forward,
+};
 pub use ragged::{ragged_attention_backward, ragged_attention_forward};
 pub use sequence::{dropout, embedding_backward, embedding_forward, rotary};
 pub use softmax::{
-    log_softmax_backward, log_softmax_forward, softmax_backward, softmax_cross_entropy, softmax_forward,
+    log_softmax_backward, log_softmax_forward, mean_squared_error, softmax_backward, softmax_cross_entropy,
+    softmax_forward,
 };
 
 pub use special::{erf, erfc, normal_cdf, normal_density};

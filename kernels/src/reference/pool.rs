@@ -152,3 +152,77 @@ pub fn average_pool2d_backward<T: Float>(
         }
     })
 }
+
+/// Calls `visit(y index, x indices of the window)` for every window of an adaptive pooling.
+fn for_each_adaptive_window(
+    output: [usize; 2],
+    layout: Layout,
+    shape: Shape,
+    channels: usize,
+    mut visit: impl FnMut(usize, &[usize]),
+) {
+    let input = [shape.height, shape.width];
+    let window = |o: usize, axis: usize| o * input[axis] / output[axis]..((o + 1) * input[axis]).div_ceil(output[axis]);
+    for n in 0..shape.batch {
+        for c in 0..channels {
+            for oh in 0..output[0] {
+                for ow in 0..output[1] {
+                    let mut taps = Vec::new();
+                    for ih in window(oh, 0) {
+                        for iw in window(ow, 1) {
+                            taps.push(at(layout, channels, input, [n, c, ih, iw]));
+                        }
+                    }
+                    visit(at(layout, channels, output, [n, c, oh, ow]), &taps);
+                }
+            }
+        }
+    }
+}
+
+/// The mean of each of `output` windows: from `floor(o * input / output)` up to `ceil((o + 1) * input / output)`.
+///
+/// # Errors
+/// [`Error::Length`] for a slice of another length.
+pub fn adaptive_average_pool2d_forward<T: Float>(
+    output: [usize; 2],
+    layout: Layout,
+    shape: Shape,
+    channels: usize,
+    x: &[T],
+    y: &mut [T],
+) -> Result<(), Error> {
+    check_len("x", shape.batch * channels * shape.height * shape.width, x.len())?;
+    check_len("y", shape.batch * channels * output[0] * output[1], y.len())?;
+    for_each_adaptive_window(output, layout, shape, channels, |y_at, taps| {
+        let mut sum = T::ZERO;
+        for &tap in taps {
+            sum += x[tap];
+        }
+        y[y_at] = sum / T::from_f64(taps.len() as f64);
+    });
+    Ok(())
+}
+
+/// `dx[each pixel of each window] += dy / pixels of the window`
+///
+/// # Errors
+/// [`Error::Length`] for a slice of another length.
+pub fn adaptive_average_pool2d_backward<T: Float>(
+    output: [usize; 2],
+    layout: Layout,
+    shape: Shape,
+    channels: usize,
+    dy: &[T],
+    dx: &mut [T],
+) -> Result<(), Error> {
+    check_len("dy", shape.batch * channels * output[0] * output[1], dy.len())?;
+    check_len("dx", shape.batch * channels * shape.height * shape.width, dx.len())?;
+    dx.fill(T::ZERO);
+    for_each_adaptive_window(output, layout, shape, channels, |y_at, taps| {
+        for &tap in taps {
+            dx[tap] += dy[y_at] / T::from_f64(taps.len() as f64);
+        }
+    });
+    Ok(())
+}

@@ -132,3 +132,23 @@ pub fn softmax_cross_entropy<T: Float>(
     }
     Ok(total / count)
 }
+
+/// The mean of `(prediction - target)^2`, and its gradient with respect to the prediction.
+///
+/// # Errors
+/// [`Error::Length`] for slices of different lengths, [`Error::Invalid`] for no elements at all.
+pub fn mean_squared_error<T: Float>(prediction: &[T], target: &[T], gradient: &mut [T]) -> Result<T, Error> {
+    check_len("target", prediction.len(), target.len())?;
+    check_len("gradient", prediction.len(), gradient.len())?;
+    if prediction.is_empty() {
+        return Err(Error::invalid("prediction", "at least 1 element, for a mean", 0));
+    }
+    let count = T::from_f64(prediction.len() as f64);
+    let mut sum = T::ZERO;
+    for i in 0..prediction.len() {
+        let difference = prediction[i] - target[i];
+        sum += difference * difference;
+        gradient[i] = T::from_f64(2.0) * difference / count;
+    }
+    Ok(sum / count)
+}

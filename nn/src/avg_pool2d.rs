@@ -1,0 +1,107 @@
+//! The mean of each window.
+//!
+//! ```text
+//! y[n, c, oh, ow] = sum over kh, kw of  x[n, c, oh * stride + kh - padding, ow * stride + kw - padding] / divisor
+//! dx: each window gives dy / divisor to each of its pixels
+//! ```
+
+use kernels::Parallelism;
+use kernels::conv::Layout;
+use kernels::pool::{self, Pool2dSpec};
+
+use crate::error::{Error, Result};
+use crate::inference::{Call, Fused, Kernel, Role};
+use crate::layer::{Layer, single, single_shape};
+use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
+
+/// Average pooling over images `[batch, channels, height, width]`.
+///
+/// ```
+/// use kernels::pool::Pool2dSpec;
+/// use nn::{AvgPool2d, Layer, Parallelism, tensor};
+/// let mut pool = AvgPool2d::new(Pool2dSpec::new([2, 2]))?;
+/// let x = tensor(&[1, 1, 2, 4], vec![1.0, 2.0, 0.0, 0.0, 3.0, 6.0, 0.0, 8.0])?;
+/// assert_eq!(pool.forward(&[&x], Parallelism::Serial)?, tensor(&[1, 1, 1, 2], vec![3.0, 2.0])?);
+/// # Ok::<(), nn::Error>(())
+/// ```
+pub struct AvgPool2d {
+    spec: Pool2dSpec,
+    /// The shapes of the last input and output.
+    cache: Option<[Vec<usize>; 2]>,
+}
+
+impl AvgPool2d {
+    /// A layer for windows of any kernel, stride and padding.
+    ///
+    /// # Errors
+    /// Those of [`Pool2dSpec::check`], and [`Error::Invalid`] for another layout than NCHW or a dilated window.
+    pub fn new(spec: Pool2dSpec) -> Result<Self> {
+        spec.check()?;
+        if spec.layout != Layout::Nchw {
+            return Err(Error::invalid("layout", "Nchw", format!("{:?}", spec.layout)));
+        }
+        if spec.dilation != [1, 1] {
+            return Err(Error::invalid("dilation", "[1, 1] for an average", format!("{:?}", spec.dilation)));
+        }
+        Ok(Self { spec, cache: None })
+    }
+}
+
+impl Layer for AvgPool2d {
+    fn kind(&self) -> &'static str {
+        "AvgPool2d"
+    }
+
+    fn details(&self) -> String {
+        let Pool2dSpec { kernel: [kh, kw], stride: [sh, sw], ceil_mode, .. } = self.spec;
+        format!("{kh}x{kw} stride {sh}x{sw}{}", if ceil_mode { " ceil" } else { "" })
+    }
+
+    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
+        let (shape, channels) = image_shape(single_shape(inputs)?)?;
+        let [height, width] = self.spec.sizes(shape, channels)?.output;
+        Ok(vec![shape.batch, channels, height, width])
+    }
+
+    fn role(&self) -> Role {
+        Role::Compute { activation: false, residual: false }
+    }
+
+    fn kernel(&self, _: &[Vec<usize>], _: Fused) -> Result<Box<dyn Kernel>> {
+        Ok(Box::new(Pooling(self.spec)))
+    }
+
+    /// x [batch, channels, height, width] -> y [batch, channels, output height, output width]
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        let x = row_major(single(inputs)?);
+        let (shape, channels) = image_shape(x.shape())?;
+        let sizes = self.spec.sizes(shape, channels)?;
+        let mut y = vec![0.0; sizes.y_len];
+        pool::average_forward(&self.spec, shape, channels, elements(&x), &mut y, parallelism)?;
+        let y = tensor(&[shape.batch, channels, sizes.output[0], sizes.output[1]], y)?;
+        self.cache = Some([x.shape().to_vec(), y.shape().to_vec()]);
+        Ok(y)
+    }
+
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        let [x_shape, y_shape] = self.cache.as_ref().ok_or(Error::NoForward)?;
+        check_gradient(d_output, y_shape)?;
+        let ((shape, channels), dy) = (image_shape(x_shape)?, row_major(d_output));
+        let mut dx = vec![0.0; x_shape.iter().product()];
+        pool::average_backward(&self.spec, shape, channels, elements(&dy), &mut dx, parallelism)?;
+        let dx = tensor(x_shape, dx)?;
+        self.cache = None;
+        Ok(vec![dx])
+    }
+}
+
+/// The forward pass of a plan.
+struct Pooling(Pool2dSpec);
+
+impl Kernel for Pooling {
+    fn run(&self, call: Call<'_>) -> Result<()> {
+        let (shape, channels) = image_shape(&call.shapes[0])?;
+        pool::average_forward(&self.0, shape, channels, call.inputs.get(0), call.y, call.parallelism)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,65 @@
+//! The networks of a course on deep learning, each in the layout of its paper or of torchvision.
+//!
+//! | model | input | parameters | after |
+//! | --- | --- | --- | --- |
+//! | [`Perceptron`] | 28x28 | 407,050 | the perceptron with one hidden layer |
+//! | [`Stacked`] | any | few | convolutions one behind the other, and a linear classifier |
+//! | [`LeNet5`] | 28x28 | 61,706 | LeCun et al. 1998 |
+//! | [`AlexNet`] | 3x224x224 | 61,100,840 | Krizhevsky 2014, as torchvision has it |
+//! | [`NiN`] | 3x224x224 | 7,595,176 | Lin, Chen, Yan 2014 |
+//! | [`GoogLeNet`] | 3x224x224 | 6,624,904 | Szegedy et al. 2015, as torchvision has it; 6,998,552 as the paper has it |
+//! | [`Fcn`] | from 28x28 on | few | Long, Shelhamer, Darrell 2015: convolutions alone, for images of any size |
+//!
+//! All of them are made narrower by `width`, by which every number of hidden channels is multiplied, and take the number
+//! of classes that there are. Weights are first drawn from a [`Random`](crate::Random).
+
+mod alexnet;
+mod fcn;
+mod googlenet;
+mod lenet;
+mod nin;
+mod perceptron;
+mod stacked;
+
+pub use alexnet::AlexNet;
+pub use fcn::Fcn;
+pub use googlenet::GoogLeNet;
+pub use lenet::LeNet5;
+pub use nin::NiN;
+pub use perceptron::Perceptron;
+pub use stacked::Stacked;
+
+use crate::error::{Error, Result};
+use crate::graph::{Graph, NodeId};
+use crate::layer::Layer;
+
+/// So many channels times the width, at least 1.
+fn scaled(channels: usize, width: f32) -> usize {
+    ((channels as f32 * width).round() as usize).max(1)
+}
+
+/// Fails unless a width multiplier is one.
+fn check_width(width: f32) -> Result<()> {
+    if width.is_finite() && width > 0.0 { Ok(()) } else { Err(Error::invalid("width", "above 0", width)) }
+}
+
+/// A graph that is mostly a line, with names of its own for the layers.
+struct Line {
+    graph: Graph,
+    last: NodeId,
+}
+
+impl Line {
+    /// Starts with the input `x`.
+    fn new() -> Result<Self> {
+        let mut graph = Graph::new();
+        let last = graph.input("x")?;
+        Ok(Self { graph, last })
+    }
+
+    /// Appends a layer.
+    fn then(mut self, name: &str, layer: impl Layer + 'static) -> Result<Self> {
+        self.last = self.graph.add(name, layer, &[self.last])?;
+        Ok(self)
+    }
+}

@@ -1,0 +1,154 @@
+//! The models against the figures that are published for them: parameters, operations, the shape behind each layer.
+
+use nn::models::{AlexNet, Fcn, GoogLeNet, LeNet5, NiN, Perceptron, Stacked};
+use nn::{Layer, Network, Random, Result, Summary, Tensor, tensor};
+
+const IMAGENET: [usize; 4] = [1, 3, 224, 224];
+
+fn summary(layer: impl Layer + 'static, input: &[usize]) -> Summary {
+    Network::new(layer).summary(input).unwrap()
+}
+
+/// The shapes behind the layers of some kinds, without the batch.
+fn shapes(summary: &Summary, kinds: &[&str]) -> Vec<Vec<usize>> {
+    summary.rows.iter().filter(|row| kinds.contains(&row.kind)).map(|row| row.shape[1..].to_vec()).collect()
+}
+
+fn random() -> Random {
+    Random::new(1)
+}
+
+#[test]
+fn the_perceptron_has_its_two_layers() {
+    let summary = summary(Perceptron::default().build(&mut random()).unwrap(), &[1, 1, 28, 28]);
+    assert_eq!(summary.parameters(), 407_050);
+    assert_eq!(shapes(&summary, &["Linear"]), [[512], [10]]);
+}
+
+#[test]
+fn lenet_5_has_the_parameters_and_the_maps_of_its_paper() {
+    let summary = summary(LeNet5::default().build(&mut random()).unwrap(), &[1, 1, 28, 28]);
+    assert_eq!(summary.parameters(), 61_706);
+    assert_eq!(shapes(&summary, &["Conv2d"]), [[6, 28, 28], [16, 10, 10]]);
+    assert_eq!(shapes(&summary, &["MaxPool2d"]), [[6, 14, 14], [16, 5, 5]]);
+    assert_eq!(shapes(&summary, &["Linear"]), [[120], [84], [10]]);
+    // 117,600 + 240,000 multiply-adds of the convolutions, 48,000 + 10,080 + 840 of the others.
+    assert_eq!(summary.flops(), 2.0 * 416_520.0);
+}
+
+#[test]
+fn alexnet_is_that_of_torchvision() {
+    let summary = summary(AlexNet::default().build(&mut random()).unwrap(), &IMAGENET);
+    assert_eq!(summary.parameters(), 61_100_840);
+    // torchvision publishes 0.71 billion multiply-adds.
+    assert_eq!(format!("{:.2}", summary.flops() / 2e9), "0.71");
+    let maps = [[64, 55, 55], [192, 27, 27], [384, 13, 13], [256, 13, 13], [256, 13, 13]];
+    assert_eq!(shapes(&summary, &["Conv2d"]), maps);
+    assert_eq!(shapes(&summary, &["MaxPool2d", "AdaptiveAvgPool2d"])[1..], [[192, 13, 13], [256, 6, 6], [256, 6, 6]]);
+    let names: Vec<&str> = summary.rows.iter().filter(|row| row.parameters > 0).map(|row| row.name.as_str()).collect();
+    let expected = ["features.0", "features.3", "features.6", "features.8", "features.10"];
+    assert_eq!(names, [&expected[..], &["classifier.1", "classifier.4", "classifier.6"]].concat());
+}
+
+#[test]
+fn network_in_network_has_its_four_blocks() {
+    let summary = summary(NiN::default().build(&mut random()).unwrap(), &IMAGENET);
+    assert_eq!(summary.parameters(), 7_595_176);
+    let maps: Vec<Vec<usize>> = shapes(&summary, &["Conv2d"]).into_iter().step_by(3).collect();
+    assert_eq!(maps, [[96, 54, 54], [256, 27, 27], [384, 13, 13], [1024, 6, 6]]);
+    assert_eq!(shapes(&summary, &["MaxPool2d"]), [[96, 27, 27], [256, 13, 13], [384, 6, 6]]);
+    assert_eq!(shapes(&summary, &["Flatten"]), [[1000]]);
+}
+
+#[test]
+fn googlenet_has_the_parameters_and_the_maps_of_its_paper() {
+    let paper = GoogLeNet { batch_norm: false, ..GoogLeNet::default() };
+    let summary = summary(paper.build(&mut random()).unwrap(), &IMAGENET);
+    // Caffe's model, without the two classifiers for training.
+    assert_eq!(summary.parameters(), 6_998_552);
+    // The paper's table counts 1.5 billion multiply-adds.
+    assert_eq!(format!("{:.1}", summary.flops() / 2e9), "1.6");
+    let expected = [
+        [256, 28, 28],
+        [480, 28, 28],
+        [512, 14, 14],
+        [512, 14, 14],
+        [512, 14, 14],
+        [528, 14, 14],
+        [832, 14, 14],
+        [832, 7, 7],
+        [1024, 7, 7],
+    ];
+    assert_eq!(shapes(&summary, &["Concat"]), expected);
+    let branch = summary.rows.iter().find(|row| row.name == "inception3a.branch2.1.conv").unwrap();
+    assert_eq!((branch.details.as_str(), branch.parameters), ("96->128 3x3 padding 1,1,1,1", 96 * 128 * 9 + 128));
+}
+
+#[test]
+fn googlenet_is_that_of_torchvision() {
+    let summary = summary(GoogLeNet::default().build(&mut random()).unwrap(), &IMAGENET);
+    assert_eq!(summary.parameters(), 6_624_904);
+    // torchvision publishes 1.50 billion multiply-adds.
+    assert_eq!(format!("{:.2}", summary.flops() / 2e9), "1.50");
+    let mut names = Vec::new();
+    let mut network = Network::new(GoogLeNet::default().build(&mut random()).unwrap());
+    network.visit_buffers(|name, _| names.push(name.to_string()));
+    assert_eq!(names.len(), 2 * 57);
+    assert_eq!(names[..2], ["conv1.bn.running_mean", "conv1.bn.running_var"]);
+    assert!(names.contains(&"inception5b.branch4.1.bn.running_var".to_string()));
+}
+
+#[test]
+fn a_fully_convolutional_network_makes_maps_of_pages() -> Result<()> {
+    let mut network = Network::new(Fcn::default().build(&mut random())?);
+    for (size, map) in [([28, 28], [1, 1]), ([32, 28], [2, 1]), ([100, 200], [19, 44])] {
+        let x = Tensor::zeros(vec![2, 1, size[0], size[1]]);
+        assert_eq!(network.forward(&x)?.shape(), [2, 10, map[0], map[1]]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_page_gives_what_its_windows_give() -> Result<()> {
+    // Windows far from the border of the page see no padding: the network is cut out of its own padding first.
+    let mut network = Network::new(Fcn::default().build(&mut random())?);
+    let pixel = |row: usize, column: usize| ((row * 37 + column * 11) % 23) as f32 / 23.0;
+    let image = |top: usize, left: usize, size: usize| {
+        let pixels = (0..size * size).map(|at| pixel(top + at / size, left + at % size)).collect();
+        tensor(&[1, 1, size, size], pixels)
+    };
+    let page = network.forward(&image(0, 0, 100)?)?;
+    // The part of the page from 16 on, 68 pixels large: its windows from 4 on lie as far from its border as they reach.
+    let part = network.forward(&image(16, 16, 68)?)?;
+    for c in 0..10 {
+        for row in 2..9 {
+            for column in 2..9 {
+                let (a, b) = (page[[0, c, row + 4, column + 4]], part[[0, c, row, column]]);
+                assert!((a - b).abs() < 1e-4 * a.abs().max(1.0), "{a} and {b}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn stacked_convolutions_shrink_the_image_by_their_filters() {
+    let model = Stacked { filters: vec![1, 8, 16], ..Stacked::default() };
+    let summary = summary(model.build(&mut random()).unwrap(), &[3, 1, 28, 28]);
+    assert_eq!(shapes(&summary, &["Conv2d"]), [[1, 24, 24], [8, 20, 20], [16, 16, 16]]);
+    assert_eq!(summary.parameters(), 26 + (25 + 1) * 8 + (8 * 25 + 1) * 16 + (4096 + 1) * 10);
+    assert!(Stacked { size: [6, 6], filters: vec![1, 1], ..Stacked::default() }.build(&mut random()).is_err());
+}
+
+#[test]
+fn a_width_makes_every_hidden_layer_narrower() {
+    let narrow = AlexNet { channels: 1, classes: 10, width: 0.125, ..AlexNet::default() }.build(&mut random()).unwrap();
+    let summary = summary(narrow, &[1, 1, 96, 96]);
+    assert_eq!(shapes(&summary, &["Linear"]), [[512], [512], [10]]);
+    assert_eq!(shapes(&summary, &["Conv2d"])[0], [8, 23, 23]);
+    assert!(LeNet5 { width: 0.01, ..LeNet5::default() }.build(&mut random()).is_ok());
+    for width in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        assert!(LeNet5 { width, ..LeNet5::default() }.build(&mut random()).is_err());
+        assert!(GoogLeNet { width, ..GoogLeNet::default() }.build(&mut random()).is_err());
+    }
+}
