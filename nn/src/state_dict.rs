@@ -192,36 +192,42 @@ impl StateDict {
 }
 
 impl Network {
-    /// The values of all parameters, by name.
+    /// The values of all parameters and buffers (the running statistics of a batch normalisation), by name.
     pub fn state_dict(&mut self) -> StateDict {
         let mut dict = StateDict::new();
         self.visit(|name, parameter| {
             dict.insert(name, parameter.value().clone());
         });
+        self.visit_buffers(|name, buffer| {
+            dict.insert(name, buffer.clone());
+        });
         dict
     }
 
-    /// Sets the values of all parameters. The names have to be the same, and the shapes.
+    /// Sets the values of all parameters and buffers. The names have to be the same, and the shapes; only PyTorch's
+    /// counters `num_batches_tracked` are passed over, which nothing here needs.
     ///
     /// # Errors
     /// [`Error::Tensor`] for the first tensor that is missing or of another shape, then for the first that the network
     /// does not know. Nothing is changed then.
     pub fn load_state_dict(&mut self, dict: &StateDict) -> Result<()> {
         let (mut known, mut result) = (Vec::new(), Ok(()));
-        self.visit(|name, parameter| {
-            let shape = parameter.value().shape();
+        let mut check = |name: &str, shape: &[usize]| {
             let given = dict.get(name).map(ArrayD::shape);
             if result.is_ok() && given != Some(shape) {
                 let given = given.map_or("none".to_string(), |given| format!("shape {given:?}"));
                 result = Err(Error::tensor(name, format!("shape {shape:?}"), given));
             }
             known.push(name.to_string());
-        });
+        };
+        self.visit(|name, parameter| check(name, parameter.value().shape()));
+        self.visit_buffers(|name, buffer| check(name, buffer.shape()));
         result?;
         known.sort_unstable();
-        if let Some((name, tensor)) =
-            dict.iter().find(|(name, _)| known.binary_search_by(|k| k.as_str().cmp(name)).is_err())
-        {
+        let is_known = |name: &str| {
+            name.ends_with("num_batches_tracked") || known.binary_search_by(|k| k.as_str().cmp(name)).is_ok()
+        };
+        if let Some((name, tensor)) = dict.iter().find(|(name, _)| !is_known(name)) {
             return Err(Error::tensor(name, "a name that the network has", format!("shape {:?}", tensor.shape())));
         }
         self.visit(|name, parameter| {
@@ -229,6 +235,11 @@ impl Network {
                 for (to, from) in parameter.update().0.iter_mut().zip(tensor) {
                     *to = *from;
                 }
+            }
+        });
+        self.visit_buffers(|name, buffer| {
+            if let Some(tensor) = dict.get(name) {
+                buffer.assign(tensor);
             }
         });
         Ok(())

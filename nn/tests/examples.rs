@@ -16,7 +16,8 @@ fn example(name: &str) -> Command {
         let built = test.parent().unwrap().parent().unwrap();
         let profile = if built.ends_with("release") { "release" } else { "test" };
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "-p", "nn", "--examples", "--profile", profile, "--target-dir"]);
+        // Of the whole workspace, or features are resolved anew and the kernels are built a second time.
+        build.args(["build", "--quiet", "--workspace", "--examples", "--profile", profile, "--target-dir"]);
         assert!(build.arg(built.parent().unwrap()).status().unwrap().success());
         built.join("examples")
     });

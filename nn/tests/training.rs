@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use kernels::conv::Conv2dSpec;
 use nn::optim::{Optimizer, Rule};
 use nn::{
-    Adam, AdamW, Conv2d, Error, Flatten, GradientDescent, Linear, Network, Random, ReLU, Result, SCELoss, Sequential,
-    Sgd, StateDict, Tensor, clip_norm, clip_value, tensor,
+    Adam, AdamW, BatchNorm2d, Conv2d, Error, Flatten, GradientDescent, Linear, Network, Random, ReLU, Result, SCELoss,
+    Sequential, Sgd, StateDict, Tensor, clip_norm, clip_value, tensor,
 };
 
 fn file(name: &str) -> PathBuf {
@@ -253,5 +253,29 @@ fn what_cannot_be_saved_leaves_the_old_file() -> Result<()> {
     let _ = fs::create_dir(&folder);
     assert!(StateDict::new().save(&folder).is_err());
     assert!(folder.is_dir() && !file("is-a-folder.safetensors.part").exists());
+    Ok(())
+}
+
+#[test]
+fn running_statistics_are_saved_and_read_too() -> Result<()> {
+    let fresh = || -> Result<Network> { Ok(Network::new(BatchNorm2d::new(2)?)) };
+    let x = tensor(&[2, 2, 1, 2], vec![1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0])?;
+    let mut taught = fresh()?;
+    taught.forward(&x)?;
+    let mut dict = taught.state_dict();
+    let names: Vec<&str> = dict.iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["bias", "running_mean", "running_var", "weight"]);
+
+    let mut other = fresh()?;
+    // PyTorch's counter of batches is passed over.
+    dict.insert("num_batches_tracked", ndarray::arr0(1.0).into_dyn());
+    other.load_state_dict(&dict)?;
+    taught.eval();
+    other.eval();
+    assert_eq!(taught.forward(&x)?, other.forward(&x)?);
+
+    dict.remove("running_mean");
+    let refused = fresh()?.load_state_dict(&dict).unwrap_err().to_string();
+    assert!(refused.contains("running_mean"), "{refused}");
     Ok(())
 }

@@ -20,7 +20,7 @@ fn planned_networks_allocate_nothing() {
         network.eval();
         // Two shapes in turn: each has its own layout, and both share the memory.
         let inputs = [1, 3].map(|batch| Tensor::from_elem(vec![batch, 1, size, size], 0.5));
-        let mut y = vec![0.0; 30];
+        let mut y = [0.0; 30];
         let mut calls = |network: &mut Network| {
             fewest_allocations(|| {
                 for _ in 0..5 {

@@ -32,14 +32,9 @@ fn check(spec: Conv2dSpec, shape: Shape) {
     reference::conv2d_backward_weights(&spec, shape, &x, &dy, &mut dw).unwrap();
     reference::conv2d_backward_bias(&spec, shape, &dy, &mut db).unwrap();
     for isa in Isa::available() {
-        for algorithm in [
-            Algorithm::Auto,
-            Algorithm::Direct,
-            Algorithm::Im2col,
-            Algorithm::Depthwise,
-            Algorithm::Grouped,
-            Algorithm::Gemm,
-        ] {
+        for algorithm in
+            [Algorithm::Direct, Algorithm::Im2col, Algorithm::Depthwise, Algorithm::Grouped, Algorithm::Gemm]
+        {
             for (blocking, slots) in [(None, 1), (Some(TOY), 1), (Some(TOY), 3)] {
                 let options = Options { isa: Some(isa), algorithm, blocking };
                 let plan = match Conv2d::with_options(spec, &w, Some(&b), shape, options.forward()) {
