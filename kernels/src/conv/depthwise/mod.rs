@@ -15,6 +15,7 @@
 pub(super) mod axis;
 pub(super) mod nhwc;
 pub(super) mod rows;
+mod small;
 pub(super) mod tiles;
 pub(super) mod weights;
 pub(super) mod windows;

@@ -16,6 +16,7 @@
 
 use super::axis::{Axis, Tap};
 use super::rows::{Channel, RowLayout, SPARE, fill};
+use super::small::{Gradient, Source};
 use crate::conv::algorithm::BackwardWeightsCall;
 use crate::conv::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::simd::{Isa, Job, Simd, dispatch};
@@ -88,6 +89,11 @@ impl WeightGradient {
             identity: Axis::identity(),
             dense,
         }
+    }
+
+    /// Whether planes of such rows of `dy` are read where they are: a lane for each column.
+    fn is_small(&self, width: usize) -> bool {
+        self.dense && self.rows.step == 1 && self.layout == Layout::Nchw && self.planes == 1 && width <= LANES
     }
 
     fn frame(&self, shape: Shape, sizes: &Sizes) -> Frame {
@@ -211,9 +217,16 @@ impl Job for Unit<'_> {
             let padded = shared.scratch.add(slot * frame.slot_len);
             let dy_rows = padded.add(planes * frame.plane_len + SPARE);
             let lanes = dy_rows.add(frame.dy_len);
-            std::slice::from_raw_parts_mut(padded, planes * frame.plane_len + SPARE + frame.dy_len + frame.lanes_len)
-                .fill(0.0);
-            for n in images.clone() {
+            if !gradient.is_small(width) {
+                let len = planes * frame.plane_len + SPARE + frame.dy_len + frame.lanes_len;
+                std::slice::from_raw_parts_mut(padded, len).fill(0.0);
+            }
+            let small = gradient.is_small(width);
+            if small {
+                let images = images.clone();
+                shared.small_gradients(simd, group, images, lanes);
+            }
+            for n in if small { 0..0 } else { images.clone() } {
                 for band in 0..frame.bands {
                     let first = band * frame.band;
                     let count = frame.band.min(height - first);
@@ -260,6 +273,37 @@ impl Job for Unit<'_> {
 }
 
 impl Shared<'_> {
+    /// The lanes of every tap of a group whose planes are small.
+    ///
+    /// # Safety
+    /// - Images and group exist; `lanes` has room for the taps of all outputs of the group.
+    #[inline(always)]
+    unsafe fn small_gradients<S: Simd>(&self, simd: S, group: usize, images: std::ops::Range<usize>, lanes: *mut f32) {
+        let gradient = self.gradient;
+        let first_tap = |axis: &Axis| axis.origin + axis.phases[0].taps[0].offset as isize;
+        for out in 0..gradient.outs {
+            // SAFETY: a channel of the first image, and the lanes of its taps.
+            unsafe {
+                let x = self.x_channel(images.start, group);
+                let dy = self.dy_channel(images.start, group * gradient.outs + out);
+                simd.call(Gradient {
+                    source: Source {
+                        start: x.start,
+                        size: x.size,
+                        origin: [first_tap(&gradient.rows), first_tap(&gradient.columns)],
+                    },
+                    source_step: gradient.groups * x.size[0] * x.size[1],
+                    dy: dy.start,
+                    size: self.output,
+                    dy_step: gradient.groups * gradient.outs * self.output[0] * self.output[1],
+                    count: images.len(),
+                    sums: lanes.add(out * 9 * LANES),
+                    lanes: LANES,
+                });
+            }
+        }
+    }
+
     /// # Safety
     /// - The image and the channel exist.
     #[inline(always)]

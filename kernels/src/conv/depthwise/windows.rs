@@ -12,6 +12,7 @@
 use super::axis::{Axis, Phase};
 use super::nhwc::{ChannelLanes, TargetRows};
 use super::rows::{Channel, RowLayout, SPARE, fill};
+use super::small::{MOST_COLUMNS, Plane, Source};
 use super::tiles::{Finish, Tile, compute, is_dense};
 use crate::activation::{self, Activation};
 use crate::conv::dense::PEAK_FLOPS;
@@ -149,6 +150,15 @@ impl Windows {
         if self.planes == 1 { is_dense(&self.rows, rows, &self.columns, columns) } else { None }
     }
 
+    /// The first taps' source position, if planes of such targets are computed straight from the image.
+    fn small(&self, target_size: [usize; 2]) -> Option<[isize; 2]> {
+        let ([rows], [columns]) = (&self.rows.phases[..], &self.columns.phases[..]) else { return None };
+        let small = target_size[1] <= MOST_COLUMNS && self.layout == Layout::Nchw && self.rows.out_step == 1;
+        let small = small && self.columns.out_step == 1 && self.dense(rows, columns) == Some(1);
+        let origin = |axis: &Axis, phase: &Phase| axis.origin + phase.taps[0].offset as isize;
+        small.then(|| [origin(&self.rows, rows), origin(&self.columns, columns)])
+    }
+
     /// Packs `[out_channels][in_channels / groups][kernel height][kernel width]`.
     pub fn pack(&mut self, weights: &[f32]) {
         let [kernel_height, kernel_width] = self.kernel;
@@ -222,13 +232,15 @@ impl Windows {
         let slots = call.slots.max(1);
         let scratch = aligned(call.workspace);
         assert!(scratch.len() / frame.slot_len >= slots, "a workspace of the length that workspace_len says");
-        let units = call.batch * self.groups * frame.bands;
+        let small = self.small(call.target_size).is_some();
+        let units = call.batch * self.groups * if small { 1 } else { frame.bands };
         let parallelism = call.parallelism.for_seconds(seconds);
         let threads = parallelism.threads().min(slots);
         let tasks = if threads == 1 { 1 } else { units.min(threads * TASKS_PER_THREAD) };
         let shared = Shared {
             windows: self,
             frame,
+            small: self.small(call.target_size),
             source_size: call.source_size,
             target_size: call.target_size,
             source: call.source.as_ptr(),
@@ -294,6 +306,8 @@ impl Windows {
 struct Shared<'a> {
     windows: &'a Windows,
     frame: Frame,
+    /// See [`Windows::small`].
+    small: Option<[isize; 2]>,
     source_size: [usize; 2],
     target_size: [usize; 2],
     source: *const f32,
@@ -322,6 +336,13 @@ impl Job for Units<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Units { shared, begin, end, slot } = self;
         let (windows, frame) = (shared.windows, &shared.frame);
+        if let Some(origin) = shared.small {
+            for unit in begin..end {
+                // SAFETY: units are below their number, and each is run once.
+                unsafe { small_unit(simd, shared, unit / windows.groups, unit % windows.groups, origin) };
+            }
+            return;
+        }
         // SAFETY: the slot's own part of the workspace, whose length `Windows::run` has checked. Units are below
         // their number, and each is run once.
         unsafe {
@@ -332,6 +353,38 @@ impl Job for Units<'_> {
                 let (n, group) = (outer / windows.groups, outer % windows.groups);
                 run_unit(simd, shared, scratch, n, group, band);
             }
+        }
+    }
+}
+
+/// All target channels of a group whose plane is small.
+///
+/// # Safety
+/// - Image and group exist, and nobody else uses their targets.
+#[inline(always)]
+unsafe fn small_unit<S: Simd>(simd: S, shared: &Shared<'_>, n: usize, group: usize, origin: [isize; 2]) {
+    let windows = shared.windows;
+    let (from, to) = (shared.source_size[0] * shared.source_size[1], shared.target_size[0] * shared.target_size[1]);
+    for out in 0..windows.outs {
+        let channel = group * windows.outs + out;
+        let at = (n * windows.groups * windows.outs + channel) * to;
+        // SAFETY: a channel of the image, and its weights, bias, residual and targets.
+        unsafe {
+            simd.call(Plane {
+                source: Source {
+                    start: shared.source.add((n * windows.groups + group) * from),
+                    size: shared.source_size,
+                    origin,
+                },
+                weights: windows.weights.as_ptr().add(channel * 9),
+                target: shared.target.add(at),
+                size: shared.target_size,
+                finish: Finish {
+                    bias: shared.bias.map(|bias| bias.add(channel)),
+                    residual: shared.residual.map(|residual| residual.add(at)),
+                    activation: shared.activation,
+                },
+            });
         }
     }
 }
