@@ -1,0 +1,132 @@
+//! The pixels of a tile: in runs of neighbours, packed for im2col, or gathered one by one.
+//!
+//! ```text
+//! tile of 32 lanes      | end of a row | whole row .... | start of a row |      three runs
+//! packed row k          | source at the runs' pixels + offset[k], run after run |
+//! ```
+
+use super::{MAX_PIXELS, NV};
+use crate::conv::slide::Slide;
+use crate::simd::Simd;
+
+/// A run of neighbouring results of a tile.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Run {
+    pub lane: usize,
+    pub len: usize,
+    /// Row and column in the grid.
+    pub row: usize,
+    pub column: usize,
+}
+
+/// The runs of the pixels `first .. first + len` of rows that are `pitch` apart, `columns` of which are results.
+#[inline(always)]
+pub(super) fn runs(
+    first: usize,
+    len: usize,
+    pitch: usize,
+    columns: usize,
+    first_row: usize,
+) -> ([Run; MAX_PIXELS], usize) {
+    let mut runs = [Run::default(); MAX_PIXELS];
+    let mut count = 0;
+    let (mut row, mut column, mut lane) = (first / pitch, first % pitch, 0);
+    while lane < len {
+        let end = if column < columns { columns } else { pitch };
+        let run = (end - column).min(len - lane);
+        if column < columns {
+            runs[count] = Run { lane, len: run, row: first_row + row, column };
+            count += 1;
+        }
+        lane += run;
+        column += run;
+        if column == pitch {
+            column = 0;
+            row += 1;
+        }
+    }
+    (runs, count)
+}
+
+/// Packs the patches of a tile: row `k` holds, for each run, the elements at its pixels plus `offsets[k]`.
+///
+/// Vectors are copied whole. What they write past the end of a run is overwritten by the next run, or by the next
+/// row, or lies in the spare tile at the end.
+///
+/// # Safety
+/// - Every element of a run, at every offset, is readable from `source`; so are `NV * LANES` elements from the start
+///   of a run, at every offset, unless start and tile together pass `end`.
+/// - `to` is writable for `offsets.len() + 1` rows of a tile.
+#[inline(always)]
+pub(super) unsafe fn pack_tile<S: Simd>(
+    simd: S,
+    source: *const f32,
+    pitch: usize,
+    first_row: usize,
+    offsets: &[usize],
+    runs: &[Run],
+    to: *mut f32,
+    end: usize,
+) {
+    let tile_pixels = NV * S::LANES;
+    let start = |run: &Run| (run.row - first_row) * pitch + run.column;
+    let roomy = runs.last().map_or(0, start) + tile_pixels <= end;
+    for (k, &offset) in offsets.iter().enumerate() {
+        // SAFETY: the caller's contract; near the end of the source only the run's own lanes are read.
+        unsafe {
+            let row = to.add(k * tile_pixels);
+            for run in runs {
+                let from = source.add(start(run) + offset);
+                let to = row.add(run.lane);
+                if roomy {
+                    simd.store(to, simd.load(from));
+                    if run.len > S::LANES {
+                        simd.store(to.add(S::LANES), simd.load(from.add(S::LANES)));
+                    }
+                } else {
+                    simd.store(to, simd.load_first(from, run.len));
+                    if run.len > S::LANES {
+                        simd.store(to.add(S::LANES), simd.load_first(from.add(S::LANES), run.len - S::LANES));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs the patches of a tile element by element.
+///
+/// # Safety
+/// - `channels` planes of `in_size` are readable from `source`.
+/// - `to` is writable for `channels * taps` rows of `tile_pixels`.
+pub(super) unsafe fn gather_tile(
+    slide: &Slide,
+    source: *const f32,
+    in_size: [usize; 2],
+    runs: &[Run],
+    channels: usize,
+    tile_pixels: usize,
+    to: *mut f32,
+) {
+    let taps = slide.taps.len();
+    for channel in 0..channels {
+        for (index, tap) in slide.taps.iter().enumerate() {
+            let position = |axis: usize, at: usize| {
+                let shift = slide.first_shift[axis] + (at + tap.shift[axis]) as isize;
+                let position = shift * slide.stride[axis] as isize + slide.phases[tap.phase][axis] as isize;
+                usize::try_from(position).ok().filter(|&position| position < in_size[axis])
+            };
+            for run in runs {
+                for i in 0..run.len {
+                    let value = match (position(0, run.row), position(1, run.column + i)) {
+                        // SAFETY: both positions are inside of the image.
+                        (Some(ih), Some(iw)) => unsafe { *source.add((channel * in_size[0] + ih) * in_size[1] + iw) },
+                        _ => 0.0,
+                    };
+                    // SAFETY: the run's lanes are inside of the row.
+                    unsafe { *to.add((channel * taps + index) * tile_pixels + run.lane + i) = value };
+                }
+            }
+        }
+    }
+}
