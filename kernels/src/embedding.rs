@@ -11,8 +11,8 @@
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
+use crate::simd::each::{load, store};
 use crate::simd::{Job, Simd, dispatch};
-use crate::softmax::{load, store};
 
 /// A rough cost per element on one core, in seconds.
 const SECONDS_PER_ELEMENT: f64 = 0.8e-9;

@@ -15,8 +15,8 @@
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
+use crate::simd::each::{load, store};
 use crate::simd::{Isa, Job, Simd, dispatch, math};
-use crate::softmax::{load, store};
 
 /// Elements of a task, in whole rows of one channel.
 const PART: usize = 16 * 1024;

@@ -16,9 +16,10 @@
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
+use crate::simd::each::{load, store};
 use crate::simd::reduce::{Elements, Sum, Terms, reduce_row};
 use crate::simd::{Job, Simd, dispatch};
-use crate::softmax::{Exponentials, ln, load, maximum, rows_per_task, store};
+use crate::softmax::{Exponentials, ln, maximum, rows_per_task};
 
 /// A rough cost per element on one core, in seconds; the exponential is most of it.
 const SECONDS_PER_ELEMENT: f64 = 1.2e-9;

@@ -9,9 +9,10 @@
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
+use crate::simd::each::{load, store};
 use crate::simd::reduce::{Sum, Terms, reduce_row};
 use crate::simd::{Job, Simd, dispatch};
-use crate::softmax::{load, rows_per_task, store};
+use crate::softmax::rows_per_task;
 
 /// A rough cost per element on one core, in seconds: memory traffic.
 const SECONDS_PER_ELEMENT: f64 = 0.5e-9;

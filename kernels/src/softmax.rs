@@ -18,6 +18,7 @@
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
+use crate::simd::each::{load, store};
 use crate::simd::reduce::{Elements, Max, Sum, Terms, reduce_row};
 use crate::simd::{Isa, Job, Simd, dispatch, math};
 
@@ -177,26 +178,6 @@ impl Terms for Products {
         // SAFETY: the caller's contract: `at + count` is within the row.
         unsafe { simd.mul(load(simd, self.a.add(at), count), load(simd, self.b.add(at), count)) }
     }
-}
-
-/// The first `count` lanes, by a plain load where that is all of them.
-///
-/// # Safety
-/// - `p .. p + count` is readable, `count <= LANES`.
-#[inline(always)]
-pub(crate) unsafe fn load<S: Simd>(simd: S, p: *const f32, count: usize) -> S::F {
-    // SAFETY: the caller's contract.
-    unsafe { if count == S::LANES { simd.load(p) } else { simd.load_first(p, count) } }
-}
-
-/// The first `count` lanes, by a plain store where that is all of them.
-///
-/// # Safety
-/// - `p .. p + count` is writable, `count <= LANES`.
-#[inline(always)]
-pub(crate) unsafe fn store<S: Simd>(simd: S, p: *mut f32, count: usize, v: S::F) {
-    // SAFETY: the caller's contract.
-    unsafe { if count == S::LANES { simd.store(p, v) } else { simd.store_first(p, count, v) } }
 }
 
 /// The largest element of a row of numbers; for a row with NaN anything, -infinity for an empty one.

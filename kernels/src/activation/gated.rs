@@ -21,13 +21,9 @@
 
 use crate::error::{Error, check_len};
 use crate::execution::Execution;
-use crate::parts::Parts;
-use crate::simd::{Job, Simd, dispatch, math};
+use crate::simd::{Simd, math};
 
-use super::PART;
-
-/// A rough cost per element on one core, in seconds: an exponential, a division, a polynomial.
-const SECONDS_PER_ELEMENT: f64 = 1.2e-9;
+use super::elementwise::{Backward, Forward, Function, Work, for_each_part};
 
 /// sqrt(2 / pi) * 2, so that the argument of the exponential is `-GELU_TANH (x + 0.044715 x^3)`.
 const GELU_TANH: f32 = 1.595_769;
@@ -75,7 +71,7 @@ pub fn forward<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     check_len("y", x.len(), y.len())?;
-    for_each_part(y, execution.into(), &|at, y| Forward { activation, x: x[at..].as_ptr(), y })
+    for_each_part(activation, y, execution.into(), &|at, y| Forward { function: activation, x: x[at..].as_ptr(), y })
 }
 
 /// `x = activation(x)`, element by element: for inference, as [`backward`] needs what this overwrites.
@@ -87,7 +83,7 @@ pub fn forward_in_place<'t>(
     x: &mut [f32],
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
-    for_each_part(x, execution.into(), &|_, y| Forward { activation, x: y.as_ptr(), y })
+    for_each_part(activation, x, execution.into(), &|_, y| Forward { function: activation, x: y.as_ptr(), y })
 }
 
 /// `dx = dy * activation'(x)`, the derivative taken at the input `x` of the forward pass.
@@ -116,9 +112,9 @@ pub fn backward<'t>(
 ) -> Result<(), Error> {
     check_len("dy", x.len(), dy.len())?;
     check_len("dx", x.len(), dx.len())?;
-    for_each_part(dx, execution.into(), &|at, dx| Backward {
-        activation,
-        x: x[at..].as_ptr(),
+    for_each_part(activation, dx, execution.into(), &|at, dx| Backward {
+        function: activation,
+        kept: x[at..].as_ptr(),
         dy: dy[at..].as_ptr(),
         dx,
     })
@@ -135,29 +131,12 @@ pub fn backward_in_place<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     check_len("gradient", x.len(), gradient.len())?;
-    for_each_part(gradient, execution.into(), &|at, dx| Backward {
-        activation,
-        x: x[at..].as_ptr(),
+    for_each_part(activation, gradient, execution.into(), &|at, dx| Backward {
+        function: activation,
+        kept: x[at..].as_ptr(),
         dy: dx.as_ptr(),
         dx,
     })
-}
-
-/// Runs `job(start, part)` for each part of an output.
-fn for_each_part<'a, J: Job<Output = ()>>(
-    output: &'a mut [f32],
-    execution: Execution,
-    job: &(impl Fn(usize, &'a mut [f32]) -> J + Sync),
-) -> Result<(), Error> {
-    let isa = execution.isa()?;
-    let parallelism = execution.parallelism.for_seconds(output.len() as f64 * SECONDS_PER_ELEMENT);
-    let parts = Parts::new(output, PART);
-    parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
-        // SAFETY: each index comes up once.
-        let part = unsafe { parts.take(index) };
-        dispatch(isa, job(index * PART, part));
-    });
-    Ok(())
 }
 
 /// `s = 1 / (1 + exp(-a))` and `s (1 - s)`.
@@ -198,112 +177,44 @@ pub(crate) fn apply<S: Simd>(simd: S, activation: Gated, x: S::F) -> S::F {
     simd.mul(bounded, gate)
 }
 
-/// `dy * activation'(x)` of one vector.
-#[inline(always)]
-fn apply_backward<S: Simd>(simd: S, activation: Gated, x: S::F, dy: S::F) -> S::F {
-    let (gate, slope) = match activation {
-        Gated::Gelu => {
-            let (gate, e) = normal(simd, x);
-            (gate, simd.mul(e, simd.splat(NORMAL_DENSITY)))
-        }
-        Gated::GeluTanh => {
-            let (cubic, a) = gelu_argument(simd, x);
-            let (gate, slope) = logistic(simd, a);
-            let inner = simd.mul(simd.splat(GELU_TANH), simd.fma(cubic, simd.splat(3.0), simd.splat(1.0)));
-            (gate, simd.select(simd.eq(slope, simd.zero()), slope, simd.mul(slope, inner)))
-        }
-        Gated::Silu => logistic(simd, x),
-    };
-    // 0 times infinity is no limit.
-    let bounded = simd.select(simd.eq(slope, simd.zero()), slope, simd.mul(x, slope));
-    simd.mul(dy, simd.add(gate, bounded))
-}
+impl Function for Gated {
+    /// An exponential, a division, a polynomial.
+    fn seconds_per_element(self) -> f64 {
+        1.2e-9
+    }
 
-struct Forward<'a> {
-    activation: Gated,
-    /// As many elements as `y`, possibly the same ones.
-    x: *const f32,
-    y: &'a mut [f32],
-}
-
-impl Job for Forward<'_> {
-    type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { activation, x, y } = self;
-        // SAFETY: `x` has as many elements as `y`. Naming the variants moves the choice out of the loop.
-        unsafe {
-            match activation {
-                Gated::Gelu => map(simd, Gated::Gelu, x, y),
-                Gated::GeluTanh => map(simd, Gated::GeluTanh, x, y),
-                Gated::Silu => map(simd, Gated::Silu, x, y),
-            }
+    fn choose<S: Simd>(self, simd: S, work: impl Work<Self>) {
+        match self {
+            Self::Gelu => work.with(simd, Self::Gelu),
+            Self::GeluTanh => work.with(simd, Self::GeluTanh),
+            Self::Silu => work.with(simd, Self::Silu),
         }
     }
-}
 
-/// # Safety
-/// - `y.len()` elements are readable at `x`.
-#[inline(always)]
-unsafe fn map<S: Simd>(simd: S, activation: Gated, x: *const f32, y: &mut [f32]) {
-    let (len, y) = (y.len(), y.as_mut_ptr());
-    let whole = len - len % S::LANES;
-    // SAFETY: whole vectors and the first lanes of the last one lie within both.
-    unsafe {
-        let mut at = 0;
-        while at < whole {
-            simd.store(y.add(at), apply(simd, activation, simd.load(x.add(at))));
-            at += S::LANES;
-        }
-        if at < len {
-            let v = simd.load_first(x.add(at), len - at);
-            simd.store_first(y.add(at), len - at, apply(simd, activation, v));
-        }
-    }
-}
-
-struct Backward<'a> {
-    activation: Gated,
-    /// As many elements as `dx`.
-    x: *const f32,
-    /// As many elements as `dx`, possibly the same ones.
-    dy: *const f32,
-    dx: &'a mut [f32],
-}
-
-impl Job for Backward<'_> {
-    type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { activation, x, dy, dx } = self;
-        // SAFETY: `x` and `dy` have as many elements as `dx`.
-        unsafe {
-            match activation {
-                Gated::Gelu => map_backward(simd, Gated::Gelu, x, dy, dx),
-                Gated::GeluTanh => map_backward(simd, Gated::GeluTanh, x, dy, dx),
-                Gated::Silu => map_backward(simd, Gated::Silu, x, dy, dx),
-            }
-        }
+    fn apply<S: Simd>(self, simd: S, x: S::F) -> S::F {
+        apply(simd, self, x)
     }
-}
 
-/// # Safety
-/// - `dx.len()` elements are readable at `x` and at `dy`.
-#[inline(always)]
-unsafe fn map_backward<S: Simd>(simd: S, activation: Gated, x: *const f32, dy: *const f32, dx: &mut [f32]) {
-    let (len, dx) = (dx.len(), dx.as_mut_ptr());
-    let whole = len - len % S::LANES;
-    // SAFETY: whole vectors and the first lanes of the last one lie within all three.
-    unsafe {
-        let mut at = 0;
-        while at < whole {
-            let (vx, vdy) = (simd.load(x.add(at)), simd.load(dy.add(at)));
-            simd.store(dx.add(at), apply_backward(simd, activation, vx, vdy));
-            at += S::LANES;
-        }
-        if at < len {
-            let (vx, vdy) = (simd.load_first(x.add(at), len - at), simd.load_first(dy.add(at), len - at));
-            simd.store_first(dx.add(at), len - at, apply_backward(simd, activation, vx, vdy));
-        }
+    /// From the input `x`.
+    #[inline(always)]
+    fn apply_backward<S: Simd>(self, simd: S, x: S::F, dy: S::F) -> S::F {
+        let (gate, slope) = match self {
+            Self::Gelu => {
+                let (gate, e) = normal(simd, x);
+                (gate, simd.mul(e, simd.splat(NORMAL_DENSITY)))
+            }
+            Self::GeluTanh => {
+                let (cubic, a) = gelu_argument(simd, x);
+                let (gate, slope) = logistic(simd, a);
+                let inner = simd.mul(simd.splat(GELU_TANH), simd.fma(cubic, simd.splat(3.0), simd.splat(1.0)));
+                (gate, simd.select(simd.eq(slope, simd.zero()), slope, simd.mul(slope, inner)))
+            }
+            Self::Silu => logistic(simd, x),
+        };
+        // 0 times infinity is no limit.
+        let bounded = simd.select(simd.eq(slope, simd.zero()), slope, simd.mul(x, slope));
+        simd.mul(dy, simd.add(gate, bounded))
     }
 }

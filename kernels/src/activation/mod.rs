@@ -15,12 +15,13 @@
 //!
 //! NaN stays NaN, and where the output is NaN the derivative of relu and clamp is 1: both as in PyTorch.
 
+mod elementwise;
 pub mod gated;
 
 use crate::error::{Error, check_len};
 use crate::execution::Execution;
-use crate::parts::Parts;
 use crate::simd::{Job, Simd, dispatch, math};
+use elementwise::{Backward, Forward, Function, Work, for_each_part};
 
 /// A function applied to each element.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -55,18 +56,7 @@ impl Activation {
             _ => Ok(()),
         }
     }
-
-    /// A rough cost per element on one core, in seconds: memory traffic, and the exponential where there is one.
-    fn seconds_per_element(self) -> f64 {
-        match self {
-            Self::Identity | Self::Relu | Self::Clamp { .. } => 0.5e-9,
-            Self::Sigmoid | Self::Tanh => 1.2e-9,
-        }
-    }
 }
-
-/// Elements of a task: large beside the cost of waking a thread, small enough to stay in L2 until reused.
-const PART: usize = 16 * 1024;
 
 /// `y = activation(x)`, element by element.
 ///
@@ -90,7 +80,8 @@ pub fn forward<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     check_len("y", x.len(), y.len())?;
-    for_each_part(activation, y, execution.into(), &|at, y| Forward { activation, x: x[at..].as_ptr(), y })
+    activation.check()?;
+    for_each_part(activation, y, execution.into(), &|at, y| Forward { function: activation, x: x[at..].as_ptr(), y })
 }
 
 /// `x = activation(x)`, element by element. See [`forward`].
@@ -102,7 +93,8 @@ pub fn forward_in_place<'t>(
     x: &mut [f32],
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
-    for_each_part(activation, x, execution.into(), &|_, y| Forward { activation, x: y.as_ptr(), y })
+    activation.check()?;
+    for_each_part(activation, x, execution.into(), &|_, y| Forward { function: activation, x: y.as_ptr(), y })
 }
 
 /// `dx = dy * activation'`, the derivative taken from the output `y` of the forward pass.
@@ -130,9 +122,10 @@ pub fn backward<'t>(
 ) -> Result<(), Error> {
     check_len("dy", y.len(), dy.len())?;
     check_len("dx", y.len(), dx.len())?;
+    activation.check()?;
     for_each_part(activation, dx, execution.into(), &|at, dx| Backward {
-        activation,
-        y: y[at..].as_ptr(),
+        function: activation,
+        kept: y[at..].as_ptr(),
         dy: dy[at..].as_ptr(),
         dx,
     })
@@ -149,34 +142,13 @@ pub fn backward_in_place<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     check_len("gradient", y.len(), gradient.len())?;
+    activation.check()?;
     for_each_part(activation, gradient, execution.into(), &|at, dx| Backward {
-        activation,
-        y: y[at..].as_ptr(),
+        function: activation,
+        kept: y[at..].as_ptr(),
         dy: dx.as_ptr(),
         dx,
     })
-}
-
-/// Runs `job(start, part)` for each part of an output.
-fn for_each_part<'a, J: Job<Output = ()>>(
-    activation: Activation,
-    output: &'a mut [f32],
-    execution: Execution,
-    job: &(impl Fn(usize, &'a mut [f32]) -> J + Sync),
-) -> Result<(), Error> {
-    activation.check()?;
-    let isa = execution.isa()?;
-    let seconds = output.len() as f64 * activation.seconds_per_element();
-    let parallelism = execution.parallelism.for_seconds(seconds);
-    let parts = Parts::new(output, PART);
-    let slots = parallelism.threads();
-    let parts = &parts;
-    parallelism.for_each(parts.count(), slots, &|index, _| {
-        // SAFETY: each index comes up once.
-        let part = unsafe { parts.take(index) };
-        dispatch(isa, job(index * PART, part));
-    });
-    Ok(())
 }
 
 /// One activation of one vector: for kernels that end with it.
@@ -212,110 +184,43 @@ pub(crate) fn apply_one(isa: crate::simd::Isa, activation: Activation, x: f32) -
     dispatch(isa, One(activation, x))
 }
 
-/// `dy * activation'` of one vector, from the output `y`.
-#[inline(always)]
-fn apply_backward<S: Simd>(simd: S, activation: Activation, y: S::F, dy: S::F) -> S::F {
-    match activation {
-        Activation::Identity => dy,
-        Activation::Relu => simd.select(simd.le(y, simd.zero()), simd.zero(), dy),
-        Activation::Clamp { low, high } => {
-            let outside = simd.or(simd.le(y, simd.splat(low)), simd.le(simd.splat(high), y));
-            simd.select(outside, simd.zero(), dy)
+impl Function for Activation {
+    /// Memory traffic, and the exponential where there is one.
+    fn seconds_per_element(self) -> f64 {
+        match self {
+            Self::Identity | Self::Relu | Self::Clamp { .. } => 0.5e-9,
+            Self::Sigmoid | Self::Tanh => 1.2e-9,
         }
-        Activation::Sigmoid => simd.mul(dy, simd.mul(y, simd.sub(simd.splat(1.0), y))),
-        Activation::Tanh => simd.mul(dy, simd.fma(simd.sub(simd.zero(), y), y, simd.splat(1.0))),
     }
-}
 
-struct Forward<'a> {
-    activation: Activation,
-    /// As many elements as `y`, possibly the same ones.
-    x: *const f32,
-    y: &'a mut [f32],
-}
-
-impl Job for Forward<'_> {
-    type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { activation, x, y } = self;
-        // SAFETY: `x` has as many elements as `y`. Naming the variants moves the choice out of the loop.
-        unsafe {
-            match activation {
-                Activation::Relu => map(simd, Activation::Relu, x, y),
-                Activation::Sigmoid => map(simd, Activation::Sigmoid, x, y),
-                Activation::Tanh => map(simd, Activation::Tanh, x, y),
-                Activation::Clamp { low, high } => map(simd, Activation::Clamp { low, high }, x, y),
-                Activation::Identity => map(simd, Activation::Identity, x, y),
-            }
+    fn choose<S: Simd>(self, simd: S, work: impl Work<Self>) {
+        match self {
+            Self::Relu => work.with(simd, Self::Relu),
+            Self::Sigmoid => work.with(simd, Self::Sigmoid),
+            Self::Tanh => work.with(simd, Self::Tanh),
+            Self::Clamp { low, high } => work.with(simd, Self::Clamp { low, high }),
+            Self::Identity => work.with(simd, Self::Identity),
         }
     }
-}
 
-/// # Safety
-/// - `y.len()` elements are readable at `x`.
-#[inline(always)]
-unsafe fn map<S: Simd>(simd: S, activation: Activation, x: *const f32, y: &mut [f32]) {
-    let (len, y) = (y.len(), y.as_mut_ptr());
-    let whole = len - len % S::LANES;
-    // SAFETY: whole vectors and the first lanes of the last one lie within both.
-    unsafe {
-        let mut at = 0;
-        while at < whole {
-            simd.store(y.add(at), apply(simd, activation, simd.load(x.add(at))));
-            at += S::LANES;
-        }
-        if at < len {
-            let v = simd.load_first(x.add(at), len - at);
-            simd.store_first(y.add(at), len - at, apply(simd, activation, v));
-        }
-    }
-}
-
-struct Backward<'a> {
-    activation: Activation,
-    /// As many elements as `dx`.
-    y: *const f32,
-    /// As many elements as `dx`, possibly the same ones.
-    dy: *const f32,
-    dx: &'a mut [f32],
-}
-
-impl Job for Backward<'_> {
-    type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { activation, y, dy, dx } = self;
-        // SAFETY: `y` and `dy` have as many elements as `dx`.
-        unsafe {
-            match activation {
-                Activation::Relu => map_backward(simd, Activation::Relu, y, dy, dx),
-                Activation::Sigmoid => map_backward(simd, Activation::Sigmoid, y, dy, dx),
-                Activation::Tanh => map_backward(simd, Activation::Tanh, y, dy, dx),
-                Activation::Clamp { low, high } => map_backward(simd, Activation::Clamp { low, high }, y, dy, dx),
-                Activation::Identity => map_backward(simd, Activation::Identity, y, dy, dx),
-            }
-        }
+    fn apply<S: Simd>(self, simd: S, x: S::F) -> S::F {
+        apply(simd, self, x)
     }
-}
 
-/// # Safety
-/// - `dx.len()` elements are readable at `y` and at `dy`.
-#[inline(always)]
-unsafe fn map_backward<S: Simd>(simd: S, activation: Activation, y: *const f32, dy: *const f32, dx: &mut [f32]) {
-    let (len, dx) = (dx.len(), dx.as_mut_ptr());
-    let whole = len - len % S::LANES;
-    // SAFETY: whole vectors and the first lanes of the last one lie within all three.
-    unsafe {
-        let mut at = 0;
-        while at < whole {
-            let (vy, vdy) = (simd.load(y.add(at)), simd.load(dy.add(at)));
-            simd.store(dx.add(at), apply_backward(simd, activation, vy, vdy));
-            at += S::LANES;
-        }
-        if at < len {
-            let (vy, vdy) = (simd.load_first(y.add(at), len - at), simd.load_first(dy.add(at), len - at));
-            simd.store_first(dx.add(at), len - at, apply_backward(simd, activation, vy, vdy));
+    /// From the output `y`.
+    #[inline(always)]
+    fn apply_backward<S: Simd>(self, simd: S, y: S::F, dy: S::F) -> S::F {
+        match self {
+            Self::Identity => dy,
+            Self::Relu => simd.select(simd.le(y, simd.zero()), simd.zero(), dy),
+            Self::Clamp { low, high } => {
+                let outside = simd.or(simd.le(y, simd.splat(low)), simd.le(simd.splat(high), y));
+                simd.select(outside, simd.zero(), dy)
+            }
+            Self::Sigmoid => simd.mul(dy, simd.mul(y, simd.sub(simd.splat(1.0), y))),
+            Self::Tanh => simd.mul(dy, simd.fma(simd.sub(simd.zero(), y), y, simd.splat(1.0))),
         }
     }
 }

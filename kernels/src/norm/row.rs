@@ -6,10 +6,9 @@
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::parts::Parts;
-use crate::simd::each::{Step, each_vector};
+use crate::simd::each::{Step, each_vector, load, store};
 use crate::simd::reduce::{Elements, Sum, Terms, reduce_row};
 use crate::simd::{Job, Simd, dispatch};
-use crate::softmax::{load, store};
 
 use super::{Affine, Gradients, PART, SECONDS_PER_ELEMENT, merge};
 

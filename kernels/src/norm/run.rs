@@ -1,9 +1,8 @@
 //! What group norm and batch norm with channels apart share: runs of pixels of one channel.
 
 use crate::simd::Simd;
-use crate::simd::each::Step;
+use crate::simd::each::{Step, load, store};
 use crate::simd::reduce::Terms;
-use crate::softmax::{load, store};
 
 /// `y = (x - mean) r gamma + beta`
 pub(super) struct Normalise {

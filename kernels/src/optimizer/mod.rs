@@ -23,6 +23,7 @@ pub use norm::{norm, scale};
 use crate::error::{Error, check_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
+use crate::simd::each::{load, store};
 use crate::simd::{Job, Simd, dispatch};
 
 /// Elements of a task: large beside the cost of taking its number.
@@ -84,7 +85,7 @@ impl<R: Rule<N>, const N: usize> Job for Update<'_, R, N> {
         let states = states.map(<[f32]>::as_mut_ptr);
         let mut at = 0;
         while at < len {
-            let count = len - at;
+            let count = S::LANES.min(len - at);
             // SAFETY: whole vectors, and the first lanes of the last one, lie within all slices.
             unsafe {
                 let mut state = [simd.zero(); N];
@@ -101,22 +102,6 @@ impl<R: Rule<N>, const N: usize> Job for Update<'_, R, N> {
             at += S::LANES;
         }
     }
-}
-
-/// # Safety
-/// - `min(count, LANES)` elements are readable at `p`.
-#[inline(always)]
-unsafe fn load<S: Simd>(simd: S, p: *const f32, count: usize) -> S::F {
-    // SAFETY: passed on.
-    unsafe { if count >= S::LANES { simd.load(p) } else { simd.load_first(p, count) } }
-}
-
-/// # Safety
-/// - `min(count, LANES)` elements are writable at `p`.
-#[inline(always)]
-unsafe fn store<S: Simd>(simd: S, p: *mut f32, count: usize, v: S::F) {
-    // SAFETY: passed on.
-    unsafe { if count >= S::LANES { simd.store(p, v) } else { simd.store_first(p, count, v) } }
 }
 
 /// Fails unless a parameter is a finite number from 0 on.

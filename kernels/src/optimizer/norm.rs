@@ -10,10 +10,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{PART, SECONDS_PER_ARRAY, load, store};
+use super::{PART, SECONDS_PER_ARRAY};
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::parts::Parts;
+use crate::simd::each::{load, store};
 use crate::simd::reduce::{Max, Sum, Terms, reduce_row};
 use crate::simd::{Job, Simd, dispatch};
 
@@ -89,8 +90,9 @@ impl Job for Scale<'_> {
         let (factor, len, x) = (simd.splat(self.0), self.1.len(), self.1.as_mut_ptr());
         let mut at = 0;
         while at < len {
+            let count = S::LANES.min(len - at);
             // SAFETY: whole vectors, and the first lanes of the last one, lie within the slice.
-            unsafe { store(simd, x.add(at), len - at, simd.mul(factor, load(simd, x.add(at), len - at))) };
+            unsafe { store(simd, x.add(at), count, simd.mul(factor, load(simd, x.add(at), count))) };
             at += S::LANES;
         }
     }

@@ -15,9 +15,9 @@
 
 use super::spec::{Axis, Geometry};
 use super::{Band, Pooling};
+use crate::simd::each::{load, store};
 use crate::simd::reduce::{Elements, Sum, reduce_row};
 use crate::simd::{Job, Simd};
-use crate::softmax::{load, store};
 
 /// Floats of a strip: 8 KiB, so that it stays in L1 beside the rows that it is made from.
 const STRIP: usize = 2048;

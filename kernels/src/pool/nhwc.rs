@@ -2,8 +2,8 @@
 
 use super::spec::Geometry;
 use super::{Band, Pooling};
+use crate::simd::each::{load, store};
 use crate::simd::{Job, Simd};
-use crate::softmax::{load, store};
 
 /// Max or average pooling of a run of output rows.
 pub(super) struct Forward<'a, P> {

@@ -32,3 +32,23 @@ pub(crate) unsafe fn each_vector<S: Simd, T: Step>(simd: S, len: usize, step: &T
         unsafe { step.step(simd, at, len - at) };
     }
 }
+
+/// The first `count` lanes, by a plain load where that is all of them.
+///
+/// # Safety
+/// - `p .. p + count` is readable, `count <= LANES`.
+#[inline(always)]
+pub(crate) unsafe fn load<S: Simd>(simd: S, p: *const f32, count: usize) -> S::F {
+    // SAFETY: the caller's contract.
+    unsafe { if count == S::LANES { simd.load(p) } else { simd.load_first(p, count) } }
+}
+
+/// The first `count` lanes, by a plain store where that is all of them.
+///
+/// # Safety
+/// - `p .. p + count` is writable, `count <= LANES`.
+#[inline(always)]
+pub(crate) unsafe fn store<S: Simd>(simd: S, p: *mut f32, count: usize, v: S::F) {
+    // SAFETY: the caller's contract.
+    unsafe { if count == S::LANES { simd.store(p, v) } else { simd.store_first(p, count, v) } }
+}

@@ -8,9 +8,8 @@
 
 use crate::parallel::Parallelism;
 use crate::parts::Parts;
-use crate::simd::each::{Step, each_vector};
+use crate::simd::each::{Step, each_vector, load, store};
 use crate::simd::{Isa, Job, Simd, dispatch};
-use crate::softmax::{load, store};
 
 use super::super::row::rows_per_task;
 use super::super::{Affine, merge};

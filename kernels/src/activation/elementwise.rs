@@ -1,0 +1,137 @@
+//! An activation over memory: parts for threads, then vector by vector.
+
+use crate::error::Error;
+use crate::execution::Execution;
+use crate::parts::Parts;
+use crate::simd::each::{Step, each_vector, load, store};
+use crate::simd::{Job, Simd, dispatch};
+
+/// Elements of a task: large beside the cost of waking a thread, small enough to stay in L2 until reused.
+const PART: usize = 16 * 1024;
+
+/// A function of one element, and its gradient from what the forward pass keeps: its output or its input.
+pub(super) trait Function: Copy + Sync {
+    /// A rough cost per element on one core, in seconds.
+    fn seconds_per_element(self) -> f64;
+
+    /// Runs `work` with this very function, named variant by variant: so the choice moves out of the loop.
+    fn choose<S: Simd>(self, simd: S, work: impl Work<Self>);
+
+    /// The function of one vector.
+    fn apply<S: Simd>(self, simd: S, x: S::F) -> S::F;
+
+    /// The gradient of one vector.
+    fn apply_backward<S: Simd>(self, simd: S, kept: S::F, dy: S::F) -> S::F;
+}
+
+/// What is done with a function once it is known.
+///
+/// A trait, not a closure: a closure that is not inlined would lose the instruction set.
+pub(super) trait Work<F> {
+    /// Does it.
+    fn with<S: Simd>(self, simd: S, function: F);
+}
+
+/// Runs `job(start, part)` for each part of an output.
+pub(super) fn for_each_part<'a, J: Job<Output = ()>>(
+    function: impl Function,
+    output: &'a mut [f32],
+    execution: Execution,
+    job: &(impl Fn(usize, &'a mut [f32]) -> J + Sync),
+) -> Result<(), Error> {
+    let isa = execution.isa()?;
+    let seconds = output.len() as f64 * function.seconds_per_element();
+    let parallelism = execution.parallelism.for_seconds(seconds);
+    let parts = Parts::new(output, PART);
+    parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
+        // SAFETY: each index comes up once.
+        let part = unsafe { parts.take(index) };
+        dispatch(isa, job(index * PART, part));
+    });
+    Ok(())
+}
+
+/// `y = function(x)`. Whoever makes one vouches that `x` has as many elements as `y`, possibly the same ones.
+pub(super) struct Forward<'a, F> {
+    pub function: F,
+    pub x: *const f32,
+    pub y: &'a mut [f32],
+}
+
+impl<F: Function> Job for Forward<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.function.choose(simd, self);
+    }
+}
+
+impl<F: Function> Work<F> for Forward<'_, F> {
+    #[inline(always)]
+    fn with<S: Simd>(self, simd: S, function: F) {
+        let step = Map { function, x: self.x, y: self.y.as_mut_ptr() };
+        // SAFETY: the maker's promise.
+        unsafe { each_vector(simd, self.y.len(), &step) };
+    }
+}
+
+struct Map<F> {
+    function: F,
+    x: *const f32,
+    y: *mut f32,
+}
+
+impl<F: Function> Step for Map<F> {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the elements are within both.
+        unsafe {
+            let x = load(simd, self.x.add(at), count);
+            store(simd, self.y.add(at), count, self.function.apply(simd, x));
+        }
+    }
+}
+
+/// `dx = dy * function'`. Whoever makes one vouches that what is kept and `dy` have as many elements as `dx`; `dy` may be
+/// the same ones.
+pub(super) struct Backward<'a, F> {
+    pub function: F,
+    pub kept: *const f32,
+    pub dy: *const f32,
+    pub dx: &'a mut [f32],
+}
+
+impl<F: Function> Job for Backward<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.function.choose(simd, self);
+    }
+}
+
+impl<F: Function> Work<F> for Backward<'_, F> {
+    #[inline(always)]
+    fn with<S: Simd>(self, simd: S, function: F) {
+        let step = MapBackward { function, kept: self.kept, dy: self.dy, dx: self.dx.as_mut_ptr() };
+        // SAFETY: the maker's promise.
+        unsafe { each_vector(simd, self.dx.len(), &step) };
+    }
+}
+
+struct MapBackward<F> {
+    function: F,
+    kept: *const f32,
+    dy: *const f32,
+    dx: *mut f32,
+}
+
+impl<F: Function> Step for MapBackward<F> {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the elements are within all three.
+        unsafe {
+            let (kept, dy) = (load(simd, self.kept.add(at), count), load(simd, self.dy.add(at), count));
+            store(simd, self.dx.add(at), count, self.function.apply_backward(simd, kept, dy));
+        }
+    }
+}
