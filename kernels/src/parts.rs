@@ -1,6 +1,17 @@
-//! Outputs cut into parts that tasks on several threads own.
+//! Work cut into parts: how large they are, and outputs whose parts tasks on several threads own.
 
 use std::marker::PhantomData;
+use std::ops::Range;
+
+/// The size of the largest part when `items` are cut into as few parts of at most `most`, at least 1, as it takes.
+pub(crate) fn balanced(items: usize, most: usize) -> usize {
+    items.div_ceil(items.div_ceil(most.max(1)).max(1)).max(1)
+}
+
+/// Share `index` of `0..items` when `shares` of them are about as large.
+pub(crate) fn share(items: usize, shares: usize, index: usize) -> Range<usize> {
+    items * index / shares..items * (index + 1) / shares
+}
 
 /// A mutable slice in parts of equal length (the last may be shorter), each for one task.
 pub(crate) struct Parts<'a> {

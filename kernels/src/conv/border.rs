@@ -120,6 +120,23 @@ pub(super) fn backward_data(
     }
 }
 
+/// Computes again what is not finite: zeros stood in for padding, and 0 times what is not finite is NaN.
+pub(super) fn repair_weights(
+    isa: Isa,
+    spec: &Conv2dSpec,
+    shape: Shape,
+    sizes: &Sizes,
+    x: &[f32],
+    dy: &[f32],
+    dw: &mut [f32],
+) {
+    for index in 0..dw.len() {
+        if !dw[index].is_finite() {
+            dw[index] = backward_weight(isa, spec, shape, sizes, x, dy, index);
+        }
+    }
+}
+
 /// The gradient of a weight: one chain over all pixels in order, without those that the tap reads from the padding.
 pub(super) fn backward_weight(
     isa: Isa,

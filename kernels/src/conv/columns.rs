@@ -41,6 +41,7 @@ use crate::error::{Error, checked_len};
 use crate::gemm::micro::ContiguousColumns;
 use crate::gemm::tile::{Ends, Matrix, NV, PackedBlock, max_height, strip_across};
 use crate::gemm::{Strips, pack_panels};
+use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
 
@@ -88,11 +89,6 @@ impl Cut {
     fn scratch_len(&self) -> usize {
         self.dy_len.saturating_add(self.columns_len).saturating_add(self.planes_len)
     }
-}
-
-/// Part `index` of `parts` of `items`.
-fn part(items: usize, parts: usize, index: usize) -> std::ops::Range<usize> {
-    items * index / parts..items * (index + 1) / parts
 }
 
 impl Columns {
@@ -282,7 +278,7 @@ impl Job for Task<'_> {
         let Task { context, task, slot } = self;
         let (plan, cut) = (context.plan, &context.cut);
         let (rest, block) = (task / cut.unit_blocks, task % cut.unit_blocks);
-        let units = part(plan.units.count, cut.unit_blocks, block);
+        let units = share(plan.units.count, cut.unit_blocks, block);
         let channels = plan.units.start(units.start)..plan.units.start(units.end);
         // SAFETY: `slot < slots`, and the workspace holds `slots` times `scratch_len` elements.
         let packed_dy = unsafe { context.scratch.add(slot * cut.scratch_len()) };

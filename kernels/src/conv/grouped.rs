@@ -9,7 +9,7 @@ use super::algorithm::{BackwardDataCall, BackwardWeightsCall, Forward, ForwardCa
 use super::depthwise::weights::WeightGradient;
 use super::depthwise::windows::Windows;
 use super::depthwise::{run_backward_data, run_forward};
-use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
+use super::spec::{Conv2dSpec, Shape, Sizes};
 use crate::error::Error;
 use crate::simd::Isa;
 
@@ -43,16 +43,9 @@ fn fits(spec: &Conv2dSpec, backward: bool) -> bool {
 /// With fewer than four target channels a group, vectors are shared by fewer products.
 fn seconds(spec: &Conv2dSpec, sizes: &Sizes, isa: Isa, targets: usize, share: f64) -> f64 {
     let sources = spec.in_channels / spec.groups;
-    let taps = (spec.kernel[0] * spec.kernel[1] * sources) as f64;
     let share = if sources >= MANY { share.min(SHARE_MANY) } else { share };
     let share = if targets < 4 { share * 0.7 } else { share };
-    // Vectors of pixels are computed whole.
-    let columns = sizes.output[1].max(1);
-    let whole = match spec.layout {
-        Layout::Nchw => columns.next_multiple_of(isa.lanes()) as f64 / columns as f64,
-        Layout::Nhwc => 1.0,
-    };
-    Windows::seconds(sizes.y_len as f64 * taps * whole, (sizes.x_len + sizes.y_len) as f64, share)
+    Windows::seconds(spec, sizes, isa, spec.kernel[0] * spec.kernel[1] * sources, share)
 }
 
 /// The forward pass.

@@ -35,6 +35,7 @@ use super::spec::{Conv2dSpec, Layout, Padding, Shape, Sizes};
 use crate::gemm::micro::ContiguousRows;
 use crate::gemm::tile::{Ends, MAX_HEIGHT, Matrix, NV, PackedBlock, max_height, strip_across};
 use crate::gemm::{Strips, pack_panels};
+use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, aligned, round_up};
 
@@ -90,11 +91,6 @@ impl Cut {
     fn strip_pitch(&self) -> usize {
         self.pixels.next_multiple_of(LINE) + LINE
     }
-}
-
-/// Part `index` of `parts` of `items`.
-fn part(items: usize, parts: usize, index: usize) -> Range<usize> {
-    items * index / parts..items * (index + 1) / parts
 }
 
 /// Into how many pieces pixels are cut: a matter of the shape alone.
@@ -202,12 +198,7 @@ impl PatchGradient {
                 dispatch(self.isa, Merge { context, group: task / blocks, block: task % blocks });
             });
         }
-        // Zeros stand in for padding, and 0 times what is not finite is NaN. Such gradients are computed again.
-        for index in 0..dw.len() {
-            if !dw[index].is_finite() {
-                dw[index] = border::backward_weight(self.isa, &self.spec, shape, &sizes, x, dy, index);
-            }
-        }
+        border::repair_weights(self.isa, &self.spec, shape, &sizes, x, dy, dw);
     }
 }
 
@@ -291,12 +282,12 @@ impl Job for Task<'_> {
         let (group, piece) = (rest / cut.pieces, rest % cut.pieces);
         let group_out = plan.group_out();
         let nr = NV * S::LANES;
-        let panels = part(group_out.div_ceil(nr), cut.oc_blocks, oc_block);
+        let panels = share(group_out.div_ceil(nr), cut.oc_blocks, oc_block);
         let channels = panels.start * nr..group_out.min(panels.end * nr);
-        let strips = part(cut.strips.count, cut.row_blocks, row_block);
+        let strips = share(cut.strips.count, cut.row_blocks, row_block);
         let first_row = cut.strips.start(strips.start);
         let rows = cut.strips.start(strips.end) - first_row;
-        let pixels = part(context.shape.batch * cut.grid[0] * cut.grid[1], cut.pieces, piece);
+        let pixels = share(context.shape.batch * cut.grid[0] * cut.grid[1], cut.pieces, piece);
 
         // SAFETY: `slot < slots`, and the workspace holds `slots` times `scratch_len` elements.
         let packed_dy = unsafe { context.scratch.add(slot * cut.scratch_len()) };

@@ -194,12 +194,7 @@ impl WeightGradient {
         limited.for_each(cut.tasks, slots, &move |task, slot| {
             dispatch(self.isa, Task { context, task, slot });
         });
-        // Zeros stand in for padding, and 0 times what is not finite is NaN. Such gradients are computed again.
-        for index in 0..dw.len() {
-            if !dw[index].is_finite() {
-                dw[index] = border::backward_weight(self.isa, &self.spec, shape, &sizes, x, dy, index);
-            }
-        }
+        border::repair_weights(self.isa, &self.spec, shape, &sizes, x, dy, dw);
     }
 }
 

@@ -24,6 +24,7 @@ use super::pack::{Strips, pack_panels, pack_strip, panel_vectors};
 use super::plan::{LhsPacking, Operand, Plan, RhsPacking};
 use super::tile::{Ends, MAX_HEIGHT, MAX_WIDTH, Matrix, NV, Panels, tiles_of};
 use crate::parallel::Parallelism;
+use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
 
 /// A product whose arguments have been checked: `out = epilogue(lhs * rhs)`, or `epilogue(out + lhs * rhs)`.
@@ -345,11 +346,6 @@ impl Shared {
     }
 }
 
-/// Part `index` of `parts` of `0..items`.
-fn part(items: usize, parts: usize, index: usize) -> Range<usize> {
-    items * index / parts..items * (index + 1) / parts
-}
-
 /// Runs a product on at most `slots` threads.
 ///
 /// # Safety
@@ -379,7 +375,7 @@ pub(super) unsafe fn run(
         let rhs_matrix = SharedMatrix(matrix);
         let tasks = slots.min(plan.panels);
         parallelism.for_each(tasks, slots, &|task, _| {
-            let panels = part(plan.panels, tasks, task);
+            let panels = share(plan.panels, tasks, task);
             dispatch(isa, PackPanels { rhs: rhs_matrix.get(), n, panels, k, to: packed_rhs.at(0) });
         });
         rhs = Some(PackedPanels { start: packed_rhs.at(0), depth: k, first_panel: 0, first_k: 0 });
@@ -397,7 +393,7 @@ pub(super) unsafe fn run(
                     let lhs_matrix = SharedMatrix(matrix);
                     let tasks = slots.min(strips.len());
                     parallelism.for_each(tasks, slots, &|task, _| {
-                        let own = part(strips.len(), tasks, task);
+                        let own = share(strips.len(), tasks, task);
                         dispatch(
                             isa,
                             PackStrips {
@@ -420,14 +416,14 @@ pub(super) unsafe fn run(
             let [rows, columns] = [plan.grid[0].min(strips.len()), plan.grid[1]];
             parallelism.for_each(rows * columns, slots, &|task, slot| {
                 let places = &places;
-                let own = part(strips.len(), rows, task % rows);
+                let own = share(strips.len(), rows, task % rows);
                 dispatch(
                     isa,
                     Rectangle {
                         product,
                         plan,
                         strips: strips.start + own.start..strips.start + own.end,
-                        panels: part(plan.panels, columns, task / rows),
+                        panels: share(plan.panels, columns, task / rows),
                         ks: ks.clone(),
                         lhs: places.lhs,
                         rhs: places.rhs,

@@ -11,6 +11,7 @@ use super::blocking::Blocking;
 use super::pack::Strips;
 use super::tile::{Matrix, NV, max_height};
 use crate::error::Error;
+use crate::parts::balanced;
 use crate::simd::Isa;
 use crate::workspace::LINE;
 
@@ -89,16 +90,12 @@ const DEPTH_STEP: usize = 16;
 const SAME_SET: isize = 1024;
 
 /// Columns from which tall strips are packed: their rows need more addresses than there are registers. Measured on Zen 4
-/// with AVX-512: 3 to 8 % faster at 1024 columns and more, 8 % slower at 196, where packing is paid by few.
+/// with AVX-512: some 4 % faster for 1024 rows and columns, 8 % slower on two threads for 196 columns, which have to pay for
+/// the packing.
 const PACK_FROM: usize = 512;
 
 /// Rows of a strip that find room in one set of 8 ways beside a panel of rhs and a line of output.
 const UNCROWDED: usize = 6;
-
-/// The size of the largest part when `items` are cut into as few parts of at most `most` as it takes.
-fn balanced(items: usize, most: usize) -> usize {
-    items.div_ceil(items.div_ceil(most).max(1)).max(1)
-}
 
 /// The number of tasks, at least `least`, a multiple of `threads` if there are as many items.
 fn tasks_for(items: usize, least: usize, threads: usize) -> usize {

@@ -21,7 +21,7 @@ pub(super) mod weights;
 pub(super) mod windows;
 
 use super::algorithm::{BackwardDataCall, BackwardWeightsCall, Forward, ForwardCall};
-use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
+use super::spec::{Conv2dSpec, Shape, Sizes};
 use crate::activation::Activation;
 use crate::error::Error;
 use crate::simd::Isa;
@@ -39,15 +39,8 @@ fn fits(spec: &Conv2dSpec, backward: bool) -> bool {
 }
 
 fn seconds(spec: &Conv2dSpec, sizes: &Sizes, isa: Isa) -> f64 {
-    let products = sizes.y_len as f64 * (spec.kernel[0] * spec.kernel[1]) as f64;
     let share = if spec.kernel == [3, 3] { SHARE } else { SHARE_OTHERS };
-    // Vectors of pixels are computed whole.
-    let columns = sizes.output[1].max(1);
-    let whole = match spec.layout {
-        Layout::Nchw => columns.next_multiple_of(isa.lanes()) as f64 / columns as f64,
-        Layout::Nhwc => 1.0,
-    };
-    Windows::seconds(products * whole, (sizes.x_len + sizes.y_len) as f64, share)
+    Windows::seconds(spec, sizes, isa, spec.kernel[0] * spec.kernel[1], share)
 }
 
 /// The forward pass.

@@ -19,6 +19,7 @@ use super::rows::{Channel, RowLayout, SPARE, fill};
 use super::small::{Gradient, Source};
 use crate::conv::algorithm::BackwardWeightsCall;
 use crate::conv::spec::{Conv2dSpec, Layout, Shape, Sizes};
+use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, aligned};
 
@@ -208,52 +209,16 @@ impl Job for Unit<'_> {
         let Unit { shared, group, piece, slot } = self;
         let (gradient, frame) = (shared.gradient, &shared.frame);
         let (planes, outs, taps) = (gradient.planes, gradient.outs, gradient.taps);
-        let batch = shared.shape.batch;
-        let images = piece * batch / frame.pieces..(piece + 1) * batch / frame.pieces;
-        let [height, width] = shared.output;
+        let images = share(shared.shape.batch, frame.pieces, piece);
         // SAFETY: the slot's own scratch; channels, images and bands are within the call's sizes, which the plan
         // has checked; the sums of this group and piece are written by this unit alone.
         unsafe {
             let padded = shared.scratch.add(slot * frame.slot_len);
-            let dy_rows = padded.add(planes * frame.plane_len + SPARE);
-            let lanes = dy_rows.add(frame.dy_len);
-            if !gradient.is_small(width) {
-                let len = planes * frame.plane_len + SPARE + frame.dy_len + frame.lanes_len;
-                std::slice::from_raw_parts_mut(padded, len).fill(0.0);
-            }
-            let small = gradient.is_small(width);
-            if small {
-                let images = images.clone();
-                shared.small_gradients(simd, group, images, lanes);
-            }
-            for n in if small { 0..0 } else { images.clone() } {
-                for band in 0..frame.bands {
-                    let first = band * frame.band;
-                    let count = frame.band.min(height - first);
-                    for p in 0..planes {
-                        let (rows, columns) = (&gradient.rows, &gradient.columns);
-                        let to = padded.add(p * frame.plane_len);
-                        let clear = frame.bands > 1;
-                        let channel = shared.x_channel(n, group * planes + p);
-                        let positions = rows.positions(count);
-                        fill(simd, channel, rows, columns, frame.row_layout, to, first * rows.step, positions, clear);
-                    }
-                    for o in 0..outs {
-                        let channel = shared.dy_channel(n, group * outs + o);
-                        let mut dy = Rows { start: channel.start.add(first * channel.strides[0]), row: width };
-                        if gradient.layout == Layout::Nhwc {
-                            let identity = &gradient.identity;
-                            let to = dy_rows.add(o * frame.band.min(height) * frame.dy_layout.row_len);
-                            fill(simd, channel, identity, identity, frame.dy_layout, to, first, count, false);
-                            dy = Rows { start: to, row: frame.dy_layout.row_len };
-                        }
-                        for p in 0..planes {
-                            let x = padded.add(p * frame.plane_len);
-                            let lanes = lanes.add((o * planes + p) * taps * LANES);
-                            add_products(simd, gradient, frame.row_layout, x, dy, [count, width], lanes);
-                        }
-                    }
-                }
+            let lanes = padded.add(planes * frame.plane_len + SPARE + frame.dy_len);
+            if gradient.is_small(shared.output[1]) {
+                shared.small_products(simd, group, images.clone(), lanes);
+            } else {
+                shared.padded_products(simd, group, images.clone(), padded, lanes);
             }
             for o in 0..outs {
                 for p in 0..planes {
@@ -273,12 +238,65 @@ impl Job for Unit<'_> {
 }
 
 impl Shared<'_> {
+    /// The lanes of every tap of a group, from padded copies of its planes.
+    ///
+    /// # Safety
+    /// - Images and group exist; `padded` is a slot's scratch memory, `lanes` the lanes in it.
+    #[inline(always)]
+    unsafe fn padded_products<S: Simd>(
+        &self,
+        simd: S,
+        group: usize,
+        images: std::ops::Range<usize>,
+        padded: *mut f32,
+        lanes: *mut f32,
+    ) {
+        let (gradient, frame) = (self.gradient, &self.frame);
+        let (planes, outs, taps) = (gradient.planes, gradient.outs, gradient.taps);
+        let [height, width] = self.output;
+        let used = planes * frame.plane_len + SPARE + frame.dy_len + frame.lanes_len;
+        // SAFETY: the caller's contract; bands are within the call's sizes.
+        unsafe {
+            std::slice::from_raw_parts_mut(padded, used).fill(0.0);
+            let dy_rows = padded.add(planes * frame.plane_len + SPARE);
+            for n in images {
+                for band in 0..frame.bands {
+                    let first = band * frame.band;
+                    let count = frame.band.min(height - first);
+                    for p in 0..planes {
+                        let (rows, columns) = (&gradient.rows, &gradient.columns);
+                        let to = padded.add(p * frame.plane_len);
+                        let clear = frame.bands > 1;
+                        let channel = self.x_channel(n, group * planes + p);
+                        let positions = rows.positions(count);
+                        fill(simd, channel, rows, columns, frame.row_layout, to, first * rows.step, positions, clear);
+                    }
+                    for o in 0..outs {
+                        let channel = self.dy_channel(n, group * outs + o);
+                        let mut dy = Rows { start: channel.start.add(first * channel.strides[0]), row: width };
+                        if gradient.layout == Layout::Nhwc {
+                            let identity = &gradient.identity;
+                            let to = dy_rows.add(o * frame.band.min(height) * frame.dy_layout.row_len);
+                            fill(simd, channel, identity, identity, frame.dy_layout, to, first, count, false);
+                            dy = Rows { start: to, row: frame.dy_layout.row_len };
+                        }
+                        for p in 0..planes {
+                            let x = padded.add(p * frame.plane_len);
+                            let lanes = lanes.add((o * planes + p) * taps * LANES);
+                            add_products(simd, gradient, frame.row_layout, x, dy, [count, width], lanes);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// The lanes of every tap of a group whose planes are small.
     ///
     /// # Safety
     /// - Images and group exist; `lanes` has room for the taps of all outputs of the group.
     #[inline(always)]
-    unsafe fn small_gradients<S: Simd>(&self, simd: S, group: usize, images: std::ops::Range<usize>, lanes: *mut f32) {
+    unsafe fn small_products<S: Simd>(&self, simd: S, group: usize, images: std::ops::Range<usize>, lanes: *mut f32) {
         let gradient = self.gradient;
         let first_tap = |axis: &Axis| axis.origin + axis.phases[0].taps[0].offset as isize;
         for out in 0..gradient.outs {

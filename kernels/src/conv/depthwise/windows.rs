@@ -16,7 +16,7 @@ use super::small::{MOST_COLUMNS, Plane, Source};
 use super::tiles::{Finish, Tile, compute, is_dense};
 use crate::activation::{self, Activation};
 use crate::conv::dense::PEAK_FLOPS;
-use crate::conv::spec::{Conv2dSpec, Layout};
+use crate::conv::spec::{Conv2dSpec, Layout, Sizes};
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::parallel::Parallelism;
@@ -114,12 +114,19 @@ impl Windows {
         extents && padding && phases && spec.stride.into_iter().all(|stride| stride <= MAX_EXTENT)
     }
 
-    /// The seconds that a call may take on one thread: fused multiply-adds at what the tiles reach, and each
+    /// The seconds that a call may take on one thread: `products` for each output at what the tiles reach, and each
     /// element read and written once at the speed of a shared cache.
-    pub fn seconds(products: f64, elements: f64, fma_share: f64) -> f64 {
+    pub fn seconds(spec: &Conv2dSpec, sizes: &Sizes, isa: Isa, products: usize, fma_share: f64) -> f64 {
         /// Bytes per second.
         const BANDWIDTH: f64 = 15e9;
-        2.0 * products / (PEAK_FLOPS * fma_share) + elements * 4.0 / BANDWIDTH
+        // Vectors of pixels are computed whole.
+        let columns = sizes.output[1].max(1);
+        let whole = match spec.layout {
+            Layout::Nchw => columns.next_multiple_of(isa.lanes()) as f64 / columns as f64,
+            Layout::Nhwc => 1.0,
+        };
+        let (outputs, elements) = (sizes.y_len as f64, (sizes.x_len + sizes.y_len) as f64);
+        2.0 * outputs * products as f64 * whole / (PEAK_FLOPS * fma_share) + elements * 4.0 / BANDWIDTH
     }
 
     /// Outputs from inputs.
@@ -232,15 +239,15 @@ impl Windows {
         let slots = call.slots.max(1);
         let scratch = aligned(call.workspace);
         assert!(scratch.len() / frame.slot_len >= slots, "a workspace of the length that workspace_len says");
-        let small = self.small(call.target_size).is_some();
-        let units = call.batch * self.groups * if small { 1 } else { frame.bands };
+        let small = self.small(call.target_size);
+        let units = call.batch * self.groups * if small.is_some() { 1 } else { frame.bands };
         let parallelism = call.parallelism.for_seconds(seconds);
         let threads = parallelism.threads().min(slots);
         let tasks = if threads == 1 { 1 } else { units.min(threads * TASKS_PER_THREAD) };
         let shared = Shared {
             windows: self,
             frame,
-            small: self.small(call.target_size),
+            small,
             source_size: call.source_size,
             target_size: call.target_size,
             source: call.source.as_ptr(),

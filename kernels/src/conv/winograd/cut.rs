@@ -12,6 +12,7 @@
 use super::input::row_pixels;
 use super::{Axis, Winograd, points};
 use crate::gemm::tile::NV;
+use crate::parts::balanced;
 use crate::simd::{Cpu, Isa, cpu};
 use crate::workspace::{LINE, round_up};
 
@@ -63,11 +64,6 @@ const OUT_BLOCK: usize = 64;
 const CHUNK: usize = 3 * 1024;
 /// Blocks of fewer tiles are not cut to give every thread as many.
 const EVEN_TILES: usize = 48;
-
-/// `items` in as few parts as possible of at most `most`, all about as large: the size of the largest.
-fn balanced(items: usize, most: usize) -> usize {
-    items.div_ceil(items.div_ceil(most.max(1)).max(1)).max(1)
-}
 
 impl Cut {
     pub fn new(plan: &Winograd, batch: usize, out_size: [usize; 2], slots: usize) -> Self {

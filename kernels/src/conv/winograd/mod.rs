@@ -31,6 +31,7 @@ use super::spec::{Conv2dSpec, Layout};
 use crate::error::{Error, checked_len};
 use crate::gemm::tile::NV;
 use crate::parallel::Parallelism;
+use crate::parts::share;
 use crate::simd::{Isa, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
@@ -277,21 +278,21 @@ impl Context<'_> {
         let m = Scratch(v.at(cut.frequencies * cut.v_plane));
         let own = Scratch(v.at(round_up(cut.products())));
         let transforms = cut.transform_scratch();
-        let part = |items: usize, unit: usize, parts: usize, part: usize| {
-            let units = items.div_ceil(unit);
-            (units * part / parts * unit).min(items)..(units * (part + 1) / parts * unit).min(items)
+        let units = |items: usize, unit: usize, tasks: usize, task: usize| {
+            let units = share(items.div_ceil(unit), tasks, task);
+            (units.start * unit).min(items)..(units.end * unit).min(items)
         };
         let tasks = slots.min(plan.in_channels.div_ceil(GROUP)).max(1);
         parallelism.for_each(tasks, slots, &|task, slot| {
             let mut laps = Laps::start();
-            let (channels, scratch) = (part(plan.in_channels, GROUP, tasks, task), own.at(slot * transforms));
+            let (channels, scratch) = (units(plan.in_channels, GROUP, tasks, task), own.at(slot * transforms));
             dispatch(plan.isa, InputTransform { context: self, block, channels, v: v.at(0), scratch });
             laps.lap(Stage::Transform);
         });
         let tasks = cut.frequencies.min(4 * slots);
         parallelism.for_each(tasks, slots, &|task, _| {
             let mut laps = Laps::start();
-            let frequencies = part(cut.frequencies, 1, tasks, task);
+            let frequencies = share(cut.frequencies, tasks, task);
             let (panels, v, m) = (0..cut.out_panels, v.at(0), m.at(0));
             dispatch(plan.isa, Products { context: self, block, frequencies, panels, v, m });
             laps.lap(Stage::Product);
@@ -300,7 +301,7 @@ impl Context<'_> {
         let tasks = slots.min(plan.out_channels.div_ceil(lanes)).max(1);
         parallelism.for_each(tasks, slots, &|task, slot| {
             let mut laps = Laps::start();
-            let channels = part(plan.out_channels, lanes, tasks, task);
+            let channels = units(plan.out_channels, lanes, tasks, task);
             let (skip, m, scratch) = (channels.start, m.at(0), own.at(slot * transforms));
             dispatch(plan.isa, OutputTransform { context: self, block, channels, skip, m, scratch });
             laps.lap(Stage::Transform);
