@@ -5,11 +5,11 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use super::Simd;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(kernels_avx512_only)))]
 use super::avx2::Avx2;
 #[cfg(all(target_arch = "x86_64", not(kernels_avx2_only)))]
 use super::avx512::Avx512;
-#[cfg(not(kernels_avx2_only))]
+#[cfg(not(any(kernels_avx2_only, kernels_avx512_only)))]
 use super::portable::Portable;
 use crate::error::Error;
 
@@ -41,13 +41,13 @@ impl Isa {
     /// Whether this CPU, and the operating system, support all features that the kernels use.
     pub fn is_available(self) -> bool {
         match self {
-            Self::Portable => cfg!(not(kernels_avx2_only)),
+            Self::Portable => cfg!(not(any(kernels_avx2_only, kernels_avx512_only))),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => cfg!(not(kernels_avx512_only)) && has_avx2(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 cfg!(not(kernels_avx2_only))
-                    && Self::Avx2.is_available()
+                    && has_avx2()
                     && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512dq")
@@ -147,26 +147,33 @@ pub(crate) trait Job {
 /// When the CPU lacks the instruction set. Public entry points check before ([`Isa::check`]); this is the
 /// last line that keeps a safe caller from executing instructions that do not exist.
 ///
-/// Built with `--cfg kernels_avx2_only`, it knows AVX2 alone: a third of the time to compile, for whoever tunes a kernel.
+/// Built with `--cfg kernels_avx2_only` or `--cfg kernels_avx512_only`, it knows that set alone: a third of the time to
+/// compile, for whoever tunes a kernel.
 pub(crate) fn dispatch<J: Job>(isa: Isa, job: J) -> J::Output {
     assert!(isa.is_available(), "instruction set {isa} is not available");
     match isa {
-        #[cfg(not(kernels_avx2_only))]
+        #[cfg(not(any(kernels_avx2_only, kernels_avx512_only)))]
         Isa::Portable => job.run(Portable),
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(kernels_avx512_only)))]
         // SAFETY: availability was just checked.
         Isa::Avx2 => unsafe { run_avx2(job) },
         #[cfg(all(target_arch = "x86_64", not(kernels_avx2_only)))]
         // SAFETY: availability was just checked.
         Isa::Avx512 => unsafe { run_avx512(job) },
-        #[cfg(any(not(target_arch = "x86_64"), kernels_avx2_only))]
+        #[cfg(any(not(target_arch = "x86_64"), kernels_avx2_only, kernels_avx512_only))]
         _ => unreachable!("not available"),
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
 /// # Safety
 /// - The CPU has AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
+#[cfg(not(kernels_avx512_only))]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run_avx2<J: Job>(job: J) -> J::Output {
     // SAFETY: the caller vouches for the features.

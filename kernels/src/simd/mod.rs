@@ -16,6 +16,7 @@
 //! body may be handed to another thread: threads outside, dispatch inside each task.
 
 #[cfg(target_arch = "x86_64")]
+#[cfg_attr(kernels_avx512_only, allow(dead_code, unused_imports))]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[cfg_attr(kernels_avx2_only, allow(dead_code, unused_imports))]
@@ -24,7 +25,7 @@ mod cpu;
 mod dispatch;
 pub(crate) mod each;
 pub(crate) mod math;
-#[cfg_attr(kernels_avx2_only, allow(dead_code, unused_imports))]
+#[cfg_attr(any(kernels_avx2_only, kernels_avx512_only), allow(dead_code, unused_imports))]
 mod portable;
 pub(crate) mod reduce;
 
