@@ -9,6 +9,7 @@ use super::bias_gradient::bias_gradient;
 use super::border::{self, Pixels};
 use super::columns::Columns;
 use super::dense::{DenseBackwardData, Form};
+use super::depthwise::both::{self, BothCall};
 use super::depthwise::{DepthwiseBackwardData, DepthwiseBackwardWeights};
 use super::finish::finish;
 use super::grouped::{GroupedBackwardData, GroupedBackwardWeights};
@@ -314,9 +315,14 @@ impl Conv2dBackward {
                 kernel.run(BackwardDataCall { shape, sizes, dy, dx, workspace, slots, parallelism });
             }
         }
+        self.repair_data(shape, &sizes, dy, dx);
+    }
+
+    /// Computes again what weights that are not finite made of zeros that stand in for padding.
+    fn repair_data(&self, shape: Shape, sizes: &Sizes, dy: &[f32], dx: &mut [f32]) {
         if !self.finite {
             let (spec, weights) = (&self.spec, &self.weights);
-            border::backward_data(self.isa, spec, Pixels::Clipped, shape, &sizes, dy, weights, |at, sum| dx[at] = sum);
+            border::backward_data(self.isa, spec, Pixels::Clipped, shape, sizes, dy, weights, |at, sum| dx[at] = sum);
         }
     }
 
@@ -399,6 +405,17 @@ impl Conv2dBackward {
         check_len("dx", sizes.x_len, dx.len())?;
         let data_slots = slots(parallelism, workspace, |slots| self.data_scratch(shape, &sizes, slots))?;
         let weights_slots = slots(parallelism, workspace, |slots| self.weights_scratch(shape, &sizes, slots))?;
+        if let (Data::Depthwise(data), Weights::Depthwise(gradient)) = (&self.data, &self.gradient)
+            && !dx.is_empty()
+            && !dy.is_empty()
+            && both::is_possible(gradient, shape.batch)
+        {
+            let slots = weights_slots;
+            let weights = BackwardWeightsCall { shape, sizes, x, dy, dw, workspace, slots, parallelism };
+            both::run(data, gradient, BothCall { dx: &mut *dx, db, weights });
+            self.repair_data(shape, &sizes, dy, dx);
+            return Ok(());
+        }
         if !dx.is_empty() {
             let workspace = &mut *workspace;
             let call = BackwardDataCall { shape, sizes, dy, dx, workspace, slots: data_slots, parallelism };

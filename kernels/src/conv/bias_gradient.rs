@@ -88,7 +88,7 @@ impl Job for Task<'_> {
 
 /// The sum of a plane in 16 lanes, the same on every instruction set.
 #[inline(always)]
-fn plane_sum<S: Simd>(simd: S, plane: &[f32]) -> f32 {
+pub(super) fn plane_sum<S: Simd>(simd: S, plane: &[f32]) -> f32 {
     // Vectors of 16 lanes; the smallest instruction set needs four.
     let vectors = 16 / S::LANES;
     let mut acc = [simd.zero(); 4];

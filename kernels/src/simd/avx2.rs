@@ -184,6 +184,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn interleave(self, a: __m256, b: __m256) -> (__m256, __m256) {
+        unsafe {
+            // Each 128-bit half takes its own pairs: quarters 0 and 2 of the result in one, 1 and 3 in the other.
+            let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            (_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
+        }
+    }
+    #[inline(always)]
     fn swap_pairs(self, a: __m256) -> __m256 {
         unsafe { _mm256_permute_ps::<0b10_11_00_01>(a) }
     }

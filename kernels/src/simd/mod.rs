@@ -144,6 +144,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The even and the odd elements of the `2 * LANES` floats `a ++ b`.
     fn even_odd(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
 
+    /// The `2 * LANES` floats `a0, b0, a1, b1, ...` in order: what [`Simd::even_odd`] takes apart.
+    fn interleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
+
     /// Each pair of neighbours exchanged: `[a1, a0, a3, a2, ..]`.
     fn swap_pairs(self, a: Self::F) -> Self::F;
 

@@ -56,6 +56,9 @@ impl Job for EveryOperation {
         assert_eq!(out(even), both.iter().step_by(2).copied().collect::<Vec<_>>());
         assert_eq!(out(odd), both.iter().skip(1).step_by(2).copied().collect::<Vec<_>>());
 
+        let (low, high) = simd.interleave(even, odd);
+        assert_eq!([out(low), out(high)].concat(), both);
+
         assert_eq!(out(simd.swap_pairs(va)), (0..n).map(|i| a[i ^ 1]).collect::<Vec<_>>());
 
         for first in 0..n + 2 {

@@ -5,18 +5,27 @@
 //! ```
 //!
 //! There is no product of matrices in it: nine multiplications per element at 3 x 3, so loads and memory decide.
-//! Rows are copied once into padded rows in the first-level cache ([`rows`]), where a tile of rows is computed
-//! from vectors that are loaded once for all rows that see them ([`tiles`]). Forward and backward-data are the same
-//! gather ([`axis`], [`windows`]); the gradient of the weights keeps its taps in registers ([`weights`]).
+//! Forward and backward-data are the same gather ([`axis`], [`windows`]), and the gradient of the weights keeps its taps in
+//! registers ([`weights`]). In NCHW all of them read planes where they are, padding being masked lanes ([`planes`],
+//! [`gather`], [`three`], [`products`]), and both gradients together read them once ([`both`]). With channels last,
+//! channels are the lanes ([`nhwc`]). Groups of several channels, whose planes are read more than once, are copied into padded
+//! rows first ([`rows`], [`tiles`], [`padded_products`]).
 //!
 //! The shape of the tile follows Zhang, Lo and Lu, "High performance depthwise and pointwise convolutions on mobile
 //! devices", AAAI 2020: registers hold the outputs, and each input is loaded once for all the rows that need it.
 
-pub(super) mod axis;
-pub(super) mod nhwc;
-pub(super) mod rows;
-mod small;
-pub(super) mod tiles;
+mod axis;
+pub(super) mod both;
+mod finish;
+mod gather;
+mod nhwc;
+mod padded_products;
+mod planes;
+mod products;
+mod rows;
+mod source;
+mod three;
+mod tiles;
 pub(super) mod weights;
 pub(super) mod windows;
 
@@ -93,8 +102,8 @@ pub(super) fn run_forward(windows: &Windows, activation: Activation, call: Forwa
 }
 
 /// A backward-data call in the terms of the driver.
-pub(super) fn run_backward_data(windows: &Windows, call: BackwardDataCall<'_>, seconds: f64) {
-    let call = WindowsCall {
+fn backward_call(call: BackwardDataCall<'_>) -> WindowsCall<'_> {
+    WindowsCall {
         batch: call.shape.batch,
         source_size: call.sizes.output,
         target_size: call.sizes.input,
@@ -106,8 +115,12 @@ pub(super) fn run_backward_data(windows: &Windows, call: BackwardDataCall<'_>, s
         workspace: call.workspace,
         slots: call.slots,
         parallelism: call.parallelism,
-    };
-    windows.run(call, seconds);
+    }
+}
+
+/// Runs a backward-data call.
+pub(super) fn run_backward_data(windows: &Windows, call: BackwardDataCall<'_>, seconds: f64) {
+    windows.run(backward_call(call), seconds);
 }
 
 /// The gradient of the input.

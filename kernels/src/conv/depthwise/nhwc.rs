@@ -9,7 +9,7 @@
 //! columns of taps only near the borders. Each target is one chain over the taps in order.
 
 use super::axis::{Axis, Phase, Tap};
-use super::tiles::limit;
+use super::finish::limit;
 use crate::activation::Activation;
 use crate::simd::{Job, Simd};
 

@@ -12,29 +12,14 @@
 //! tile. Rows end with a vector that overlaps its neighbour; where a row is shorter than a vector, the excess is
 //! written into the next row, which is written after it.
 
-use super::axis::{Axis, Phase, Tap};
+use super::axis::Tap;
+use super::finish::{Finish, limit};
 use super::rows::RowLayout;
-use crate::activation::{Activation, apply};
 use crate::simd::{Job, Simd};
-
-/// What happens to a sum before it is written.
-#[derive(Clone, Copy)]
-pub(in crate::conv) struct Finish {
-    /// The bias of the tile's first channel.
-    pub bias: Option<*const f32>,
-    /// The residual that belongs to the tile's first target.
-    pub residual: Option<*const f32>,
-    /// Relu and clamp are applied here, others when the target is complete.
-    pub activation: Activation,
-}
-
-impl Finish {
-    pub const NOTHING: Self = Self { bias: None, residual: None, activation: Activation::Identity };
-}
 
 /// A rectangle of targets of neighbouring channels, and what they are gathered from.
 #[derive(Clone, Copy)]
-pub(in crate::conv) struct Tile<'a> {
+pub(super) struct Tile<'a> {
     /// The padded row of the first target row, in plane 0.
     pub x: *const f32,
     pub layout: RowLayout,
@@ -57,36 +42,22 @@ pub(in crate::conv) struct Tile<'a> {
     pub finish: Finish,
 }
 
-/// Computes a tile of `channels` (1, 2 or 4) channels. `dense` says that [`is_dense`] holds.
+/// Computes a tile of `channels` (1, 2 or 4) channels.
 ///
 /// # Safety
 /// - The padded rows and the weights are readable as the tile says.
 /// - `y` is writable at `channel * y_channel + row * y_row + column` for each target, and below `y_len` of each
 ///   channel; bias and residual are readable for the same.
 #[inline(always)]
-pub(in crate::conv) unsafe fn compute<S: Simd>(simd: S, tile: &Tile<'_>, channels: usize, dense: Option<usize>) {
+pub(super) unsafe fn compute<S: Simd>(simd: S, tile: &Tile<'_>, channels: usize) {
     let wide = tile.size[1] > S::LANES;
-    match (channels, dense) {
-        (1, Some(1)) => simd.call(SweepThree::<1>(tile)),
-        (1, Some(_)) => simd.call(SweepThree::<2>(tile)),
-        (1, None) if wide => simd.call(SweepAny::<1, 4, 2>(tile)),
-        (1, None) => simd.call(SweepAny::<1, 4, 1>(tile)),
-        (2, _) if wide => simd.call(SweepAny::<2, 2, 2>(tile)),
-        (2, _) => simd.call(SweepAny::<2, 4, 1>(tile)),
+    match channels {
+        1 if wide => simd.call(SweepAny::<1, 4, 2>(tile)),
+        1 => simd.call(SweepAny::<1, 4, 1>(tile)),
+        2 if wide => simd.call(SweepAny::<2, 2, 2>(tile)),
+        2 => simd.call(SweepAny::<2, 4, 1>(tile)),
         _ if wide => simd.call(SweepAny::<4, 1, 2>(tile)),
         _ => simd.call(SweepAny::<4, 2, 1>(tile)),
-    }
-}
-
-/// A tile of one channel by [`Three`]. Made by [`compute`] alone, whose contract it carries.
-struct SweepThree<'a, const STEP: usize>(&'a Tile<'a>);
-
-impl<const STEP: usize> Job for SweepThree<'_, STEP> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        // SAFETY: the contract of `compute`.
-        unsafe { sweep::<S, _, 4, 1>(simd, self.0, &Three::<S, STEP>::new(simd, self.0)) }
     }
 }
 
@@ -100,14 +71,6 @@ impl<const O: usize, const R: usize, const V: usize> Job for SweepAny<'_, O, R, 
         // SAFETY: the contract of `compute`.
         unsafe { sweep::<S, _, R, V>(simd, self.0, &Any::<O>) }
     }
-}
-
-/// The step, if the taps of a phase are 3 x 3 neighbours at a step of 1, or at a step of 2 in their two slots.
-pub(in crate::conv) fn is_dense(rows: &Axis, row_phase: &Phase, columns: &Axis, column_phase: &Phase) -> Option<usize> {
-    let neighbours = |taps: &[Tap]| taps.len() == 3 && taps.windows(2).all(|pair| pair[1].offset == pair[0].offset + 1);
-    let fits = neighbours(&row_phase.taps) && neighbours(&column_phase.taps) && rows.step == columns.step;
-    let starts = columns.step == 1 || column_phase.taps[0].offset == 0;
-    (fits && starts && columns.step <= 2).then_some(columns.step)
 }
 
 /// A block of `R` rows and `V` vectors.
@@ -195,69 +158,6 @@ unsafe fn finish<S: Simd>(simd: S, tile: &Tile<'_>, o: usize, r: usize, c: usize
             simd.store(tile.y.add(at), v);
         } else {
             simd.store_first(tile.y.add(at), n, v);
-        }
-    }
-}
-
-/// Relu and clamp; other activations are left for later.
-#[inline(always)]
-pub(in crate::conv) fn limit<S: Simd>(simd: S, activation: Activation, v: S::F) -> S::F {
-    // Naming the variants keeps the code of the others out of the kernels.
-    match activation {
-        Activation::Relu => apply(simd, Activation::Relu, v),
-        Activation::Clamp { low, high } => apply(simd, Activation::Clamp { low, high }, v),
-        _ => v,
-    }
-}
-
-/// 3 x 3 neighbouring taps in one plane at a step of `STEP`, the weights in registers: each vector of the padded
-/// rows is loaded once for all the rows of the block that see it.
-struct Three<S: Simd, const STEP: usize> {
-    weights: [[S::F; 3]; 3],
-}
-
-impl<S: Simd, const STEP: usize> Three<S, STEP> {
-    /// # Safety
-    /// - Nine weights are readable.
-    #[inline(always)]
-    unsafe fn new(simd: S, tile: &Tile<'_>) -> Self {
-        let mut weights = [[simd.zero(); 3]; 3];
-        for kh in 0..3 {
-            for kw in 0..3 {
-                // SAFETY: nine weights.
-                weights[kh][kw] = simd.splat(unsafe { *tile.weights.add(3 * kh + kw) });
-            }
-        }
-        Self { weights }
-    }
-}
-
-impl<S: Simd, const STEP: usize> Block<S> for Three<S, STEP> {
-    #[inline(always)]
-    unsafe fn block<const R: usize, const V: usize>(&self, simd: S, tile: &Tile<'_>, r: usize, c: usize) {
-        let row_len = tile.layout.row_len;
-        // SAFETY: the padded rows hold the positions of all targets of the block, and `SPARE` elements more.
-        unsafe {
-            let first = tile.rows[0].offset * row_len + tile.columns[0].shift;
-            let x = tile.x.add(r * STEP * row_len + first + c);
-            let mut acc = [[simd.zero(); V]; R];
-            // Nine steps without a condition are unrolled for sure, and then each vector is loaded once.
-            for kh in 0..3 {
-                for kw in 0..3 {
-                    let at = if STEP == 1 { kw } else { kw % 2 * tile.layout.slot_len + kw / 2 };
-                    for q in 0..R {
-                        for v in 0..V {
-                            let x = simd.load(x.add((q * STEP + kh) * row_len + at + v * S::LANES));
-                            acc[q][v] = simd.fma(self.weights[kh][kw], x, acc[q][v]);
-                        }
-                    }
-                }
-            }
-            for q in 0..R {
-                for v in 0..V {
-                    finish(simd, tile, 0, r + q, c + v * S::LANES, acc[q][v]);
-                }
-            }
         }
     }
 }

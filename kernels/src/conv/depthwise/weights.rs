@@ -14,9 +14,9 @@
 //! Zeros stand in for padding. They meet a non-finite `dy` as NaN; so a tap whose sum is not finite is computed
 //! again by definition, without the taps that fall into the padding.
 
-use super::axis::{Axis, Tap};
-use super::rows::{Channel, RowLayout, SPARE, fill};
-use super::small::{Gradient, Source};
+use super::axis::Axis;
+use super::products::{Products, ROW_BLOCK, Tiles};
+use super::rows::{Channel, RowLayout, SPARE};
 use crate::conv::algorithm::BackwardWeightsCall;
 use crate::conv::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::parts::share;
@@ -24,16 +24,13 @@ use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, aligned};
 
 /// Virtual lanes of a sum.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Padded rows of a band, in floats; with the rows of `dy` they stay in 32 KiB of L1.
 const BAND_LEN: usize = 4096;
 
 /// Rows of `dy` in a band, at least.
 const MIN_BAND: usize = 8;
-
-/// Rows of `dy` whose 3 x 3 windows share the vectors that they read.
-const ROW_BLOCK: usize = 4;
 
 /// With fewer groups than this the batch is cut too, so that threads have work.
 const MANY_GROUPS: usize = 16;
@@ -44,32 +41,34 @@ const MAX_PIECES: usize = 16;
 /// The gradient of the weights, for few channels per group.
 #[derive(Clone, Debug)]
 pub(in crate::conv) struct WeightGradient {
-    isa: Isa,
-    layout: Layout,
-    groups: usize,
+    pub(super) isa: Isa,
+    pub(super) layout: Layout,
+    pub(super) groups: usize,
     /// Input and output channels of a group.
-    planes: usize,
-    outs: usize,
-    taps: usize,
-    rows: Axis,
-    columns: Axis,
+    pub(super) planes: usize,
+    pub(super) outs: usize,
+    pub(super) taps: usize,
+    pub(super) rows: Axis,
+    pub(super) columns: Axis,
     /// Rows and columns of `dy`, which are copied as they are.
-    identity: Axis,
+    pub(super) identity: Axis,
     /// 3 x 3 neighbours at a step of 1 or 2.
-    dense: bool,
+    pub(super) dense: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Frame {
-    row_layout: RowLayout,
-    dy_layout: RowLayout,
-    band: usize,
-    bands: usize,
-    plane_len: usize,
-    dy_len: usize,
-    lanes_len: usize,
-    slot_len: usize,
-    pieces: usize,
+pub(super) struct Frame {
+    pub(super) row_layout: RowLayout,
+    pub(super) dy_layout: RowLayout,
+    pub(super) band: usize,
+    pub(super) bands: usize,
+    pub(super) plane_len: usize,
+    /// Copies of all planes of a group, and of `dy`.
+    pub(super) padded_len: usize,
+    /// The lanes of all taps of a group.
+    pub(super) lanes_len: usize,
+    pub(super) slot_len: usize,
+    pub(super) pieces: usize,
 }
 
 impl WeightGradient {
@@ -92,9 +91,14 @@ impl WeightGradient {
         }
     }
 
-    /// Whether planes of such rows of `dy` are read where they are: a lane for each column.
-    fn is_small(&self, width: usize) -> bool {
-        self.dense && self.rows.step == 1 && self.layout == Layout::Nchw && self.planes == 1 && width <= LANES
+    /// Whether both tensors are read where they are, plane by plane.
+    pub(super) fn plane_by_plane(&self) -> bool {
+        self.layout == Layout::Nchw && self.planes == 1 && self.columns.step <= 2
+    }
+
+    /// Into how many pieces the batch is cut, each with sums of its own.
+    pub(super) fn pieces(&self, batch: usize) -> usize {
+        if self.groups >= MANY_GROUPS { 1 } else { batch.clamp(1, MAX_PIECES) }
     }
 
     fn frame(&self, shape: Shape, sizes: &Sizes) -> Frame {
@@ -113,15 +117,11 @@ impl WeightGradient {
             0
         };
         let lanes_len = self.planes * self.outs * self.taps * LANES;
-        let slot_len = plane_len
-            .saturating_mul(self.planes)
-            .saturating_add(SPARE)
-            .saturating_add(dy_len)
-            .saturating_add(lanes_len)
-            .div_ceil(LINE)
-            .saturating_mul(LINE);
-        let pieces = if self.groups >= MANY_GROUPS { 1 } else { shape.batch.clamp(1, MAX_PIECES) };
-        Frame { row_layout, dy_layout, band, bands, plane_len, dy_len, lanes_len, slot_len, pieces }
+        let padded_len = plane_len.saturating_mul(self.planes).saturating_add(SPARE).saturating_add(dy_len);
+        let padded_len = if self.plane_by_plane() { 0 } else { padded_len };
+        let slot_len = padded_len.saturating_add(lanes_len).div_ceil(LINE).saturating_mul(LINE);
+        let pieces = self.pieces(shape.batch);
+        Frame { row_layout, dy_layout, band, bands, plane_len, padded_len, lanes_len, slot_len, pieces }
     }
 
     /// Scratch of a call in `f32`s, when at most `slots` tasks run at once.
@@ -133,14 +133,21 @@ impl WeightGradient {
 
     /// Runs.
     pub fn run(&self, call: BackwardWeightsCall<'_>, seconds: f64) {
+        let (slots, parallelism) = (call.slots.max(1), call.parallelism.for_seconds(seconds));
+        self.with(call, |shared| {
+            parallelism.for_each(shared.units(), slots, &|unit, slot| {
+                dispatch(self.isa, Unit { shared, unit, slot });
+            });
+        });
+    }
+
+    /// Calls `all` with what the units of a call see, which has to run each of them once; then merges the pieces.
+    pub(super) fn with(&self, call: BackwardWeightsCall<'_>, all: impl FnOnce(&Shared<'_>)) {
         let frame = self.frame(call.shape, &call.sizes);
-        let slots = call.slots.max(1);
         let w_len = call.sizes.w_len;
         let scratch = aligned(call.workspace);
-        let (slot_scratch, partial) = scratch.split_at_mut(frame.slot_len * slots);
-        let units = self.groups * frame.pieces;
-        let parallelism = call.parallelism.for_seconds(seconds);
-        let shared = Shared {
+        let (slot_scratch, partial) = scratch.split_at_mut(frame.slot_len * call.slots.max(1));
+        all(&Shared {
             gradient: self,
             frame,
             shape: call.shape,
@@ -150,10 +157,6 @@ impl WeightGradient {
             sums: if frame.pieces > 1 { partial[..w_len * frame.pieces].as_mut_ptr() } else { call.dw.as_mut_ptr() },
             w_len,
             scratch: slot_scratch.as_mut_ptr(),
-        };
-        let shared = &shared;
-        parallelism.for_each(units, slots, &|unit, slot| {
-            dispatch(self.isa, Unit { shared, group: unit % self.groups, piece: unit / self.groups, slot });
         });
         if frame.pieces > 1 {
             merge(&mut partial[..w_len * frame.pieces], w_len, frame.pieces);
@@ -176,12 +179,12 @@ fn merge(partial: &mut [f32], len: usize, pieces: usize) {
     }
 }
 
-/// What all tasks of a call see.
-struct Shared<'a> {
-    gradient: &'a WeightGradient,
-    frame: Frame,
+/// What all units of a call see.
+pub(super) struct Shared<'a> {
+    pub(super) gradient: &'a WeightGradient,
+    pub(super) frame: Frame,
     shape: Shape,
-    output: [usize; 2],
+    pub(super) output: [usize; 2],
     x: *const f32,
     dy: *const f32,
     /// `[piece][weights]`
@@ -197,8 +200,7 @@ unsafe impl Sync for Shared<'_> {}
 /// One group of one piece of the batch.
 struct Unit<'a> {
     shared: &'a Shared<'a>,
-    group: usize,
-    piece: usize,
+    unit: usize,
     slot: usize,
 }
 
@@ -206,118 +208,91 @@ impl Job for Unit<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Unit { shared, group, piece, slot } = self;
-        let (gradient, frame) = (shared.gradient, &shared.frame);
-        let (planes, outs, taps) = (gradient.planes, gradient.outs, gradient.taps);
-        let images = share(shared.shape.batch, frame.pieces, piece);
-        // SAFETY: the slot's own scratch; channels, images and bands are within the call's sizes, which the plan
-        // has checked; the sums of this group and piece are written by this unit alone.
-        unsafe {
-            let padded = shared.scratch.add(slot * frame.slot_len);
-            let lanes = padded.add(planes * frame.plane_len + SPARE + frame.dy_len);
-            if gradient.is_small(shared.output[1]) {
-                shared.small_products(simd, group, images.clone(), lanes);
-            } else {
-                shared.padded_products(simd, group, images.clone(), padded, lanes);
-            }
-            for o in 0..outs {
-                for p in 0..planes {
-                    for tap in 0..taps {
-                        let lanes = lanes.add((o * planes + p) * taps * LANES + tap * LANES);
-                        let mut sum = add_lanes(&*lanes.cast::<[f32; LANES]>());
-                        if !sum.is_finite() {
-                            sum = by_definition(shared, images.clone(), group, o, p, tap);
-                        }
-                        let at = ((group * outs + o) * planes + p) * taps + tap;
-                        *shared.sums.add(piece * shared.w_len + at) = sum;
-                    }
-                }
-            }
-        }
+        let Unit { shared, unit, slot } = self;
+        // SAFETY: the slot's own scratch; units are below their number, and each is run once.
+        unsafe { shared.unit(simd, unit, slot, |_| ()) };
     }
 }
 
 impl Shared<'_> {
-    /// The lanes of every tap of a group, from padded copies of its planes.
+    /// How many units there are.
+    pub fn units(&self) -> usize {
+        self.gradient.groups * self.frame.pieces
+    }
+
+    /// The group of a unit, and its images.
+    #[inline(always)]
+    pub fn unit_of(&self, unit: usize) -> (usize, std::ops::Range<usize>) {
+        let (group, piece) = (unit % self.gradient.groups, unit / self.gradient.groups);
+        (group, share(self.shape.batch, self.frame.pieces, piece))
+    }
+
+    /// The gradients of a group's weights from the images of a piece. Where planes are read where they are, `each` is called
+    /// before an image's.
     ///
     /// # Safety
-    /// - Images and group exist; `padded` is a slot's scratch memory, `lanes` the lanes in it.
+    /// - Nobody else uses the slot's scratch memory, and no unit is run twice.
     #[inline(always)]
-    unsafe fn padded_products<S: Simd>(
-        &self,
-        simd: S,
-        group: usize,
-        images: std::ops::Range<usize>,
-        padded: *mut f32,
-        lanes: *mut f32,
-    ) {
+    pub unsafe fn unit<S: Simd>(&self, simd: S, unit: usize, slot: usize, mut each: impl FnMut(usize)) {
         let (gradient, frame) = (self.gradient, &self.frame);
         let (planes, outs, taps) = (gradient.planes, gradient.outs, gradient.taps);
-        let [height, width] = self.output;
-        let used = planes * frame.plane_len + SPARE + frame.dy_len + frame.lanes_len;
-        // SAFETY: the caller's contract; bands are within the call's sizes.
+        let (group, images) = self.unit_of(unit);
+        // SAFETY: the slot's own scratch; channels, images and bands are within the call's sizes, which the plan
+        // has checked; the sums of this group and piece are written by this unit alone.
         unsafe {
-            std::slice::from_raw_parts_mut(padded, used).fill(0.0);
-            let dy_rows = padded.add(planes * frame.plane_len + SPARE);
-            for n in images {
-                for band in 0..frame.bands {
-                    let first = band * frame.band;
-                    let count = frame.band.min(height - first);
-                    for p in 0..planes {
-                        let (rows, columns) = (&gradient.rows, &gradient.columns);
-                        let to = padded.add(p * frame.plane_len);
-                        let clear = frame.bands > 1;
-                        let channel = self.x_channel(n, group * planes + p);
-                        let positions = rows.positions(count);
-                        fill(simd, channel, rows, columns, frame.row_layout, to, first * rows.step, positions, clear);
-                    }
-                    for o in 0..outs {
-                        let channel = self.dy_channel(n, group * outs + o);
-                        let mut dy = Rows { start: channel.start.add(first * channel.strides[0]), row: width };
-                        if gradient.layout == Layout::Nhwc {
-                            let identity = &gradient.identity;
-                            let to = dy_rows.add(o * frame.band.min(height) * frame.dy_layout.row_len);
-                            fill(simd, channel, identity, identity, frame.dy_layout, to, first, count, false);
-                            dy = Rows { start: to, row: frame.dy_layout.row_len };
+            let padded = self.scratch.add(slot * frame.slot_len);
+            let lanes = padded.add(frame.padded_len);
+            std::slice::from_raw_parts_mut(padded, frame.padded_len + frame.lanes_len).fill(0.0);
+            if gradient.plane_by_plane() {
+                for n in images.clone() {
+                    each(n);
+                    self.plane_products(simd, group, n, lanes);
+                }
+            } else {
+                self.padded_products(simd, group, images.clone(), padded, lanes);
+            }
+            let sums = self.sums.add(unit / gradient.groups * self.w_len);
+            for o in 0..outs {
+                for p in 0..planes {
+                    for tap in 0..taps {
+                        let at = (o * planes + p) * taps + tap;
+                        let mut sum = add_lanes(&*lanes.add(at * LANES).cast::<[f32; LANES]>());
+                        if !sum.is_finite() {
+                            sum = by_definition(self, images.clone(), group, o, p, tap);
                         }
-                        for p in 0..planes {
-                            let x = padded.add(p * frame.plane_len);
-                            let lanes = lanes.add((o * planes + p) * taps * LANES);
-                            add_products(simd, gradient, frame.row_layout, x, dy, [count, width], lanes);
-                        }
+                        *sums.add(group * outs * planes * taps + at) = sum;
                     }
                 }
             }
         }
     }
 
-    /// The lanes of every tap of a group whose planes are small.
+    /// Adds the products of one image's plane and those of its gradient to the lanes of their taps.
     ///
     /// # Safety
-    /// - Images and group exist; `lanes` has room for the taps of all outputs of the group.
+    /// - Image and group exist; `lanes` has room for the taps of all outputs of the group.
     #[inline(always)]
-    unsafe fn small_products<S: Simd>(&self, simd: S, group: usize, images: std::ops::Range<usize>, lanes: *mut f32) {
+    unsafe fn plane_products<S: Simd>(&self, simd: S, group: usize, n: usize, lanes: *mut f32) {
         let gradient = self.gradient;
-        let first_tap = |axis: &Axis| axis.origin + axis.phases[0].taps[0].offset as isize;
         for out in 0..gradient.outs {
-            // SAFETY: a channel of the first image, and the lanes of its taps.
+            // SAFETY: a channel of the image, and the lanes of its taps.
             unsafe {
-                let x = self.x_channel(images.start, group);
-                let dy = self.dy_channel(images.start, group * gradient.outs + out);
-                simd.call(Gradient {
-                    source: Source {
-                        start: x.start,
-                        size: x.size,
-                        origin: [first_tap(&gradient.rows), first_tap(&gradient.columns)],
-                    },
-                    source_step: gradient.groups * x.size[0] * x.size[1],
+                let x = self.x_channel(n, group);
+                let dy = self.dy_channel(n, group * gradient.outs + out);
+                let products = Products {
+                    x: x.start,
+                    size: x.size,
                     dy: dy.start,
-                    size: self.output,
-                    dy_step: gradient.groups * gradient.outs * self.output[0] * self.output[1],
-                    count: images.len(),
-                    sums: lanes.add(out * 9 * LANES),
-                    lanes: LANES,
-                });
+                    dy_size: self.output,
+                    rows: &gradient.rows,
+                    columns: &gradient.columns,
+                    lanes: lanes.add(out * gradient.taps * LANES),
+                };
+                if gradient.columns.step == 1 {
+                    simd.call(Tiles::<1>(products));
+                } else {
+                    simd.call(Tiles::<2>(products));
+                }
             }
         }
     }
@@ -325,7 +300,7 @@ impl Shared<'_> {
     /// # Safety
     /// - The image and the channel exist.
     #[inline(always)]
-    unsafe fn x_channel(&self, n: usize, c: usize) -> Channel {
+    pub(super) unsafe fn x_channel(&self, n: usize, c: usize) -> Channel {
         let Shared { gradient, shape, .. } = self;
         let channels = gradient.groups * gradient.planes;
         // SAFETY: the caller's contract.
@@ -335,18 +310,11 @@ impl Shared<'_> {
     /// # Safety
     /// - The image and the channel exist.
     #[inline(always)]
-    unsafe fn dy_channel(&self, n: usize, c: usize) -> Channel {
+    pub(super) unsafe fn dy_channel(&self, n: usize, c: usize) -> Channel {
         let channels = self.gradient.groups * self.gradient.outs;
         // SAFETY: the caller's contract.
         unsafe { Channel::new(self.dy, self.gradient.layout, channels, self.output, n, c) }
     }
-}
-
-/// Rows of `dy`.
-#[derive(Clone, Copy)]
-struct Rows {
-    start: *const f32,
-    row: usize,
 }
 
 /// The fixed tree over the lanes.
@@ -361,192 +329,6 @@ fn add_lanes(lanes: &[f32; LANES]) -> f32 {
         half /= 2;
     }
     lanes[0]
-}
-
-/// Adds the products of a band to the lanes of all taps of one pair of channels.
-///
-/// # Safety
-/// - `x` holds the padded rows of `size[0]` rows of `dy`, which have `size[1]` columns.
-/// - `lanes` holds 16 floats for each tap.
-#[inline(always)]
-unsafe fn add_products<S: Simd>(
-    simd: S,
-    gradient: &WeightGradient,
-    layout: RowLayout,
-    x: *const f32,
-    dy: Rows,
-    size: [usize; 2],
-    lanes: *mut f32,
-) {
-    let (rows, columns) = (&gradient.rows.phases[0].taps, &gradient.columns.phases[0].taps);
-    let step = gradient.rows.step;
-    let mut lane = 0;
-    while lane < LANES.min(size[1]) {
-        // SAFETY: passed on; lanes from `lane` on, those of the columns `lane % 16`.
-        unsafe {
-            let lanes = lanes.add(lane);
-            if gradient.dense {
-                if step == 1 {
-                    three::<S, 1>(simd, layout, x, dy, size, lane, lanes);
-                } else {
-                    three::<S, 2>(simd, layout, x, dy, size, lane, lanes);
-                }
-            } else {
-                for (i, kh) in rows.iter().enumerate() {
-                    let x = x.add(kh.offset * layout.row_len);
-                    let mut done = 0;
-                    while done < columns.len() {
-                        let lanes = lanes.add((i * columns.len() + done) * LANES);
-                        let taps = &columns[done..];
-                        let row_step = step * layout.row_len;
-                        done += match taps.len() {
-                            1 => some::<S, 1>(simd, layout, x, row_step, dy, size, taps, lane, lanes),
-                            2 => some::<S, 2>(simd, layout, x, row_step, dy, size, taps, lane, lanes),
-                            3 => some::<S, 3>(simd, layout, x, row_step, dy, size, taps, lane, lanes),
-                            4 => some::<S, 4>(simd, layout, x, row_step, dy, size, taps, lane, lanes),
-                            5 => some::<S, 5>(simd, layout, x, row_step, dy, size, taps, lane, lanes),
-                            6 => some::<S, 6>(simd, layout, x, row_step, dy, size, taps, lane, lanes),
-                            7 => some::<S, 7>(simd, layout, x, row_step, dy, size, taps, lane, lanes),
-                            _ => some::<S, 8>(simd, layout, x, row_step, dy, size, taps, lane, lanes),
-                        };
-                    }
-                }
-            }
-        }
-        lane += S::LANES;
-    }
-}
-
-/// Adds the products of the first `K` taps of a tap row to their lanes. Returns `K`.
-///
-/// # Safety
-/// - As [`add_products`], `x` and `lanes` being moved to the tap row.
-#[inline(always)]
-unsafe fn some<S: Simd, const K: usize>(
-    simd: S,
-    layout: RowLayout,
-    x: *const f32,
-    row_step: usize,
-    dy: Rows,
-    size: [usize; 2],
-    taps: &[Tap],
-    lane: usize,
-    lanes: *mut f32,
-) -> usize {
-    let mut offsets = [0; K];
-    let mut acc = [simd.zero(); K];
-    // SAFETY: the padded rows hold the positions of all columns, and `SPARE` elements more.
-    unsafe {
-        for k in 0..K {
-            offsets[k] = taps[k].slot * layout.slot_len + taps[k].shift;
-            acc[k] = simd.load(lanes.add(k * LANES));
-        }
-        for r in 0..size[0] {
-            let (x, dy) = (x.add(r * row_step), dy.start.add(r * dy.row));
-            let mut c = lane;
-            while c < size[1] {
-                let d = load_columns(simd, dy.add(c), size[1] - c);
-                for k in 0..K {
-                    acc[k] = simd.fma(d, simd.load(x.add(offsets[k] + c)), acc[k]);
-                }
-                c += LANES;
-            }
-        }
-        for k in 0..K {
-            simd.store(lanes.add(k * LANES), acc[k]);
-        }
-    }
-    K
-}
-
-/// A vector of which `n` columns are left in the row.
-///
-/// # Safety
-/// - `min(n, LANES)` floats are readable.
-#[inline(always)]
-unsafe fn load_columns<S: Simd>(simd: S, p: *const f32, n: usize) -> S::F {
-    // SAFETY: the caller's contract.
-    unsafe { if n >= S::LANES { simd.load(p) } else { simd.load_first(p, n) } }
-}
-
-/// Adds the products of 3 x 3 neighbouring taps to their lanes.
-///
-/// # Safety
-/// - As [`add_products`].
-#[inline(always)]
-unsafe fn three<S: Simd, const STEP: usize>(
-    simd: S,
-    layout: RowLayout,
-    x: *const f32,
-    dy: Rows,
-    size: [usize; 2],
-    lane: usize,
-    lanes: *mut f32,
-) {
-    let mut acc = [[simd.zero(); 3]; 3];
-    // SAFETY: the padded rows hold the positions of all columns, and `SPARE` elements more; nine taps have lanes.
-    unsafe {
-        for kh in 0..3 {
-            for kw in 0..3 {
-                acc[kh][kw] = simd.load(lanes.add((3 * kh + kw) * LANES));
-            }
-        }
-        let mut r = 0;
-        while r + ROW_BLOCK <= size[0] {
-            three_rows::<S, STEP, ROW_BLOCK>(simd, layout, x, dy, size, r, lane, &mut acc);
-            r += ROW_BLOCK;
-        }
-        while r < size[0] {
-            three_rows::<S, STEP, 1>(simd, layout, x, dy, size, r, lane, &mut acc);
-            r += 1;
-        }
-        for kh in 0..3 {
-            for kw in 0..3 {
-                simd.store(lanes.add((3 * kh + kw) * LANES), acc[kh][kw]);
-            }
-        }
-    }
-}
-
-/// The rows `r .. r + R` of [`three`].
-///
-/// # Safety
-/// - As [`add_products`].
-#[inline(always)]
-unsafe fn three_rows<S: Simd, const STEP: usize, const R: usize>(
-    simd: S,
-    layout: RowLayout,
-    x: *const f32,
-    dy: Rows,
-    size: [usize; 2],
-    r: usize,
-    lane: usize,
-    acc: &mut [[S::F; 3]; 3],
-) {
-    let mut c = lane;
-    // SAFETY: the caller's contract.
-    unsafe {
-        let x = x.add(r * STEP * layout.row_len);
-        let dy_start = dy.start.add(r * dy.row);
-        while c < size[1] {
-            let mut d = [simd.zero(); R];
-            for q in 0..R {
-                d[q] = load_columns(simd, dy_start.add(q * dy.row + c), size[1] - c);
-            }
-            for i in 0..(R - 1) * STEP + 3 {
-                for kw in 0..3 {
-                    let at = if STEP == 1 { kw } else { kw % 2 * layout.slot_len + kw / 2 };
-                    let x = simd.load(x.add(i * layout.row_len + at + c));
-                    for q in 0..R {
-                        if i >= q * STEP && i - q * STEP < 3 {
-                            acc[i - q * STEP][kw] = simd.fma(d[q], x, acc[i - q * STEP][kw]);
-                        }
-                    }
-                }
-            }
-            c += LANES;
-        }
-    }
 }
 
 /// One sum in the order of rows, without the taps that fall into the padding.

@@ -9,11 +9,12 @@
 //! Where the targets of a tile are not neighbours in memory (channels last, or columns that belong to several
 //! phases), tiles go to scratch too and are put in their places from there.
 
-use super::axis::{Axis, Phase};
+use super::axis::{Axis, Tap};
 use super::nhwc::{ChannelLanes, TargetRows};
 use super::rows::{Channel, RowLayout, SPARE, fill};
-use super::small::{MOST_COLUMNS, Plane, Source};
-use super::tiles::{Finish, Tile, compute, is_dense};
+use super::finish::Finish;
+use super::planes;
+use super::tiles::{Tile, compute};
 use crate::activation::{self, Activation};
 use crate::conv::dense::PEAK_FLOPS;
 use crate::conv::spec::{Conv2dSpec, Layout, Sizes};
@@ -41,20 +42,23 @@ const MAX_PHASES: usize = 64;
 /// A gather of targets from sources in each group, with packed weights.
 #[derive(Clone, Debug)]
 pub(in crate::conv) struct Windows {
-    isa: Isa,
+    pub(super) isa: Isa,
     layout: Layout,
-    groups: usize,
+    pub(super) groups: usize,
     /// Source channels of a group.
-    planes: usize,
+    pub(super) planes: usize,
     /// Target channels of a group.
-    outs: usize,
-    kernel: [usize; 2],
-    rows: Axis,
-    columns: Axis,
+    pub(super) outs: usize,
+    pub(super) kernel: [usize; 2],
+    pub(super) rows: Axis,
+    pub(super) columns: Axis,
     /// `[group][row phase][column phase][block of channels][plane][tap row][tap column][channel of the block]`;
     /// `[row phase][column phase][tap row][tap column][group]` where channels are the lanes
-    weights: Vec<f32>,
+    pub(super) weights: Vec<f32>,
     backward: bool,
+    /// The step, and the source position of the first target's first tap, if each target sees 3 x 3 neighbours of one plane.
+    pub(super) three: Option<(usize, [isize; 2])>,
+
 }
 
 /// The arguments of a call.
@@ -104,6 +108,16 @@ fn blocks(outs: usize, single: bool) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
+/// The step of a 3 x 3 neighbourhood and the position of its first tap, if that is what all targets see.
+fn neighbours(rows: &Axis, columns: &Axis) -> Option<(usize, [isize; 2])> {
+    let ([row_phase], [column_phase]) = (&rows.phases[..], &columns.phases[..]) else { return None };
+    let neighbours = |taps: &[Tap]| taps.len() == 3 && taps.windows(2).all(|pair| pair[1].offset == pair[0].offset + 1);
+    let fits = neighbours(&row_phase.taps) && neighbours(&column_phase.taps) && rows.step == columns.step;
+    let origin = |axis: &Axis, taps: &[Tap]| axis.origin + taps[0].offset as isize;
+    let steps = rows.step <= 2 && rows.out_step == 1 && columns.out_step == 1;
+    (fits && steps).then(|| (rows.step, [origin(rows, &row_phase.taps), origin(columns, &column_phase.taps)]))
+}
+
 impl Windows {
     /// Whether the sizes that do not change from call to call are small enough for padded copies.
     pub fn fits(spec: &Conv2dSpec, backward: bool) -> bool {
@@ -149,21 +163,13 @@ impl Windows {
         weights.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len.saturating_mul(4) })?;
         weights.resize(len, 0.0);
         let (groups, layout, kernel) = (spec.groups, spec.layout, spec.kernel);
-        Ok(Self { isa, layout, groups, planes, outs, kernel, rows, columns, weights, backward })
+        let three = if planes == 1 { neighbours(&rows, &columns) } else { None };
+        Ok(Self { isa, layout, groups, planes, outs, kernel, rows, columns, weights, backward, three })
     }
 
-    /// The step of a 3 x 3 neighbourhood, if that is what the phase sees in its only plane.
-    fn dense(&self, rows: &Phase, columns: &Phase) -> Option<usize> {
-        if self.planes == 1 { is_dense(&self.rows, rows, &self.columns, columns) } else { None }
-    }
-
-    /// The first taps' source position, if planes of such targets are computed straight from the image.
-    fn small(&self, target_size: [usize; 2]) -> Option<[isize; 2]> {
-        let ([rows], [columns]) = (&self.rows.phases[..], &self.columns.phases[..]) else { return None };
-        let small = target_size[1] <= MOST_COLUMNS && self.layout == Layout::Nchw && self.rows.out_step == 1;
-        let small = small && self.columns.out_step == 1 && self.dense(rows, columns) == Some(1);
-        let origin = |axis: &Axis, phase: &Phase| axis.origin + phase.taps[0].offset as isize;
-        small.then(|| [origin(&self.rows, rows), origin(&self.columns, columns)])
+    /// Whether targets are gathered straight from the image, plane by plane.
+    fn plane_by_plane(&self) -> bool {
+        self.layout == Layout::Nchw && (self.planes == 1 || self.outs == 1)
     }
 
     /// Packs `[out_channels][in_channels / groups][kernel height][kernel width]`.
@@ -174,7 +180,7 @@ impl Windows {
         for group in 0..self.groups {
             for rows in &self.rows.phases {
                 for columns in &self.columns.phases {
-                    for (first, size) in blocks(self.outs, self.dense(rows, columns).is_some()) {
+                    for (first, size) in blocks(self.outs, self.plane_by_plane()) {
                         for plane in 0..self.planes {
                             for kh in &rows.taps {
                                 for kw in &columns.taps {
@@ -221,16 +227,20 @@ impl Windows {
 
     /// Scratch for targets of a size.
     pub fn workspace_len(&self, target_size: [usize; 2], slots: usize) -> usize {
-        if self.channels_in_lanes() {
+        if self.channels_in_lanes() || self.plane_by_plane() {
             return 0;
         }
         self.frame(target_size).slot_len.saturating_mul(slots.max(1)).saturating_add(LINE)
     }
 
     /// Runs.
-    pub fn run(&self, call: WindowsCall<'_>, seconds: f64) {
+    pub fn run(&self, mut call: WindowsCall<'_>, seconds: f64) {
         if call.target.is_empty() {
             return;
+        }
+        if self.plane_by_plane() {
+            planes::run(self, &mut call, seconds);
+            return self.complete(call.activation, call.target, call.parallelism, call.slots.max(1));
         }
         if self.channels_in_lanes() {
             return self.run_channels(call, seconds);
@@ -239,15 +249,13 @@ impl Windows {
         let slots = call.slots.max(1);
         let scratch = aligned(call.workspace);
         assert!(scratch.len() / frame.slot_len >= slots, "a workspace of the length that workspace_len says");
-        let small = self.small(call.target_size);
-        let units = call.batch * self.groups * if small.is_some() { 1 } else { frame.bands };
+        let units = call.batch * self.groups * frame.bands;
         let parallelism = call.parallelism.for_seconds(seconds);
         let threads = parallelism.threads().min(slots);
         let tasks = if threads == 1 { 1 } else { units.min(threads * TASKS_PER_THREAD) };
         let shared = Shared {
             windows: self,
             frame,
-            small,
             source_size: call.source_size,
             target_size: call.target_size,
             source: call.source.as_ptr(),
@@ -313,8 +321,6 @@ impl Windows {
 struct Shared<'a> {
     windows: &'a Windows,
     frame: Frame,
-    /// See [`Windows::small`].
-    small: Option<[isize; 2]>,
     source_size: [usize; 2],
     target_size: [usize; 2],
     source: *const f32,
@@ -343,13 +349,6 @@ impl Job for Units<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Units { shared, begin, end, slot } = self;
         let (windows, frame) = (shared.windows, &shared.frame);
-        if let Some(origin) = shared.small {
-            for unit in begin..end {
-                // SAFETY: units are below their number, and each is run once.
-                unsafe { small_unit(simd, shared, unit / windows.groups, unit % windows.groups, origin) };
-            }
-            return;
-        }
         // SAFETY: the slot's own part of the workspace, whose length `Windows::run` has checked. Units are below
         // their number, and each is run once.
         unsafe {
@@ -360,38 +359,6 @@ impl Job for Units<'_> {
                 let (n, group) = (outer / windows.groups, outer % windows.groups);
                 run_unit(simd, shared, scratch, n, group, band);
             }
-        }
-    }
-}
-
-/// All target channels of a group whose plane is small.
-///
-/// # Safety
-/// - Image and group exist, and nobody else uses their targets.
-#[inline(always)]
-unsafe fn small_unit<S: Simd>(simd: S, shared: &Shared<'_>, n: usize, group: usize, origin: [isize; 2]) {
-    let windows = shared.windows;
-    let (from, to) = (shared.source_size[0] * shared.source_size[1], shared.target_size[0] * shared.target_size[1]);
-    for out in 0..windows.outs {
-        let channel = group * windows.outs + out;
-        let at = (n * windows.groups * windows.outs + channel) * to;
-        // SAFETY: a channel of the image, and its weights, bias, residual and targets.
-        unsafe {
-            simd.call(Plane {
-                source: Source {
-                    start: shared.source.add((n * windows.groups + group) * from),
-                    size: shared.source_size,
-                    origin,
-                },
-                weights: windows.weights.as_ptr().add(channel * 9),
-                target: shared.target.add(at),
-                size: shared.target_size,
-                finish: Finish {
-                    bias: shared.bias.map(|bias| bias.add(channel)),
-                    residual: shared.residual.map(|residual| residual.add(at)),
-                    activation: shared.activation,
-                },
-            });
         }
     }
 }
@@ -435,7 +402,6 @@ unsafe fn run_unit<S: Simd>(simd: S, shared: &Shared<'_>, scratch: *mut f32, n: 
         let count = rows.count(row_phase, height).min(first + band_rows).saturating_sub(first);
         let oh = row_phase.first + first * rows.out_step;
         for column_phase in &columns.phases {
-            let dense = windows.dense(row_phase, column_phase);
             let taps = row_phase.taps.len() * column_phase.taps.len();
             let phase_weights = weights;
             // SAFETY: each phase has its taps of each filter.
@@ -444,7 +410,7 @@ unsafe fn run_unit<S: Simd>(simd: S, shared: &Shared<'_>, scratch: *mut f32, n: 
             if count == 0 || width_of_phase == 0 {
                 continue;
             }
-            for (out, size) in blocks(windows.outs, dense.is_some()) {
+            for (out, size) in blocks(windows.outs, false) {
                 let channel = group * windows.outs + out;
                 let mut tile = Tile {
                     x: scratch,
@@ -482,7 +448,7 @@ unsafe fn run_unit<S: Simd>(simd: S, shared: &Shared<'_>, scratch: *mut f32, n: 
                         tile.y_channel = frame.tile_row * frame.band;
                         tile.y_len = tile.y_channel;
                     }
-                    compute(simd, &tile, size, dense);
+                    compute(simd, &tile, size);
                     if !windows.writes_in_place() {
                         place(shared, &tile, n, channel, size, [oh, column_phase.first]);
                     }

@@ -1,0 +1,147 @@
+//! The driver of gathers in NCHW whose targets are planes of their own: depthwise convolution and its gradient of the input.
+//!
+//! ```text
+//! image n, channel c ──► Three: 3 x 3 neighbours        ──► plane of targets
+//!                        Gather: any other taps
+//! ```
+//!
+//! Planes are read where they are, and written once. Where they are few they are cut into bands of rows.
+
+use super::finish::Finish;
+use super::gather::Gather;
+use super::source::Source;
+use super::three::Three;
+use super::windows::{Windows, WindowsCall};
+use crate::simd::{Job, Simd, dispatch};
+
+/// Tasks per thread: enough to even out, few enough that each is worth its start.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Rows of a band, at least: bands read the rows between them twice.
+const MIN_BAND: usize = 16;
+
+/// What all tasks of a call see.
+pub(super) struct Planes<'a> {
+    windows: &'a Windows,
+    source: *const f32,
+    source_size: [usize; 2],
+    target: *mut f32,
+    target_size: [usize; 2],
+    finish: Finish,
+    bands: usize,
+}
+
+// SAFETY: tasks write to the rows of their own units; all else is only read.
+unsafe impl Sync for Planes<'_> {}
+
+impl<'a> Planes<'a> {
+    /// A call's planes in one band each.
+    pub fn new(windows: &'a Windows, call: &mut WindowsCall<'_>) -> Self {
+        Self {
+            windows,
+            source: call.source.as_ptr(),
+            source_size: call.source_size,
+            target: call.target.as_mut_ptr(),
+            target_size: call.target_size,
+            finish: Finish {
+                bias: call.bias.map(<[f32]>::as_ptr),
+                residual: call.residual.map(<[f32]>::as_ptr),
+                activation: call.activation,
+            },
+            bands: 1,
+        }
+    }
+}
+
+/// Runs a call.
+pub(super) fn run(windows: &Windows, call: &mut WindowsCall<'_>, seconds: f64) {
+    let slots = call.slots.max(1);
+    let parallelism = call.parallelism.for_seconds(seconds);
+    let threads = parallelism.threads().min(slots);
+    let mut planes = Planes::new(windows, call);
+    let count = call.batch * windows.groups * windows.outs;
+    let wanted = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
+    planes.bands = wanted.div_ceil(count).min(call.target_size[0] / MIN_BAND).max(1);
+    let units = count * planes.bands;
+    let tasks = units.min(wanted);
+    let planes = &planes;
+    parallelism.for_each(tasks, slots, &|task, _| {
+        // Task `task` of `tasks` takes its even share.
+        let (begin, end) = (task * units / tasks, (task + 1) * units / tasks);
+        dispatch(windows.isa, Units { planes, begin, end });
+    });
+}
+
+/// The units `begin .. end` of (image, channel, band), in this order.
+struct Units<'a> {
+    planes: &'a Planes<'a>,
+    begin: usize,
+    end: usize,
+}
+
+impl Job for Units<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let bands = self.planes.bands;
+        for unit in self.begin..self.end {
+            // SAFETY: units are below their number, and each is run once.
+            unsafe { self.planes.plane(simd, unit / bands, unit % bands) };
+        }
+    }
+}
+
+impl Planes<'_> {
+    /// A band of one plane, which is number `plane` of all images' channels.
+    ///
+    /// # Safety
+    /// - Plane and band exist, and nobody else uses their targets.
+    #[inline(always)]
+    pub unsafe fn plane<S: Simd>(&self, simd: S, plane: usize, band: usize) {
+        let Self { windows, source_size, target_size, .. } = *self;
+        let channel = plane % (windows.groups * windows.outs);
+        let (group, out) = (channel / windows.outs, channel % windows.outs);
+        let (from, to) = (source_size[0] * source_size[1], target_size[0] * target_size[1]);
+        let taps = windows.kernel[0] * windows.kernel[1];
+        let filters = windows.planes * windows.outs;
+        let (begin, end) = (target_size[0] * band / self.bands, target_size[0] * (band + 1) / self.bands);
+        // SAFETY: a channel of the image, and its weights, bias, residual and targets.
+        unsafe {
+            let source = self.source.add(plane / windows.outs * windows.planes * from);
+            let weights = windows.weights.as_ptr().add(group * filters * taps);
+            let target = self.target.add(plane * to);
+            let finish = Finish {
+                bias: self.finish.bias.map(|bias| bias.add(channel)),
+                residual: self.finish.residual.map(|residual| residual.add(plane * to)),
+                activation: self.finish.activation,
+            };
+            let (size, weights_of_out) = (target_size, weights.add(out * 9));
+            match windows.three {
+                Some((1, origin)) => {
+                    let source = Source { start: source, size: source_size, origin };
+                    simd.call(Three::<1> { source, weights: weights_of_out, target, size, begin, end, finish });
+                }
+                Some((_, origin)) => {
+                    let source = Source { start: source, size: source_size, origin };
+                    simd.call(Three::<2> { source, weights: weights_of_out, target, size, begin, end, finish });
+                }
+                None => simd.call(Gather {
+                    source,
+                    source_size,
+                    planes: windows.planes,
+                    rows: &windows.rows,
+                    columns: &windows.columns,
+                    weights,
+                    filters,
+                    filter: out * windows.planes,
+                    target,
+                    size: target_size,
+                    begin,
+                    end,
+                    finish,
+                }),
+            }
+        }
+    }
+}

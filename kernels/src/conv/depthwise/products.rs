@@ -1,0 +1,235 @@
+//! Products of a plane of the gradient and the plane that it came from, summed for each tap, straight from both.
+//!
+//! ```text
+//!   a row of dy   |0 1 2 ... 15|16 17 ...      column ow goes to lane ow % 16 of each tap
+//!
+//!   row r     of dy  ──┐
+//!   row r + 1 of dy  ──┤   a vector of x, loaded once, meets up to three rows of dy
+//!   row r + 2 of dy  ──┘   and adds to as many of the 3 x 3 taps whose lanes are in registers
+//! ```
+//!
+//! Larger kernels are covered by tiles of 3 x 3 taps, one after the other over a band of rows that stays in the
+//! first-level cache. Each lane of a tap is one chain over blocks of rows, blocks of columns and rows in order, whatever the
+//! band. Lanes whose column is padding are masked, rows that are padding left out.
+
+use super::axis::Axis;
+use super::gather::Taps;
+use super::source::{Row, inside};
+use super::weights::LANES;
+use crate::simd::{Job, Simd};
+
+/// Rows of `dy` whose windows share the vectors that they read.
+pub(super) const ROW_BLOCK: usize = 4;
+
+/// Elements of `x` and `dy` in a band: 24 KiB of the first-level cache.
+const BAND_LEN: usize = 6144;
+
+/// Taps of a tile, down and along.
+const TILE: usize = 3;
+
+/// Adds a plane's products to the lanes of all taps, for a column step of 1 or 2.
+///
+/// Whoever makes one vouches that both planes are readable and that there are 16 lanes for each tap.
+pub(super) struct Products<'a> {
+    pub x: *const f32,
+    pub size: [usize; 2],
+    pub dy: *const f32,
+    pub dy_size: [usize; 2],
+    /// Those of the forward pass.
+    pub rows: &'a Axis,
+    pub columns: &'a Axis,
+    /// `[tap row][tap column][lane]`
+    pub lanes: *mut f32,
+}
+
+/// [`Products`] at a column step of `STEP`.
+pub(super) struct Tiles<'a, const STEP: usize>(pub Products<'a>);
+
+impl<const STEP: usize> Job for Tiles<'_, STEP> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Products { rows, columns, size, dy_size: [height, width], .. } = self.0;
+        let row_taps = Taps::new(rows, &rows.phases[0].taps);
+        let column_taps = Taps::new(columns, &columns.phases[0].taps);
+        // Tap rows share rows of x, and a pair of tap columns is the even and odd lanes of one, only where neighbours.
+        let down = if row_taps.pitch == 1 && rows.step == STEP { TILE } else { 1 };
+        let along = if STEP == 1 || column_taps.pitch == 1 { TILE } else { 1 };
+        let one = row_taps.count <= down && column_taps.count <= along;
+        let fit = BAND_LEN / (rows.step * size[1] + width);
+        // Whole blocks of rows in all bands but the last, so that the order of a sum does not depend on the band.
+        let band = if one { height } else { fit.next_multiple_of(ROW_BLOCK).max(ROW_BLOCK) };
+        for lane in (0..LANES.min(width)).step_by(S::LANES) {
+            for first in (0..height).step_by(band) {
+                let rows = [first, height.min(first + band)];
+                for kh in (0..row_taps.count).step_by(down) {
+                    for kw in (0..column_taps.count).step_by(along) {
+                        let tile = Tile { products: &self.0, taps: [row_taps, column_taps], kh, kw, rows, lane };
+                        let (left, right) = ((row_taps.count - kh).min(down), (column_taps.count - kw).min(along));
+                        // SAFETY: the maker's promise; the tile's taps and rows exist.
+                        unsafe {
+                            match (left, right) {
+                                (1, 1) => tile.run::<S, STEP, 1, 1>(simd),
+                                (1, 2) => tile.run::<S, STEP, 1, 2>(simd),
+                                (1, _) => tile.run::<S, STEP, 1, 3>(simd),
+                                (2, 1) => tile.run::<S, STEP, 2, 1>(simd),
+                                (2, 2) => tile.run::<S, STEP, 2, 2>(simd),
+                                (2, _) => tile.run::<S, STEP, 2, 3>(simd),
+                                (_, 1) => tile.run::<S, STEP, 3, 1>(simd),
+                                (_, 2) => tile.run::<S, STEP, 3, 2>(simd),
+                                _ => tile.run::<S, STEP, 3, 3>(simd),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Some taps, from `[kh, kw]` on, over rows `rows[0] .. rows[1]` of `dy`, and over the columns of a vector of lanes.
+struct Tile<'a> {
+    products: &'a Products<'a>,
+    taps: [Taps; 2],
+    kh: usize,
+    kw: usize,
+    rows: [usize; 2],
+    lane: usize,
+}
+
+impl Tile<'_> {
+    /// # Safety
+    /// - The planes are readable, the `H` x `K` taps have lanes.
+    #[inline(always)]
+    unsafe fn run<S: Simd, const STEP: usize, const H: usize, const K: usize>(&self, simd: S) {
+        let lanes = |h: usize, k: usize| {
+            let tap = (self.kh + h) * self.taps[1].count + self.kw + k;
+            self.products.lanes.wrapping_add(tap * LANES + self.lane)
+        };
+        let mut acc = [[simd.zero(); K]; H];
+        // SAFETY: the caller's contract.
+        unsafe {
+            for h in 0..H {
+                for k in 0..K {
+                    acc[h][k] = simd.load(lanes(h, k));
+                }
+            }
+            let [mut r, end] = self.rows;
+            while r + ROW_BLOCK <= end {
+                self.block::<S, STEP, H, K, ROW_BLOCK>(simd, r, &mut acc);
+                r += ROW_BLOCK;
+            }
+            while r < end {
+                self.block::<S, STEP, H, K, 1>(simd, r, &mut acc);
+                r += 1;
+            }
+            for h in 0..H {
+                for k in 0..K {
+                    simd.store(lanes(h, k), acc[h][k]);
+                }
+            }
+        }
+    }
+
+    /// The rows `r .. r + R`.
+    ///
+    /// # Safety
+    /// - As [`Tile::run`].
+    #[inline(always)]
+    unsafe fn block<S: Simd, const STEP: usize, const H: usize, const K: usize, const R: usize>(
+        &self,
+        simd: S,
+        r: usize,
+        acc: &mut [[S::F; K]; H],
+    ) {
+        let &Products { x, size, dy, dy_size: [_, width], rows, .. } = self.products;
+        let first_row = (r * rows.step + self.kh * self.taps[0].pitch) as isize + self.taps[0].first;
+        let first_column = self.taps[1].first + (self.kw * self.taps[1].pitch) as isize;
+        // A tile of one tap row meets one row of x for each of dy; others meet all that lie between.
+        let positions = if H == 1 { R } else { (R - 1) * STEP + H };
+        let stride = if H == 1 { rows.step } else { 1 };
+        let mut c = self.lane;
+        while c < width {
+            let at = (c * STEP) as isize + first_column;
+            // SAFETY: columns of dy, and lanes that are columns of x.
+            unsafe {
+                let masks = masks::<S, STEP, K>(simd, size[1], at, self.taps[1].pitch);
+                let mut d = [simd.zero(); R];
+                for q in 0..R {
+                    let from = dy.add((r + q) * width + c);
+                    d[q] = if c + S::LANES <= width { simd.load(from) } else { simd.load_first(from, width - c) };
+                }
+                for i in 0..positions {
+                    let row = first_row + (i * stride) as isize;
+                    if row < 0 || row >= size[0] as isize {
+                        continue;
+                    }
+                    let row = Row { start: x.add(row as usize * size[1]), width: size[1] };
+                    let x = columns::<S, STEP, K>(simd, row, at, self.taps[1].pitch, &masks);
+                    for q in 0..R {
+                        let h = if H == 1 { i.wrapping_sub(q) } else { i.wrapping_sub(q * STEP) };
+                        if h < H {
+                            for k in 0..K {
+                                acc[h][k] = simd.fma(d[q], x[k], acc[h][k]);
+                            }
+                        }
+                    }
+                }
+            }
+            c += LANES;
+        }
+    }
+}
+
+/// The lanes that are columns of a row, of each vector that [`columns`] reads.
+#[inline(always)]
+fn masks<S: Simd, const STEP: usize, const K: usize>(
+    simd: S,
+    width: usize,
+    at: isize,
+    pitch: usize,
+) -> [[S::M; STEP]; K] {
+    let mut masks = [[simd.mask_first(S::LANES); STEP]; K];
+    for k in 0..K {
+        for half in 0..STEP {
+            masks[k][half] = inside(simd, width, at + (k * pitch + half * S::LANES) as isize);
+        }
+    }
+    masks
+}
+
+/// What `K` taps read in a row for a vector of columns of which the first is at `at`.
+///
+/// # Safety
+/// - The masked lanes are columns of the row; at a step of 2 with more than one tap, taps are neighbours.
+#[inline(always)]
+unsafe fn columns<S: Simd, const STEP: usize, const K: usize>(
+    simd: S,
+    row: Row,
+    at: isize,
+    pitch: usize,
+    masks: &[[S::M; STEP]; K],
+) -> [S::F; K] {
+    let from = |offset: usize| row.start.wrapping_offset(at).wrapping_add(offset);
+    let mut x = [simd.zero(); K];
+    // SAFETY: the caller's contract.
+    unsafe {
+        if STEP == 1 {
+            for k in 0..K {
+                x[k] = simd.load_masked(from(k * pitch), masks[k][0]);
+            }
+        } else {
+            for k in (0..K).step_by(2) {
+                let a = simd.load_masked(from(k), masks[k][0]);
+                let b = simd.load_masked(from(k + S::LANES), masks[k][STEP - 1]);
+                let (even, odd) = simd.even_odd(a, b);
+                x[k] = even;
+                if k + 1 < K {
+                    x[k + 1] = odd;
+                }
+            }
+        }
+    }
+    x
+}
