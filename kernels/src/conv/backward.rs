@@ -408,7 +408,7 @@ impl Conv2dBackward {
         if let (Data::Depthwise(data), Weights::Depthwise(gradient)) = (&self.data, &self.gradient)
             && !dx.is_empty()
             && !dy.is_empty()
-            && both::is_possible(gradient, shape.batch)
+            && both::is_possible(data, gradient, shape, &sizes)
         {
             let slots = weights_slots;
             let weights = BackwardWeightsCall { shape, sizes, x, dy, dw, workspace, slots, parallelism };

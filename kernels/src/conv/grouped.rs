@@ -76,7 +76,7 @@ impl Forward for Grouped {
     }
 
     fn workspace_len(&self, _shape: Shape, sizes: &Sizes, slots: usize) -> usize {
-        self.windows.workspace_len(sizes.output, slots)
+        self.windows.workspace_len(sizes.input, sizes.output, slots)
     }
 
     fn forward(&self, call: ForwardCall<'_>) {
@@ -116,7 +116,7 @@ impl GroupedBackwardData {
 
     /// Scratch of a call in `f32`s, when at most `slots` tasks run at once.
     pub fn workspace_len(&self, _shape: Shape, sizes: &Sizes, slots: usize) -> usize {
-        self.windows.workspace_len(sizes.input, slots)
+        self.windows.workspace_len(sizes.output, sizes.input, slots)
     }
 
     /// Runs.

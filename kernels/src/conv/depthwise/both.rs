@@ -13,6 +13,7 @@ use super::weights::Shared;
 use super::{DepthwiseBackwardData, DepthwiseBackwardWeights, backward_call};
 use crate::conv::algorithm::{BackwardDataCall, BackwardWeightsCall};
 use crate::conv::bias_gradient::plane_sum;
+use crate::conv::spec::{Shape, Sizes};
 use crate::parts::Parts;
 use crate::simd::{Job, Simd, dispatch};
 
@@ -24,8 +25,14 @@ pub(in crate::conv) struct BothCall<'a> {
 }
 
 /// Whether both plans work plane by plane, and a channel's images are not spread over several sums.
-pub(in crate::conv) fn is_possible(gradient: &DepthwiseBackwardWeights, batch: usize) -> bool {
-    gradient.gradient.plane_by_plane() && gradient.gradient.pieces(batch) == 1
+pub(in crate::conv) fn is_possible(
+    data: &DepthwiseBackwardData,
+    gradient: &DepthwiseBackwardWeights,
+    shape: Shape,
+    sizes: &Sizes,
+) -> bool {
+    let by_planes = gradient.gradient.plane_by_plane() && !data.windows.is_narrow(sizes.output, sizes.input);
+    by_planes && gradient.gradient.pieces(shape.batch) == 1
 }
 
 /// Runs. Only where [`is_possible`] says so.
@@ -78,7 +85,7 @@ impl Job for Group<'_> {
             let db = db.map(|db| db.take(group)).unwrap_or_default();
             db.fill(0.0);
             shared.unit(simd, group, slot, |n| {
-                planes.plane(simd, n * groups + group, 0);
+                planes.plane(simd, n, group, 0);
                 for (out, sum) in db.iter_mut().enumerate() {
                     let plane = (n * groups + group) * outs + out;
                     *sum += plane_sum(simd, &dy[plane * pixels..][..pixels]);

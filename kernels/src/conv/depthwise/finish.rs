@@ -17,18 +17,33 @@ pub(super) struct Finish {
 impl Finish {
     pub const NOTHING: Self = Self { bias: None, residual: None, activation: Activation::Identity };
 
+    /// The bias as a vector.
+    ///
+    /// # Safety
+    /// - It is readable.
+    #[inline(always)]
+    pub unsafe fn bias<S: Simd>(&self, simd: S) -> Option<S::F> {
+        // SAFETY: the caller's contract.
+        self.bias.map(|bias| simd.splat(unsafe { *bias }))
+    }
+
     /// Finishes and writes the first `n` lanes (all where there are more) to the targets from number `at` on.
     ///
     /// # Safety
-    /// - The targets are writable, the bias and the residuals of the same numbers readable.
+    /// - The targets are writable, the residuals of the same numbers readable.
     #[inline(always)]
-    pub unsafe fn write<S: Simd>(&self, simd: S, target: *mut f32, at: usize, n: usize, sums: S::F) {
-        let mut v = sums;
+    pub unsafe fn write<S: Simd>(
+        &self,
+        simd: S,
+        bias: Option<S::F>,
+        target: *mut f32,
+        at: usize,
+        n: usize,
+        sums: S::F,
+    ) {
+        let mut v = if let Some(bias) = bias { simd.add(sums, bias) } else { sums };
         // SAFETY: the caller's contract; whole vectors only where all lanes are targets.
         unsafe {
-            if let Some(bias) = self.bias {
-                v = simd.add(v, simd.splat(*bias));
-            }
             if n >= S::LANES {
                 if let Some(residual) = self.residual {
                     v = simd.add(v, simd.load(residual.add(at)));

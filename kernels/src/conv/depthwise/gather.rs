@@ -18,11 +18,12 @@
 
 use super::axis::{Axis, Tap};
 use super::finish::Finish;
+use super::halves::Halves;
 use super::source::Row;
 use crate::simd::{Job, Simd};
 
 /// Target rows of a block.
-const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
 
 /// Planes whose sum is one plane of targets, or some rows of it.
 ///
@@ -81,7 +82,7 @@ impl Job for Gather<'_> {
         let mut weights = self.weights;
         for row_phase in &rows.phases {
             // The phase's targets below a row of the plane.
-            let below = |row: usize| row.saturating_sub(row_phase.first).div_ceil(rows.out_step);
+            let below = |row: usize| steps(row.saturating_sub(row_phase.first), rows.out_step);
             let row_taps = Taps::new(rows, &row_phase.taps);
             // Rows of a block share source rows where they are as far apart as taps are.
             let spacing = if rows.step == 1 { row_taps.pitch } else { 1 };
@@ -115,13 +116,13 @@ impl Job for Gather<'_> {
                     count,
                     pick,
                 };
-                let count = columns.count(column_phase, width);
+                let count = steps(width.saturating_sub(column_phase.first), columns.out_step);
                 match (columns.step, columns.out_step) {
                     (1, 2) => {
                         // The phase that has the first column comes first.
                         phases[column_phase.first] = phase;
                         if at == 1 {
-                            simd.call(Sweep::<1, 2>(strip(phases, width.div_ceil(2), 1)));
+                            halves(simd, strip(phases, width.div_ceil(2), 1));
                         }
                     }
                     (2, _) => simd.call(Sweep::<2, 1>(strip([phase, nothing], count, 1))),
@@ -135,34 +136,58 @@ impl Job for Gather<'_> {
     }
 }
 
+/// Even and odd columns together.
+#[inline(always)]
+fn halves<S: Simd>(simd: S, strip: Strip<'_>) {
+    let [even, odd] = [strip.phases[0].taps, strip.phases[1].taps];
+    let neighbours = strip.gather.planes == 1 && strip.rows.pitch == 1 && even.pitch == 1 && odd.pitch == 1;
+    match (strip.rows.count, even.count, odd.count) {
+        (1, 1, 2) if neighbours => simd.call(Halves::<1, 1, 2>(strip)),
+        (1, 2, 1) if neighbours => simd.call(Halves::<1, 2, 1>(strip)),
+        (2, 1, 2) if neighbours => simd.call(Halves::<2, 1, 2>(strip)),
+        (2, 2, 1) if neighbours => simd.call(Halves::<2, 2, 1>(strip)),
+        (2, 2, 3) if neighbours => simd.call(Halves::<2, 2, 3>(strip)),
+        (2, 3, 2) if neighbours => simd.call(Halves::<2, 3, 2>(strip)),
+        (3, 2, 3) if neighbours => simd.call(Halves::<3, 2, 3>(strip)),
+        (3, 3, 2) if neighbours => simd.call(Halves::<3, 3, 2>(strip)),
+        _ => simd.call(Sweep::<1, 2>(strip)),
+    }
+}
+
+/// `n / step`, rounded up. Most steps are 1, and a division takes as long as a dozen products.
+#[inline(always)]
+fn steps(n: usize, step: usize) -> usize {
+    if step == 1 { n } else { n.div_ceil(step) }
+}
+
 /// The columns of a phase.
 #[derive(Clone, Copy)]
-struct Phase {
-    taps: Taps,
+pub(super) struct Phase {
+    pub taps: Taps,
     /// The first plane's.
-    weights: *const f32,
+    pub weights: *const f32,
     /// The column of the first target.
     first: usize,
 }
 
 /// The rows of a row phase, of one or two column phases.
-struct Strip<'a> {
-    gather: &'a Gather<'a>,
-    rows: Taps,
+pub(super) struct Strip<'a> {
+    pub gather: &'a Gather<'a>,
+    pub rows: Taps,
     /// The row of the phase's first target.
-    row_first: usize,
+    pub row_first: usize,
     /// Targets of the phase, down.
-    begin: usize,
-    end: usize,
+    pub begin: usize,
+    pub end: usize,
     /// Targets of the phase from row to row of a block.
-    spacing: usize,
+    pub spacing: usize,
     /// Tap rows from row to row of a block; 0 where rows share none.
-    between: usize,
-    phases: [Phase; 2],
+    pub between: usize,
+    pub phases: [Phase; 2],
     /// Columns to compute.
-    count: usize,
+    pub count: usize,
     /// Every so many is a target.
-    pick: usize,
+    pub pick: usize,
 }
 
 /// Covers a strip, at a column step of `STEP`. Made by [`Gather`] alone, whose contract it carries.
@@ -184,10 +209,11 @@ impl<const STEP: usize, const PHASES: usize> Job for Sweep<'_, STEP, PHASES> {
         }
         let inside = |c: usize| c >= low && c as isize <= high;
         let (rows, spacing) = if strip.between == 0 { (1, 1) } else { (ROWS, strip.spacing) };
-        for run in (strip.begin..strip.end).step_by(rows * spacing) {
+        let mut run = strip.begin;
+        while run < strip.end {
             for residue in 0..spacing.min(strip.end - run) {
                 let j = run + residue;
-                let live = (strip.end - j).div_ceil(spacing).min(rows);
+                let live = steps(strip.end - j, spacing).min(rows);
                 let mut c = 0;
                 while c < strip.count {
                     let left = strip.count - c;
@@ -209,6 +235,7 @@ impl<const STEP: usize, const PHASES: usize> Job for Sweep<'_, STEP, PHASES> {
                     }
                 }
             }
+            run += rows * spacing;
         }
     }
 }
@@ -269,6 +296,8 @@ impl Strip<'_> {
                 row += self.rows.pitch as isize;
             }
         }
+        // SAFETY: the maker's promise.
+        let bias = unsafe { gather.finish.bias(simd) };
         for q in 0..ROWS {
             if q < live {
                 let row = self.row_first + (j + q * self.spacing) * gather.rows.out_step;
@@ -278,12 +307,12 @@ impl Strip<'_> {
                     unsafe {
                         if PHASES == 2 {
                             let (low, high) = simd.interleave(acc[0][q][v], acc[PHASES - 1][q][v]);
-                            self.write(simd, row, 2 * c, low);
-                            self.write(simd, row, 2 * c + S::LANES, high);
+                            self.write(simd, bias, row, 2 * c, low);
+                            self.write(simd, bias, row, 2 * c + S::LANES, high);
                         } else if self.pick == 1 && gather.columns.out_step == 1 {
-                            self.write(simd, row, c, acc[0][q][v]);
+                            self.write(simd, bias, row, c, acc[0][q][v]);
                         } else {
-                            self.scatter(simd, row, c, acc[0][q][v]);
+                            self.scatter(simd, bias, row, c, acc[0][q][v]);
                         }
                     }
                 }
@@ -364,11 +393,11 @@ impl Strip<'_> {
     /// # Safety
     /// - The row is a target.
     #[inline(always)]
-    unsafe fn write<S: Simd>(&self, simd: S, row: usize, c: usize, sums: S::F) {
+    pub unsafe fn write<S: Simd>(&self, simd: S, bias: Option<S::F>, row: usize, c: usize, sums: S::F) {
         let width = self.gather.size[1];
         if c < width {
             // SAFETY: the caller's contract.
-            unsafe { self.gather.finish.write(simd, self.gather.target, row * width + c, width - c, sums) };
+            unsafe { self.gather.finish.write(simd, bias, self.gather.target, row * width + c, width - c, sums) };
         }
     }
 
@@ -377,7 +406,7 @@ impl Strip<'_> {
     /// # Safety
     /// - The row is a target.
     #[inline(always)]
-    unsafe fn scatter<S: Simd>(&self, simd: S, row: usize, c: usize, sums: S::F) {
+    unsafe fn scatter<S: Simd>(&self, simd: S, bias: Option<S::F>, row: usize, c: usize, sums: S::F) {
         let gather = self.gather;
         let mut lanes = [0.0f32; 16];
         // SAFETY: no vector has more than 16 lanes; the caller's contract.
@@ -387,7 +416,7 @@ impl Strip<'_> {
             while j * self.pick < (c + S::LANES).min(self.count) {
                 let at = row * gather.size[1] + self.phases[0].first + j * gather.columns.out_step;
                 let sum = simd.splat(lanes[j * self.pick - c]);
-                gather.finish.write(simd, gather.target, at, 1, sum);
+                gather.finish.write(simd, bias, gather.target, at, 1, sum);
                 j += 1;
             }
         }

@@ -7,9 +7,9 @@
 //! There is no product of matrices in it: nine multiplications per element at 3 x 3, so loads and memory decide.
 //! Forward and backward-data are the same gather ([`axis`], [`windows`]), and the gradient of the weights keeps its taps in
 //! registers ([`weights`]). In NCHW all of them read planes where they are, padding being masked lanes ([`planes`],
-//! [`gather`], [`three`], [`products`]), and both gradients together read them once ([`both`]). With channels last,
+//! [`gather`], [`halves`], [`three`], [`products`]; small ones in blocks of channels, [`narrow`]), and both gradients together read them once ([`both`]). With channels last,
 //! channels are the lanes ([`nhwc`]). Groups of several channels, whose planes are read more than once, are copied into padded
-//! rows first ([`rows`], [`tiles`], [`padded_products`]).
+//! rows first ([`rows`], [`tiles`], [`padded`], [`padded_products`]).
 //!
 //! The shape of the tile follows Zhang, Lo and Lu, "High performance depthwise and pointwise convolutions on mobile
 //! devices", AAAI 2020: registers hold the outputs, and each input is loaded once for all the rows that need it.
@@ -18,7 +18,10 @@ mod axis;
 pub(super) mod both;
 mod finish;
 mod gather;
+mod halves;
+mod narrow;
 mod nhwc;
+mod padded;
 mod padded_products;
 mod planes;
 mod products;
@@ -74,7 +77,7 @@ impl Forward for Depthwise {
     }
 
     fn workspace_len(&self, _shape: Shape, sizes: &Sizes, slots: usize) -> usize {
-        self.windows.workspace_len(sizes.output, slots)
+        self.windows.workspace_len(sizes.input, sizes.output, slots)
     }
 
     fn forward(&self, call: ForwardCall<'_>) {
@@ -149,7 +152,7 @@ impl DepthwiseBackwardData {
 
     /// Scratch of a call in `f32`s, when at most `slots` tasks run at once.
     pub fn workspace_len(&self, _shape: Shape, sizes: &Sizes, slots: usize) -> usize {
-        self.windows.workspace_len(sizes.input, slots)
+        self.windows.workspace_len(sizes.output, sizes.input, slots)
     }
 
     /// Runs.

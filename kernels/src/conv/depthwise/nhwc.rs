@@ -19,9 +19,12 @@ const COLUMNS: usize = 8;
 /// What all tasks of a call see.
 pub(in crate::conv) struct ChannelLanes<'a> {
     pub channels: usize,
+    /// Elements from pixel to pixel, in source and target, and from tap to tap.
+    pub pixel_step: usize,
+    pub tap_step: usize,
     pub rows: &'a Axis,
     pub columns: &'a Axis,
-    /// `[row phase][column phase][tap row][tap column][channel]`
+    /// `[row phase][column phase][tap row][tap column]`, each of some channels
     pub weights: *const f32,
     pub source: *const f32,
     pub source_size: [usize; 2],
@@ -73,8 +76,8 @@ fn interior(axis: &Axis, phase: &Phase, count: usize, len: usize) -> (usize, usi
 /// # Safety
 /// - Image and row exist.
 #[inline(always)]
-unsafe fn row<S: Simd>(simd: S, lanes: &ChannelLanes<'_>, n: usize, oh: usize) {
-    let (rows, columns, channels) = (lanes.rows, lanes.columns, lanes.channels);
+pub(super) unsafe fn row<S: Simd>(simd: S, lanes: &ChannelLanes<'_>, n: usize, oh: usize) {
+    let (rows, columns, channels, pixel) = (lanes.rows, lanes.columns, lanes.channels, lanes.pixel_step);
     let [height, width] = lanes.source_size;
     let [target_height, target_width] = lanes.target_size;
     let mut weights = lanes.weights;
@@ -83,7 +86,7 @@ unsafe fn row<S: Simd>(simd: S, lanes: &ChannelLanes<'_>, n: usize, oh: usize) {
         for column_phase in &columns.phases {
             let phase_weights = weights;
             // SAFETY: each phase has its taps.
-            weights = unsafe { weights.add(row_phase.taps.len() * column_phase.taps.len() * channels) };
+            weights = unsafe { weights.add(row_phase.taps.len() * column_phase.taps.len() * lanes.tap_step) };
             if !mine {
                 continue;
             }
@@ -98,9 +101,9 @@ unsafe fn row<S: Simd>(simd: S, lanes: &ChannelLanes<'_>, n: usize, oh: usize) {
                     lanes,
                     taps: [&row_phase.taps, &column_phase.taps],
                     weights: phase_weights.wrapping_add(at),
-                    x: lanes.source.wrapping_add(n * height * width * channels + at),
+                    x: lanes.source.wrapping_add(n * height * width * pixel + at),
                     first_row: (j * rows.step) as isize + rows.origin,
-                    y: ((n * target_height + oh) * target_width + column_phase.first) * channels + at,
+                    y: ((n * target_height + oh) * target_width + column_phase.first) * pixel + at,
                     channel: at,
                     mask: simd.mask_first(channels - at),
                     whole: channels >= S::LANES,
@@ -164,10 +167,10 @@ impl<S: Simd> Run<'_, S> {
     #[inline(always)]
     unsafe fn columns<const Q: usize>(&self, simd: S, column: usize, border: bool) {
         let lanes = self.lanes;
-        let channels = lanes.channels;
+        let pixel = lanes.pixel_step;
         let [height, width] = lanes.source_size;
         let [tap_rows, tap_columns] = self.taps;
-        let step = lanes.columns.step * channels;
+        let step = lanes.columns.step * pixel;
         let first_column = (column * lanes.columns.step) as isize + lanes.columns.origin;
         let mut acc = [simd.zero(); Q];
         // SAFETY: taps outside of the image are left out, so all loads are of its pixels.
@@ -182,15 +185,15 @@ impl<S: Simd> Run<'_, S> {
                     if border && (iw < 0 || iw >= width as isize) {
                         continue;
                     }
-                    let x = self.x.add((ih as usize * width + iw as usize) * channels);
-                    let w = self.load(simd, self.weights.add((i * tap_columns.len() + k) * channels));
+                    let x = self.x.add((ih as usize * width + iw as usize) * pixel);
+                    let w = self.load(simd, self.weights.add((i * tap_columns.len() + k) * lanes.tap_step));
                     for q in 0..Q {
                         acc[q] = simd.fma(w, self.load(simd, x.add(q * step)), acc[q]);
                     }
                 }
             }
             for q in 0..Q {
-                let at = self.y + (column + q) * lanes.columns.out_step * channels;
+                let at = self.y + (column + q) * lanes.columns.out_step * pixel;
                 let mut v = acc[q];
                 if let Some(bias) = lanes.bias {
                     v = simd.add(v, self.load(simd, bias.add(self.channel)));

@@ -11,11 +11,9 @@ use super::finish::Finish;
 use super::gather::Gather;
 use super::source::Source;
 use super::three::Three;
-use super::windows::{Windows, WindowsCall};
+use super::windows::{TASKS_PER_THREAD, Windows, WindowsCall};
+use crate::parts::share;
 use crate::simd::{Job, Simd, dispatch};
-
-/// Tasks per thread: enough to even out, few enough that each is worth its start.
-const TASKS_PER_THREAD: usize = 4;
 
 /// Rows of a band, at least: bands read the rows between them twice.
 const MIN_BAND: usize = 16;
@@ -67,8 +65,8 @@ pub(super) fn run(windows: &Windows, call: &mut WindowsCall<'_>, seconds: f64) {
     let planes = &planes;
     parallelism.for_each(tasks, slots, &|task, _| {
         // Task `task` of `tasks` takes its even share.
-        let (begin, end) = (task * units / tasks, (task + 1) * units / tasks);
-        dispatch(windows.isa, Units { planes, begin, end });
+        let units = share(units, tasks, task);
+        dispatch(windows.isa, Units { planes, begin: units.start, end: units.end });
     });
 }
 
@@ -84,31 +82,43 @@ impl Job for Units<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let bands = self.planes.bands;
-        for unit in self.begin..self.end {
+        let planes = self.planes;
+        let (bands, channels) = (planes.bands, planes.windows.groups * planes.windows.outs);
+        let (mut n, mut channel) = (self.begin / bands / channels, self.begin / bands % channels);
+        let mut band = self.begin % bands;
+        for _ in self.begin..self.end {
             // SAFETY: units are below their number, and each is run once.
-            unsafe { self.planes.plane(simd, unit / bands, unit % bands) };
+            unsafe { planes.plane(simd, n, channel, band) };
+            band += 1;
+            if band == bands {
+                (band, channel) = (0, channel + 1);
+            }
+            if channel == channels {
+                (channel, n) = (0, n + 1);
+            }
         }
     }
 }
 
 impl Planes<'_> {
-    /// A band of one plane, which is number `plane` of all images' channels.
+    /// A band of one channel of an image.
     ///
     /// # Safety
-    /// - Plane and band exist, and nobody else uses their targets.
+    /// - They exist, and nobody else uses their targets.
     #[inline(always)]
-    pub unsafe fn plane<S: Simd>(&self, simd: S, plane: usize, band: usize) {
+    pub unsafe fn plane<S: Simd>(&self, simd: S, n: usize, channel: usize, band: usize) {
         let Self { windows, source_size, target_size, .. } = *self;
-        let channel = plane % (windows.groups * windows.outs);
-        let (group, out) = (channel / windows.outs, channel % windows.outs);
+        let plane = n * windows.groups * windows.outs + channel;
+        let (group, out) =
+            if windows.outs == 1 { (channel, 0) } else { (channel / windows.outs, channel % windows.outs) };
         let (from, to) = (source_size[0] * source_size[1], target_size[0] * target_size[1]);
         let taps = windows.kernel[0] * windows.kernel[1];
         let filters = windows.planes * windows.outs;
-        let (begin, end) = (target_size[0] * band / self.bands, target_size[0] * (band + 1) / self.bands);
+        let rows = if self.bands == 1 { 0..target_size[0] } else { share(target_size[0], self.bands, band) };
+        let (begin, end) = (rows.start, rows.end);
         // SAFETY: a channel of the image, and its weights, bias, residual and targets.
         unsafe {
-            let source = self.source.add(plane / windows.outs * windows.planes * from);
+            let source = self.source.add((n * windows.groups + group) * windows.planes * from);
             let weights = windows.weights.as_ptr().add(group * filters * taps);
             let target = self.target.add(plane * to);
             let finish = Finish {

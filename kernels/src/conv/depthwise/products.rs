@@ -57,14 +57,22 @@ impl<const STEP: usize> Job for Tiles<'_, STEP> {
         let down = if row_taps.pitch == 1 && rows.step == STEP { TILE } else { 1 };
         let along = if STEP == 1 || column_taps.pitch == 1 { TILE } else { 1 };
         let one = row_taps.count <= down && column_taps.count <= along;
-        let fit = BAND_LEN / (rows.step * size[1] + width);
         // Whole blocks of rows in all bands but the last, so that the order of a sum does not depend on the band.
-        let band = if one { height } else { fit.next_multiple_of(ROW_BLOCK).max(ROW_BLOCK) };
-        for lane in (0..LANES.min(width)).step_by(S::LANES) {
-            for first in (0..height).step_by(band) {
+        let band = if one || height * (rows.step * size[1] + width) <= BAND_LEN {
+            height
+        } else {
+            (BAND_LEN / (rows.step * size[1] + width)).next_multiple_of(ROW_BLOCK).max(ROW_BLOCK)
+        };
+        // Loops whose step is a variable begin with a division; these do not.
+        let mut lane = 0;
+        while lane < LANES.min(width) {
+            let mut first = 0;
+            while first < height {
                 let rows = [first, height.min(first + band)];
-                for kh in (0..row_taps.count).step_by(down) {
-                    for kw in (0..column_taps.count).step_by(along) {
+                let mut kh = 0;
+                while kh < row_taps.count {
+                    let mut kw = 0;
+                    while kw < column_taps.count {
                         let tile = Tile { products: &self.0, taps: [row_taps, column_taps], kh, kw, rows, lane };
                         let (left, right) = ((row_taps.count - kh).min(down), (column_taps.count - kw).min(along));
                         // SAFETY: the maker's promise; the tile's taps and rows exist.
@@ -81,9 +89,13 @@ impl<const STEP: usize> Job for Tiles<'_, STEP> {
                                 _ => tile.run::<S, STEP, 3, 3>(simd),
                             }
                         }
+                        kw += along;
                     }
+                    kh += down;
                 }
+                first += band;
             }
+            lane += S::LANES;
         }
     }
 }
@@ -147,7 +159,6 @@ impl Tile<'_> {
         let first_row = (r * rows.step + self.kh * self.taps[0].pitch) as isize + self.taps[0].first;
         let first_column = self.taps[1].first + (self.kw * self.taps[1].pitch) as isize;
         // A tile of one tap row meets one row of x for each of dy; others meet all that lie between.
-        let positions = if H == 1 { R } else { (R - 1) * STEP + H };
         let stride = if H == 1 { rows.step } else { 1 };
         let mut c = self.lane;
         while c < width {
@@ -160,24 +171,65 @@ impl Tile<'_> {
                     let from = dy.add((r + q) * width + c);
                     d[q] = if c + S::LANES <= width { simd.load(from) } else { simd.load_first(from, width - c) };
                 }
-                for i in 0..positions {
-                    let row = first_row + (i * stride) as isize;
-                    if row < 0 || row >= size[0] as isize {
-                        continue;
-                    }
-                    let row = Row { start: x.add(row as usize * size[1]), width: size[1] };
-                    let x = columns::<S, STEP, K>(simd, row, at, self.taps[1].pitch, &masks);
-                    for q in 0..R {
-                        let h = if H == 1 { i.wrapping_sub(q) } else { i.wrapping_sub(q * STEP) };
-                        if h < H {
-                            for k in 0..K {
-                                acc[h][k] = simd.fma(d[q], x[k], acc[h][k]);
-                            }
-                        }
-                    }
-                }
+                let see = Sight { x, size, row: first_row, pitch: self.taps[1].pitch, stride, at };
+                // Written out, so that numbers of accumulators are constants for sure.
+                see.add::<S, STEP, H, K, R>(simd, 0, &masks, &d, acc);
+                see.add::<S, STEP, H, K, R>(simd, 1, &masks, &d, acc);
+                see.add::<S, STEP, H, K, R>(simd, 2, &masks, &d, acc);
+                see.add::<S, STEP, H, K, R>(simd, 3, &masks, &d, acc);
+                see.add::<S, STEP, H, K, R>(simd, 4, &masks, &d, acc);
+                see.add::<S, STEP, H, K, R>(simd, 5, &masks, &d, acc);
+                see.add::<S, STEP, H, K, R>(simd, 6, &masks, &d, acc);
+                see.add::<S, STEP, H, K, R>(simd, 7, &masks, &d, acc);
+                see.add::<S, STEP, H, K, R>(simd, 8, &masks, &d, acc);
             }
             c += LANES;
+        }
+    }
+}
+
+/// What a block sees of a plane of `x`.
+struct Sight {
+    x: *const f32,
+    size: [usize; 2],
+    /// The first row, and the distance to the next.
+    row: isize,
+    stride: usize,
+    /// The first column of the first tap, and the distance to the next.
+    at: isize,
+    pitch: usize,
+}
+
+impl Sight {
+    /// Adds the products of row number `i`, if there is one, to the taps that meet it.
+    ///
+    /// # Safety
+    /// - The plane is readable; the masks are those of the columns.
+    #[inline(always)]
+    unsafe fn add<S: Simd, const STEP: usize, const H: usize, const K: usize, const R: usize>(
+        &self,
+        simd: S,
+        i: usize,
+        masks: &[[S::M; STEP]; K],
+        d: &[S::F; R],
+        acc: &mut [[S::F; K]; H],
+    ) {
+        let step = if H == 1 { 1 } else { STEP };
+        let row = self.row + (i * self.stride) as isize;
+        if i >= (R - 1) * step + H || row < 0 || row >= self.size[0] as isize {
+            return;
+        }
+        // SAFETY: the row is one of the plane.
+        let x = unsafe {
+            let row = Row { start: self.x.add(row as usize * self.size[1]), width: self.size[1] };
+            columns::<S, STEP, K>(simd, row, self.at, self.pitch, masks)
+        };
+        for q in 0..R {
+            if i >= q * step && i - q * step < H {
+                for k in 0..K {
+                    acc[i - q * step][k] = simd.fma(d[q], x[k], acc[i - q * step][k]);
+                }
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 //! With one slot for each remainder by the stride, neighbouring outputs read neighbouring elements.
 
 use super::axis::Axis;
+use crate::conv::spec::Layout;
 use crate::simd::Simd;
 
 /// The widest vector of any instruction set: rows have so much room at their end, that full vectors may be read
@@ -21,6 +22,30 @@ pub(in crate::conv) struct Channel {
     /// Elements from row to row, and from column to column.
     pub strides: [usize; 2],
     pub size: [usize; 2],
+}
+
+impl Channel {
+    /// Channel `c` of image `n`.
+    ///
+    /// # Safety
+    /// - `start` is the first element of a tensor with that image and channel.
+    #[inline(always)]
+    pub unsafe fn new(
+        start: *const f32,
+        layout: Layout,
+        channels: usize,
+        size: [usize; 2],
+        n: usize,
+        c: usize,
+    ) -> Self {
+        let [height, width] = size;
+        let (at, strides) = match layout {
+            Layout::Nchw => ((n * channels + c) * height * width, [width, 1]),
+            Layout::Nhwc => (n * height * width * channels + c, [width * channels, channels]),
+        };
+        // SAFETY: the caller's contract.
+        Self { start: unsafe { start.add(at) }, strides, size }
+    }
 }
 
 /// How padded rows lie in scratch memory.

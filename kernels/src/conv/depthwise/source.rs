@@ -12,9 +12,6 @@ pub(super) struct Row {
 /// Lanes that are columns of a row of `width`, for a vector from column `at` on.
 #[inline(always)]
 pub(super) fn inside<S: Simd>(simd: S, width: usize, at: isize) -> S::M {
-    if at >= 0 && at + S::LANES as isize <= width as isize {
-        return simd.mask_first(S::LANES);
-    }
     let lanes = |n: isize| simd.mask_first(n.clamp(0, S::LANES as isize) as usize);
     simd.and(lanes(width as isize - at), simd.not(lanes(-at)))
 }
@@ -63,7 +60,11 @@ impl<const STEP: usize> Source<STEP> {
     pub fn masks<S: Simd>(&self, simd: S, c: usize) -> Masks<S> {
         let lanes = S::LANES as isize;
         let offsets = if STEP == 1 { [0, 1, 2, 2] } else { [0, lanes, 2, lanes + 2] };
-        offsets.map(|offset| inside(simd, self.size[1], (c * STEP) as isize + self.origin[1] + offset))
+        let mut masks = [simd.mask_first(S::LANES); 4];
+        for i in 0..4 {
+            masks[i] = inside(simd, self.size[1], (c * STEP) as isize + self.origin[1] + offsets[i]);
+        }
+        masks
     }
 
     /// What the three taps of the row at `position` read for targets from column `c` on; zeros where padding is.

@@ -9,7 +9,7 @@
 //! Each target is one chain of fused multiply-adds over tap rows and tap columns in order.
 
 use super::finish::Finish;
-use super::source::Source;
+use super::source::{Masks, Source};
 use crate::simd::{Job, Simd};
 
 /// Up to so many columns, strips of a vector are computed from the top down, their masks made once; wider planes row after
@@ -45,6 +45,8 @@ impl<const STEP: usize> Job for Three<STEP> {
             // SAFETY: nine weights.
             w[tap] = simd.splat(unsafe { *weights.add(tap) });
         }
+        // SAFETY: the maker's promise.
+        let bias = unsafe { finish.bias(simd) };
         let (strips, blocks) = (width.div_ceil(S::LANES), (end - begin).div_ceil(ROWS));
         let by_strips = width <= MOST_COLUMNS;
         let (outer, inner) = if by_strips { (strips, blocks) } else { (blocks, strips) };
@@ -57,22 +59,55 @@ impl<const STEP: usize> Job for Three<STEP> {
                     masks = source.masks(simd, c);
                 }
                 let mut acc = [simd.zero(); ROWS];
-                for position in 0..(ROWS - 1) * STEP + 3 {
-                    // SAFETY: the maker's promise.
-                    let x = unsafe { source.row(simd, first * STEP + position, c, &masks) };
-                    for r in 0..ROWS {
-                        // Row `r` of the block meets tap rows 0, 1 and 2 from position `r * STEP` on.
-                        if r * STEP <= position && position <= r * STEP + 2 {
-                            for k in 0..3 {
-                                acc[r] = simd.fma(x[k], w[3 * (position - r * STEP) + k], acc[r]);
-                            }
-                        }
+                // SAFETY: the maker's promise.
+                unsafe {
+                    // Written out, so that numbers of accumulators are constants for sure.
+                    let top = first * STEP;
+                    add(simd, &source, top, 0, c, &masks, &w, &mut acc);
+                    add(simd, &source, top, 1, c, &masks, &w, &mut acc);
+                    add(simd, &source, top, 2, c, &masks, &w, &mut acc);
+                    add(simd, &source, top, 3, c, &masks, &w, &mut acc);
+                    add(simd, &source, top, 4, c, &masks, &w, &mut acc);
+                    add(simd, &source, top, 5, c, &masks, &w, &mut acc);
+                    if STEP == 2 {
+                        add(simd, &source, top, 6, c, &masks, &w, &mut acc);
+                        add(simd, &source, top, 7, c, &masks, &w, &mut acc);
+                        add(simd, &source, top, 8, c, &masks, &w, &mut acc);
                     }
                 }
-                for r in 0..ROWS.min(end - first) {
-                    // SAFETY: the maker's promise: a row of targets from column `c` on.
-                    unsafe { finish.write(simd, target, (first + r) * width + c, width - c, acc[r]) };
+                for r in 0..ROWS {
+                    if first + r < end {
+                        // SAFETY: the maker's promise: a row of targets from column `c` on.
+                        unsafe { finish.write(simd, bias, target, (first + r) * width + c, width - c, acc[r]) };
+                    }
                 }
+            }
+        }
+    }
+}
+
+/// Adds the products of the source row at `top + position` to the rows of a block that see it: row `r` meets tap rows 0, 1
+/// and 2 from position `r * STEP` on.
+///
+/// # Safety
+/// - The source is readable.
+#[inline(always)]
+unsafe fn add<S: Simd, const STEP: usize>(
+    simd: S,
+    source: &Source<STEP>,
+    top: usize,
+    position: usize,
+    c: usize,
+    masks: &Masks<S>,
+    w: &[S::F; 9],
+    acc: &mut [S::F; ROWS],
+) {
+    // SAFETY: the caller's contract.
+    let x = unsafe { source.row(simd, top + position, c, masks) };
+    for r in 0..ROWS {
+        if r * STEP <= position && position <= r * STEP + 2 {
+            for k in 0..3 {
+                acc[r] = simd.fma(x[k], w[3 * (position - r * STEP) + k], acc[r]);
             }
         }
     }
