@@ -115,6 +115,24 @@ fn tap(index: usize, offset: usize) -> Tap {
     Tap { index, offset, slot: 0, shift: 0 }
 }
 
+/// Taps of one axis: neighbours are `pitch` apart.
+#[derive(Clone, Copy)]
+pub(in crate::conv) struct Taps {
+    /// The source position of the first target's first tap.
+    pub first: isize,
+    pub pitch: usize,
+    pub count: usize,
+}
+
+impl Taps {
+    pub fn new(axis: &Axis, taps: &[Tap]) -> Self {
+        let offset = |k: usize| taps.get(k).map_or(0, |tap| tap.offset);
+        let pitch = if taps.len() > 1 { offset(1) - offset(0) } else { 1 };
+        debug_assert!(taps.windows(2).all(|pair| pair[1].offset - pair[0].offset == pitch));
+        Self { first: axis.origin + offset(0) as isize, pitch, count: taps.len() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

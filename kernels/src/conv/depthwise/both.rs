@@ -17,6 +17,10 @@ use crate::conv::spec::{Shape, Sizes};
 use crate::parts::Parts;
 use crate::simd::{Job, Simd, dispatch};
 
+/// Pixels of a plane from which on the memory that is saved outweighs that the planes of a channel do not follow each other:
+/// smaller ones arrive sooner in the order of memory, as the calls for one gradient read them.
+const LARGE: usize = 512;
+
 /// The arguments of a call: those of one for each gradient.
 pub(in crate::conv) struct BothCall<'a> {
     pub dx: &'a mut [f32],
@@ -31,8 +35,10 @@ pub(in crate::conv) fn is_possible(
     shape: Shape,
     sizes: &Sizes,
 ) -> bool {
-    let by_planes = gradient.gradient.plane_by_plane() && !data.windows.is_narrow(sizes.output, sizes.input);
-    by_planes && gradient.gradient.pieces(shape.batch) == 1
+    let narrow = data.windows.is_narrow(sizes.output, sizes.input);
+    let by_planes = data.windows.plane_by_plane() && gradient.gradient.plane_by_plane() && !narrow;
+    let large = sizes.input[0] * sizes.input[1] >= LARGE;
+    by_planes && large && gradient.gradient.pieces(shape.batch) == 1
 }
 
 /// Runs. Only where [`is_possible`] says so.

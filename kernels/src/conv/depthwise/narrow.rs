@@ -30,9 +30,13 @@ pub(super) fn is_better(windows: &Windows, source_size: [usize; 2], target_size:
     }
     let taps = windows.kernel[0] * windows.kernel[1] / (windows.rows.out_step * windows.columns.out_step);
     // Cycles of a plane, as measured on Zen 4.
-    let vectors = target_size[0].next_multiple_of(4) * target_size[1].div_ceil(BLOCK);
-    let by_planes = vectors * taps * (windows.columns.step + 2) / 2 + 100;
-    let by_blocks = pixels * 3 / 4 + target_size[0] * target_size[1] * taps / 11;
+    let products = target_size[0].next_multiple_of(4) * target_size[1].div_ceil(BLOCK) * taps;
+    let by_planes = if windows.plane_by_plane() {
+        products * (windows.columns.step + 2) / 2 + 100
+    } else {
+        products * 27 / 10 + 300
+    };
+    let by_blocks = pixels * 3 / 4 + target_size[0] * target_size[1] * taps * 2 / 7;
     by_blocks < by_planes
 }
 
@@ -144,14 +148,7 @@ impl Job for Units<'_> {
 /// # Safety
 /// - All of them are readable and writable, and do not overlap.
 #[inline(always)]
-unsafe fn turn<S: Simd>(
-    simd: S,
-    from: *const f32,
-    from_step: usize,
-    size: [usize; 2],
-    to: *mut f32,
-    to_step: usize,
-) {
+unsafe fn turn<S: Simd>(simd: S, from: *const f32, from_step: usize, size: [usize; 2], to: *mut f32, to_step: usize) {
     let [rows, columns] = size;
     if rows < S::LANES || columns < S::LANES {
         for i in 0..rows {

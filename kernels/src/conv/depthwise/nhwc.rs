@@ -119,9 +119,13 @@ pub(super) unsafe fn row<S: Simd>(simd: S, lanes: &ChannelLanes<'_>, n: usize, o
                         run.columns::<COLUMNS>(simd, column, false);
                         column += COLUMNS;
                     }
-                    while column + 2 <= end {
-                        run.columns::<2>(simd, column, false);
-                        column += 2;
+                    while column + 3 <= end {
+                        run.columns::<3>(simd, column, false);
+                        column += 3;
+                    }
+                    while column < end {
+                        run.columns::<1>(simd, column, false);
+                        column += 1;
                     }
                     while column < count {
                         run.columns::<1>(simd, column, true);

@@ -1,14 +1,14 @@
-//! The driver of gathers in NCHW whose targets are planes of their own: depthwise convolution and its gradient of the input.
+//! The driver of depthwise kernels that read planes of NCHW where they are.
 //!
 //! ```text
 //! image n, channel c ──► Three: 3 x 3 neighbours        ──► plane of targets
-//!                        Gather: any other taps
+//!                        Halves: the gradient at a stride of 2
 //! ```
 //!
 //! Planes are read where they are, and written once. Where they are few they are cut into bands of rows.
 
 use super::finish::Finish;
-use super::gather::Gather;
+use super::halves::Halves;
 use super::source::Source;
 use super::three::Three;
 use super::windows::{TASKS_PER_THREAD, Windows, WindowsCall};
@@ -136,15 +136,12 @@ impl Planes<'_> {
                     let source = Source { start: source, size: source_size, origin };
                     simd.call(Three::<2> { source, weights: weights_of_out, target, size, begin, end, finish });
                 }
-                None => simd.call(Gather {
+                None => simd.call(Halves {
                     source,
                     source_size,
-                    planes: windows.planes,
                     rows: &windows.rows,
                     columns: &windows.columns,
                     weights,
-                    filters,
-                    filter: out * windows.planes,
                     target,
                     size: target_size,
                     begin,

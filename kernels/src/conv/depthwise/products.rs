@@ -12,9 +12,8 @@
 //! first-level cache. Each lane of a tap is one chain over blocks of rows, blocks of columns and rows in order, whatever the
 //! band. Lanes whose column is padding are masked, rows that are padding left out.
 
-use super::axis::Axis;
-use super::gather::Taps;
-use super::source::{Row, inside};
+use super::axis::{Axis, Taps};
+use super::source::inside;
 use super::weights::LANES;
 use crate::simd::{Job, Simd};
 
@@ -221,7 +220,7 @@ impl Sight {
         }
         // SAFETY: the row is one of the plane.
         let x = unsafe {
-            let row = Row { start: self.x.add(row as usize * self.size[1]), width: self.size[1] };
+            let row = self.x.add(row as usize * self.size[1]);
             columns::<S, STEP, K>(simd, row, self.at, self.pitch, masks)
         };
         for q in 0..R {
@@ -258,12 +257,12 @@ fn masks<S: Simd, const STEP: usize, const K: usize>(
 #[inline(always)]
 unsafe fn columns<S: Simd, const STEP: usize, const K: usize>(
     simd: S,
-    row: Row,
+    row: *const f32,
     at: isize,
     pitch: usize,
     masks: &[[S::M; STEP]; K],
 ) -> [S::F; K] {
-    let from = |offset: usize| row.start.wrapping_offset(at).wrapping_add(offset);
+    let from = |offset: usize| row.wrapping_offset(at).wrapping_add(offset);
     let mut x = [simd.zero(); K];
     // SAFETY: the caller's contract.
     unsafe {

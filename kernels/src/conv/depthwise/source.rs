@@ -2,44 +2,11 @@
 
 use crate::simd::Simd;
 
-/// A row of the image.
-#[derive(Clone, Copy)]
-pub(super) struct Row {
-    pub start: *const f32,
-    pub width: usize,
-}
-
 /// Lanes that are columns of a row of `width`, for a vector from column `at` on.
 #[inline(always)]
 pub(super) fn inside<S: Simd>(simd: S, width: usize, at: isize) -> S::M {
     let lanes = |n: isize| simd.mask_first(n.clamp(0, S::LANES as isize) as usize);
     simd.and(lanes(width as isize - at), simd.not(lanes(-at)))
-}
-
-impl Row {
-    /// The columns from `at` on; zeros where padding is.
-    ///
-    /// # Safety
-    /// - The row is readable; unless `EDGE`, all lanes are columns of it.
-    #[inline(always)]
-    pub unsafe fn vector<S: Simd, const EDGE: bool>(self, simd: S, at: isize) -> S::F {
-        let from = self.start.wrapping_offset(at);
-        // SAFETY: lanes inside of the row.
-        unsafe { if EDGE { simd.load_masked(from, inside(simd, self.width, at)) } else { simd.load(from) } }
-    }
-
-    /// The columns `at`, `at + 2`, ... and those between.
-    ///
-    /// # Safety
-    /// - As [`Row::vector`], for twice as many columns.
-    #[inline(always)]
-    pub unsafe fn pair<S: Simd, const EDGE: bool>(self, simd: S, at: isize) -> (S::F, S::F) {
-        // SAFETY: passed on.
-        unsafe {
-            let (a, b) = (self.vector::<S, EDGE>(simd, at), self.vector::<S, EDGE>(simd, at + S::LANES as isize));
-            simd.even_odd(a, b)
-        }
-    }
 }
 
 /// A plane of the image as 3 x 3 neighbours at a step of `STEP` see it.

@@ -1,6 +1,6 @@
 use super::super::grouped::{GroupedBackwardData, GroupedBackwardWeights};
 use super::*;
-use crate::conv::{Layout, Padding};
+use crate::conv::{Algorithm, Conv2dBackward, Layout, Options, Padding};
 use crate::parallel::Parallelism;
 use crate::reference;
 
@@ -366,6 +366,38 @@ fn activations_come_last_and_keep_nan() {
                 let y = forward(family, isa, &active, shape, (&x, &w), Some(&bias), None, 1);
                 assert!(bits(&y) == bits(&expected), "{family:?} {isa} {spec} {shape:?} {activation:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn all_gradients_in_one_call_have_the_bits_of_separate_calls() {
+    let mut random = Random(6);
+    for index in 0..120 {
+        let (mut spec, shape) = case(&mut random, Depthwise);
+        if index % 2 == 0 {
+            // Enough groups for sums over the whole batch.
+            let factor = 40 / spec.groups;
+            spec.in_channels *= factor;
+            spec.out_channels *= factor;
+            spec.groups *= factor;
+        }
+        let sizes = spec.sizes(shape).unwrap();
+        let (x, w, dy) = (random.reals(sizes.x_len), random.reals(sizes.w_len), random.reals(sizes.y_len));
+        for isa in Isa::available() {
+            let options = Options { isa: Some(isa), algorithm: Algorithm::Depthwise, ..Options::default() };
+            let plan = Conv2dBackward::with_options(spec, &w, shape, options).unwrap();
+            let mut workspace = vec![f32::NAN; plan.workspace_len(shape, 1).unwrap()];
+            let nothing = || [sizes.x_len, sizes.w_len, spec.out_channels].map(|len| vec![f32::NAN; len]);
+            let ([mut dx, mut dw, mut db], [mut dx_apart, mut dw_apart, mut db_apart]) = (nothing(), nothing());
+            let serial = Parallelism::Serial;
+            plan.both(shape, &x, &dy, &mut dx, &mut dw, Some(&mut db), &mut workspace, serial).unwrap();
+            plan.data(shape, &dy, &mut dx_apart, &mut workspace, serial).unwrap();
+            plan.weights(shape, &x, &dy, &mut dw_apart, Some(&mut db_apart), &mut workspace, serial).unwrap();
+            let line = format!("{isa} {spec} {shape:?}");
+            assert!(bits(&dx) == bits(&dx_apart), "dx {line}");
+            assert!(bits(&dw) == bits(&dw_apart), "dw {line}");
+            assert!(bits(&db) == bits(&db_apart), "db {line}");
         }
     }
 }

@@ -17,6 +17,8 @@
 use super::axis::Axis;
 use super::products::{Products, ROW_BLOCK, Tiles};
 use super::rows::{Channel, RowLayout, SPARE};
+use super::small_products::SmallProducts;
+use super::source::Source;
 use crate::conv::algorithm::BackwardWeightsCall;
 use crate::conv::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::parts::share;
@@ -244,9 +246,17 @@ impl Shared<'_> {
             let lanes = padded.add(frame.padded_len);
             std::slice::from_raw_parts_mut(padded, frame.padded_len + frame.lanes_len).fill(0.0);
             if gradient.plane_by_plane() {
+                let small = gradient.dense && self.output[1] <= LANES;
                 for n in images.clone() {
                     each(n);
-                    self.plane_products(simd, group, n, lanes);
+                    if !small {
+                        self.plane_products(simd, group, n, lanes);
+                    }
+                }
+                if small && gradient.columns.step == 1 {
+                    self.small_products::<S, 1>(simd, group, images.clone(), lanes);
+                } else if small {
+                    self.small_products::<S, 2>(simd, group, images.clone(), lanes);
                 }
             } else {
                 self.padded_products(simd, group, images.clone(), padded, lanes);
@@ -263,6 +273,40 @@ impl Shared<'_> {
                         *sums.add(group * outs * planes * taps + at) = sum;
                     }
                 }
+            }
+        }
+    }
+
+    /// The lanes of every tap of a group whose planes are small, at a step of `STEP`.
+    ///
+    /// # Safety
+    /// - Images and group exist; `lanes` has room for the taps of all outputs of the group.
+    #[inline(always)]
+    unsafe fn small_products<S: Simd, const STEP: usize>(
+        &self,
+        simd: S,
+        group: usize,
+        images: std::ops::Range<usize>,
+        lanes: *mut f32,
+    ) {
+        let gradient = self.gradient;
+        let first_tap = |axis: &Axis| axis.origin + axis.phases[0].taps[0].offset as isize;
+        for out in 0..gradient.outs {
+            // SAFETY: a channel of the first image, and the lanes of its taps.
+            unsafe {
+                let x = self.x_channel(images.start, group);
+                let dy = self.dy_channel(images.start, group * gradient.outs + out);
+                let origin = [first_tap(&gradient.rows), first_tap(&gradient.columns)];
+                simd.call(SmallProducts {
+                    source: Source::<STEP> { start: x.start, size: x.size, origin },
+                    source_step: gradient.groups * x.size[0] * x.size[1],
+                    dy: dy.start,
+                    size: self.output,
+                    dy_step: gradient.groups * gradient.outs * self.output[0] * self.output[1],
+                    count: images.len(),
+                    sums: lanes.add(out * 9 * LANES),
+                    lanes: LANES,
+                });
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::axis::{Axis, Tap};
 use super::nhwc::{ChannelLanes, TargetRows};
-use super::{narrow, padded, planes};
+use super::{halves, narrow, padded, planes};
 use crate::activation::{self, Activation};
 use crate::conv::dense::PEAK_FLOPS;
 use crate::conv::spec::{Conv2dSpec, Layout, Sizes};
@@ -40,7 +40,8 @@ pub(in crate::conv) struct Windows {
     backward: bool,
     /// The step, and the source position of the first target's first tap, if each target sees 3 x 3 neighbours of one plane.
     pub(super) three: Option<(usize, [isize; 2])>,
-
+    /// Whether it is a gradient at a stride of 2 that has a kernel of its own.
+    halves: bool,
 }
 
 /// The arguments of a call.
@@ -134,18 +135,33 @@ impl Windows {
         let weights = zeros(len)?;
         let lane_weights = zeros(if planes == 1 && outs == 1 { len } else { 0 })?;
         let (groups, layout, kernel) = (spec.groups, spec.layout, spec.kernel);
+        let halves = planes == 1 && outs == 1 && halves::fits(&rows, &columns);
         let three = if planes == 1 { neighbours(&rows, &columns) } else { None };
-        Ok(Self { isa, layout, groups, planes, outs, kernel, rows, columns, weights, lane_weights, backward, three })
+        Ok(Self {
+            isa,
+            layout,
+            groups,
+            planes,
+            outs,
+            kernel,
+            rows,
+            columns,
+            weights,
+            lane_weights,
+            backward,
+            three,
+            halves,
+        })
     }
 
     /// Whether targets are gathered straight from the image, plane by plane.
-    fn plane_by_plane(&self) -> bool {
-        self.layout == Layout::Nchw && (self.planes == 1 || self.outs == 1)
+    pub(super) fn plane_by_plane(&self) -> bool {
+        self.layout == Layout::Nchw && (self.three.is_some() || self.halves)
     }
 
     /// Whether the planes are so small that several channels are better computed together.
     pub(super) fn is_narrow(&self, source_size: [usize; 2], target_size: [usize; 2]) -> bool {
-        self.plane_by_plane() && narrow::is_better(self, source_size, target_size)
+        self.layout == Layout::Nchw && narrow::is_better(self, source_size, target_size)
     }
 
     /// Packs `[out_channels][in_channels / groups][kernel height][kernel width]`.
@@ -184,13 +200,18 @@ impl Windows {
 
     /// Scratch for sources and targets of a size.
     pub fn workspace_len(&self, source_size: [usize; 2], target_size: [usize; 2], slots: usize) -> usize {
-        if self.is_narrow(source_size, target_size) {
-            return narrow::workspace_len(source_size, target_size, slots);
-        }
-        if self.channels_in_lanes() || self.plane_by_plane() {
-            return 0;
-        }
-        padded::workspace_len(self, target_size, slots)
+        let narrow = if self.is_narrow(source_size, target_size) {
+            narrow::workspace_len(source_size, target_size, slots)
+        } else {
+            0
+        };
+        // Calls with a residual are never narrow.
+        let other = if self.channels_in_lanes() || self.plane_by_plane() {
+            0
+        } else {
+            padded::workspace_len(self, target_size, slots)
+        };
+        narrow.max(other)
     }
 
     /// Runs.
@@ -198,19 +219,17 @@ impl Windows {
         if call.target.is_empty() {
             return;
         }
-        if self.plane_by_plane() {
-            if self.is_narrow(call.source_size, call.target_size) && call.residual.is_none() {
-                narrow::run(self, &mut call, seconds);
-            } else {
-                planes::run(self, &mut call, seconds);
-            }
-            return self.complete(call.activation, call.target, call.parallelism, call.slots.max(1));
-        }
         if self.channels_in_lanes() {
             return self.run_channels(call, seconds);
         }
         let (activation, parallelism, slots) = (call.activation, call.parallelism, call.slots.max(1));
-        padded::run(self, &mut call, seconds);
+        if self.is_narrow(call.source_size, call.target_size) && call.residual.is_none() {
+            narrow::run(self, &mut call, seconds);
+        } else if self.plane_by_plane() {
+            planes::run(self, &mut call, seconds);
+        } else {
+            padded::run(self, &mut call, seconds);
+        }
         self.complete(activation, call.target, parallelism, slots);
     }
 
@@ -258,4 +277,3 @@ impl Windows {
         }
     }
 }
-
