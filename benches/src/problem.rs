@@ -4,6 +4,7 @@
 //! allows, and with small integers, whose sums are exact, so that not one product may be missing.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
 use kernels::conv::{Algorithm, Conv2d, Conv2dBackward, Options, Sizes};
@@ -46,6 +47,31 @@ fn random(len: usize, numbers: Numbers, seed: u64) -> Result<Vec<f32>, Failure> 
         };
     }
     Ok(buffer)
+}
+
+/// A result that starts where a cache line starts, as the tensors of other libraries do.
+struct Lines {
+    elements: Workspace,
+    len: usize,
+}
+
+impl Lines {
+    fn new(len: usize) -> Result<Self, Failure> {
+        Ok(Self { elements: Workspace::with_len(len)?, len })
+    }
+}
+
+impl Deref for Lines {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.elements[..self.len]
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.elements[..self.len]
+    }
 }
 
 /// Input, weights, bias and the gradient of the output.
@@ -233,20 +259,20 @@ impl Problem {
         })
     }
 
-    fn results(&self) -> Result<Vec<Vec<f32>>, Failure> {
+    fn results(&self) -> Result<Vec<Lines>, Failure> {
         let Sizes { x_len, y_len, w_len, .. } = self.sizes;
         let lens = match self.pass {
             Pass::Forward => vec![y_len],
             Pass::Backward => vec![x_len, w_len, self.layer.spec.out_channels],
         };
-        lens.into_iter().map(zeros).collect()
+        lens.into_iter().map(Lines::new).collect()
     }
 
     fn call(
         &self,
         plan: &Plan,
         data: &Data,
-        results: &mut [Vec<f32>],
+        results: &mut [Lines],
         workspace: &mut [f32],
         parallelism: Parallelism,
     ) -> Result<(), Error> {
@@ -340,7 +366,7 @@ impl Problem {
 pub struct Prepared<'p> {
     problem: &'p Problem,
     plan: Plan,
-    results: Vec<Vec<f32>>,
+    results: Vec<Lines>,
     workspace: Workspace,
     chosen: Option<String>,
     seconds_prepare: f64,

@@ -22,6 +22,7 @@ fn toy_blocking(seed: u64) -> Blocking {
         strip: size(6, 500),
         pixels: size(7, 100),
         gradient_pixels: size(8, 60),
+        stream_from: size(10, 200),
         tasks_per_thread: size(9, 8),
         flops_per_second: 1e3,
     }

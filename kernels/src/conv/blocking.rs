@@ -23,6 +23,10 @@ pub struct Blocking {
     pub pixels: usize,
     /// Pixels that the gradient of the weights runs through before the next block is copied.
     pub gradient_pixels: usize,
+    /// Results of a call, in elements, from which on they are written past the caches where they can be: no cache holds
+    /// them until the next layer reads them, but each line would be read from memory before it is written. 3 to 64 channels
+    /// of 224 x 224 (12.8 MB) on one core of Zen 4: 2.2 ms with plain stores, 1.8 ms with these.
+    pub stream_from: usize,
     /// Fewer tasks than this for each thread are cut so that every thread gets as many.
     pub tasks_per_thread: usize,
     /// The speed by which work is judged too small for several threads.
@@ -41,6 +45,7 @@ impl Blocking {
             ("blocking.strip", self.strip),
             ("blocking.pixels", self.pixels),
             ("blocking.gradient_pixels", self.gradient_pixels),
+            ("blocking.stream_from", self.stream_from),
             ("blocking.tasks_per_thread", self.tasks_per_thread),
         ];
         match sizes.into_iter().find(|&(_, size)| size == 0) {
@@ -64,6 +69,7 @@ impl Blocking {
             strip: 5 * 1024,
             pixels: 4096,
             gradient_pixels: 384,
+            stream_from: 2 << 20,
             tasks_per_thread: 8,
             flops_per_second: 80e9,
         }

@@ -16,6 +16,7 @@ const TOY: Blocking = Blocking {
     strip: 700,
     pixels: 40,
     gradient_pixels: 17,
+    stream_from: 1,
     tasks_per_thread: 2,
     flops_per_second: 1.0,
 };

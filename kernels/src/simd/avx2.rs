@@ -200,6 +200,15 @@ impl Simd for Avx2 {
         unsafe { transpose_8x8(from, from_stride, to, to_stride) }
     }
     #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, v: __m256) {
+        debug_assert!(p.addr().is_multiple_of(size_of::<__m256>()));
+        unsafe { _mm256_stream_ps(p, v) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     fn prefetch(self, p: *const f32) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }

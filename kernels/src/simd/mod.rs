@@ -157,6 +157,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// - `LANES` rows of `LANES` floats are writable, `to_stride` apart, and none of them overlaps what is read.
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize);
 
+    /// Writes `LANES` floats past the caches, where memory is not read first. [`Simd::fence`] must follow, before another
+    /// thread is told of them.
+    ///
+    /// # Safety
+    /// - `p .. p + LANES` is writable; `p` is a multiple of the vector's bytes.
+    unsafe fn stream(self, p: *mut f32, v: Self::F);
+
+    /// Ends a run of [`Simd::stream`].
+    fn fence(self);
+
     /// Asks for the cache line of `p`. Any address is fine.
     fn prefetch(self, p: *const f32);
 

@@ -193,6 +193,13 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, v: f32x4) {
+        debug_assert!(p.addr().is_multiple_of(size_of::<f32x4>()));
+        unsafe { self.store(p, v) }
+    }
+    #[inline(always)]
+    fn fence(self) {}
+    #[inline(always)]
     fn prefetch(self, _: *const f32) {}
 }
 

@@ -61,6 +61,16 @@ impl Job for EveryOperation {
 
         assert_eq!(out(simd.swap_pairs(va)), (0..n).map(|i| a[i ^ 1]).collect::<Vec<_>>());
 
+        let mut lines = vec![7.0f32; 3 * n];
+        // SAFETY: from any address of `lines`, less than `n` elements lie before a vector that is aligned.
+        unsafe {
+            let to = lines.as_mut_ptr().add(lines.as_ptr().align_offset(n * size_of::<f32>()));
+            simd.stream(to, va);
+            simd.fence();
+            assert_eq!(out(simd.load(to)), a[..n]);
+            assert_eq!(*to.add(n), 7.0);
+        }
+
         for first in 0..n + 2 {
             // SAFETY: at most LANES lanes are touched.
             unsafe {

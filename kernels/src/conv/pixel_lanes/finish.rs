@@ -1,8 +1,8 @@
 //! The last step of a tile: where its results go, and bias, residual and activation on the way.
 
-use super::patches::Run;
+use super::patches::Runs;
 use super::tile::Whole;
-use super::{MAX_PIXELS, NV, Post};
+use super::{MAX_ROWS, NV, Post};
 use crate::activation::{Activation, apply};
 use crate::conv::slide::Slide;
 use crate::simd::{Job, Simd};
@@ -14,7 +14,12 @@ pub(super) struct Finish<'a> {
     /// Elements of a plane, and from one result to the next.
     pub plane: usize,
     pub column_step: usize,
+    /// Whether results are too many to stay in a cache: they are written past it where they can be.
+    pub stream: bool,
 }
+
+/// The bias of a convolution without one.
+static NO_BIAS: [f32; MAX_ROWS] = [0.0; MAX_ROWS];
 
 /// A run of results, from a lane of the tile to an element of the output's plane.
 #[derive(Clone, Copy, Default)]
@@ -25,50 +30,70 @@ pub(super) struct Place {
 }
 
 /// Where the runs of a tile go. Results that cover the output without gaps are one run, whatever the rows.
-#[inline(always)]
-pub(super) fn places(slide: &Slide, grid: [usize; 2], width: usize, runs: &[Run]) -> ([Place; MAX_PIXELS], usize) {
-    let [start_row, start_column] = slide.out_start;
-    let [row_step, column_step] = slide.out_step;
-    let dense = column_step == 1 && row_step == 1 && grid[1] == width;
-    let mut places = [Place::default(); MAX_PIXELS];
-    let mut count = 0;
-    for run in runs {
-        if dense && count > 0 {
-            let last: &mut Place = &mut places[count - 1];
-            if last.lane + last.len == run.lane {
-                last.len += run.len;
-                continue;
-            }
-        }
-        let at = (start_row + run.row * row_step) * width + start_column + run.column * column_step;
-        places[count] = Place { lane: run.lane, len: run.len, at };
-        count += 1;
+#[derive(Clone, Copy, Default)]
+pub(super) struct Places {
+    runs: Runs,
+    /// Rows that lie one behind the other on both sides.
+    dense: bool,
+    start: [usize; 2],
+    step: [usize; 2],
+    width: usize,
+}
+
+impl Places {
+    #[inline(always)]
+    pub fn new(slide: &Slide, grid: [usize; 2], width: usize, pitch: usize, runs: Runs) -> Self {
+        let dense = slide.out_step == [1, 1] && grid[1] == width && pitch == width;
+        Self { runs, dense, start: slide.out_start, step: slide.out_step, width }
     }
-    (places, count)
+
+    /// The place of all results, if they are one run.
+    #[inline(always)]
+    fn single(mut self) -> Option<Place> {
+        let len = self.runs.len;
+        self.next().filter(|place| place.len == len)
+    }
+}
+
+impl Iterator for Places {
+    type Item = Place;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Place> {
+        let run = self.runs.next()?;
+        let at = (self.start[0] + run.row * self.step[0]) * self.width + self.start[1] + run.column * self.step[1];
+        if !self.dense {
+            return Some(Place { lane: run.lane, len: run.len, at });
+        }
+        let len = std::mem::take(&mut self.runs.len);
+        Some(Place { lane: 0, len, at })
+    }
 }
 
 impl Finish<'_> {
-    /// The way from the registers to the output, where a tile of `tile_pixels` is one run and nothing but a bias and a
-    /// ReLU is to be done: with few products to an output the way through memory would cost a fifth of the time.
+    /// The way from the registers to the output, where a tile is one run and nothing but a bias and a ReLU is to be done:
+    /// with few products to an output the way through memory would cost a fifth of the time.
     #[inline(always)]
-    pub fn whole(&self, tile_pixels: usize, channel: usize, offset: usize, places: &[Place]) -> Option<Whole> {
-        let relu = match self.post.activation {
-            Activation::Identity => false,
-            Activation::Relu => true,
+    pub fn whole<S: Simd>(&self, _: S, channel: usize, offset: usize, places: Places) -> Option<Whole> {
+        let least = match self.post.activation {
+            Activation::Identity => f32::NEG_INFINITY,
+            Activation::Relu => 0.0,
             _ => return None,
         };
         if self.post.residual.is_some() || self.column_step != 1 {
             return None;
         }
-        match places {
-            [place] if place.len == tile_pixels => Some(Whole {
-                output: self.output.wrapping_add(offset + place.at),
-                plane: self.plane,
-                bias: self.post.bias.map_or(std::ptr::null(), |bias| bias[channel..].as_ptr()),
-                relu,
-            }),
-            _ => None,
-        }
+        let place = places.single()?;
+        let output = self.output.wrapping_add(offset + place.at);
+        let aligned = output.addr().is_multiple_of(S::LANES * size_of::<f32>()) && self.plane.is_multiple_of(S::LANES);
+        Some(Whole {
+            output,
+            len: place.len,
+            plane: self.plane,
+            bias: self.post.bias.map_or(NO_BIAS.as_ptr(), |bias| bias[channel..].as_ptr()),
+            least,
+            stream: self.stream && aligned,
+        })
     }
 
     /// Writes `rows` channels from `channel` on, the first of which starts at `offset` of the output.
@@ -83,7 +108,7 @@ impl Finish<'_> {
         rows: usize,
         channel: usize,
         offset: usize,
-        places: &[Place],
+        places: Places,
     ) {
         // Naming the common activations moves the choice out of the loops.
         // SAFETY: passed on.
@@ -107,7 +132,7 @@ impl Finish<'_> {
         rows: usize,
         channel: usize,
         offset: usize,
-        places: &[Place],
+        places: Places,
     ) {
         for i in 0..rows {
             let bias = simd.splat(self.post.bias.map_or(0.0, |bias| bias[channel + i]));
@@ -171,7 +196,7 @@ struct FinishRows<'a> {
     rows: usize,
     channel: usize,
     offset: usize,
-    places: &'a [Place],
+    places: Places,
 }
 
 impl Job for FinishRows<'_> {

@@ -12,8 +12,9 @@
 //!         last block: bias, residual, activation, store
 //! ```
 //!
-//! Direct copies nothing per tap, but computes the few pixels between the end of a row and the start of the next,
-//! and its loads are not aligned. Im2col packs each patch once per block of output channels. The patch matrix as a
+//! Direct copies nothing per tap, and its loads are not aligned. Its tiles follow the rows of the band one by one where
+//! rows are as good as whole vectors; else they run over the ends of rows, and compute the few pixels between the end of
+//! one and the start of the next. Im2col packs each patch once per block of output channels. The patch matrix as a
 //! whole never exists. Both sum in the order of `ic, kh, kw`, so they give the same bits.
 //!
 //! Sources: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for document
@@ -35,8 +36,8 @@ use crate::parallel::Parallelism;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, split_indices};
-use finish::{Finish, Place, places};
-use patches::{gather_tile, pack_tile, runs};
+use finish::{Finish, Places};
+use patches::{Runs, gather_tile, pack_tile};
 use tile::Tile;
 
 /// Vectors of a tile's row.
@@ -47,10 +48,13 @@ const MAX_PIXELS: usize = NV * 16;
 const MAX_ROWS: usize = 14;
 
 /// Tiles of the longest strip.
-const MAX_STRIP: usize = 4;
+const MAX_STRIP: usize = 8;
 
 /// Tiles of a band that make bands of rows even enough: beyond, a tile more or less hardly counts.
 const EVEN_TILES: usize = 12;
+
+/// The way of a vector of results through memory takes as long as so many steps of its sum.
+const FINISH_STEPS: usize = 6;
 
 /// Rows of a tile: as many accumulators as the registers hold beside a row of the right-hand side.
 pub(super) const fn tile_rows(isa: Isa) -> usize {
@@ -117,6 +121,7 @@ struct Cut {
     tasks: usize,
     /// Tiles that meet a panel one after the other, so that neighbouring results are written together.
     strip_tiles: usize,
+    rows: TileRows,
     /// Elements of the table of offsets.
     table_len: usize,
     /// Elements of the three parts of a slot's scratch.
@@ -134,6 +139,26 @@ enum Source {
     Band(BandLayout),
     /// The image itself, every element by its own computation: for windows so sparse that a band would be huge.
     Gather,
+}
+
+/// How tiles follow the rows of a band.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum TileRows {
+    /// Through rows that are `pitch` apart, over their ends: every tile is full, but for the last.
+    Flat { pitch: usize },
+    /// Each row on its own: its results leave the registers in one run. `tiles` to a row.
+    Aligned { pitch: usize, tiles: usize },
+}
+
+impl TileRows {
+    /// Tiles of `rows` rows of `columns` results, or of `pixels` results without gaps.
+    fn tiles(self, pixels: usize, columns: usize, tile_pixels: usize) -> usize {
+        match self {
+            Self::Flat { pitch } if pitch == columns => pixels.div_ceil(tile_pixels),
+            Self::Flat { pitch } => ((pixels / columns).saturating_sub(1) * pitch + columns).div_ceil(tile_pixels),
+            Self::Aligned { tiles, .. } => pixels / columns * tiles,
+        }
+    }
 }
 
 impl Cut {
@@ -226,18 +251,25 @@ impl PixelLanes {
             Source::Band(layout) => (channel_block * layout.channel_len + MAX_PIXELS).next_multiple_of(LINE),
             _ => 0,
         };
-        let flat_pixels = match source {
-            Source::Band(layout) if !self.im2col => band_units * layout.pitch,
-            _ => band_pixels,
+        let rows = match source {
+            Source::Band(layout) if !self.im2col => self.tile_rows(layout.pitch, band_units, grid[1], depth),
+            _ => TileRows::Flat { pitch: grid[1] },
         };
-        let tiles = flat_pixels.div_ceil(tile_pixels);
+        let tiles = rows.tiles(band_pixels, grid[1].max(1), tile_pixels);
         let sums_rows = widest_block(panel_blocks).min(slide.out_channels);
         let sums_len = match channel_blocks {
             1 => MAX_ROWS * MAX_PIXELS,
             _ => tiles * tile_pixels * sums_rows,
         };
         let packs = self.im2col || source == Source::Gather;
-        let strip_tiles = (blocking.strip / (depth * tile_pixels).max(1)).clamp(1, MAX_STRIP);
+        // Taps that are neighbours in a row of the band read the same elements.
+        let shared = if packs { 1 } else { slide.extra[1] + 1 };
+        let strip_tiles = (blocking.strip.saturating_mul(shared) / (depth * tile_pixels).max(1)).clamp(1, MAX_STRIP);
+        let strip_tiles = match rows {
+            // Strips end where rows end.
+            TileRows::Aligned { tiles, .. } => tiles.div_ceil(tiles.div_ceil(strip_tiles).max(1)).max(1),
+            TileRows::Flat { .. } => strip_tiles,
+        };
         Cut {
             grid,
             source,
@@ -252,6 +284,19 @@ impl PixelLanes {
             band_len,
             tile_len: if packs { (strip_tiles * depth * tile_pixels + MAX_PIXELS).next_multiple_of(LINE) } else { 0 },
             strip_tiles,
+            rows,
+        }
+    }
+
+    /// How tiles that read the band in place follow its rows.
+    fn tile_rows(&self, pitch: usize, rows: usize, columns: usize, depth: usize) -> TileRows {
+        let (lanes, flat) = (self.isa.lanes(), TileRows::Flat { pitch });
+        let aligned_vectors = rows * columns.div_ceil(lanes);
+        let flat_vectors = flat.tiles(rows * columns, columns.max(1), NV * lanes) * NV;
+        if aligned_vectors.saturating_mul(depth) <= flat_vectors.saturating_mul(depth + FINISH_STEPS) {
+            TileRows::Aligned { pitch, tiles: columns.div_ceil(NV * lanes) }
+        } else {
+            flat
         }
     }
 
@@ -291,6 +336,7 @@ impl PixelLanes {
             cut,
             input,
             in_size,
+            output_len: output.len(),
             output: output.as_mut_ptr(),
             out_size,
             post,
@@ -315,6 +361,7 @@ struct Context<'a> {
     input: &'a [f32],
     in_size: [usize; 2],
     output: *mut f32,
+    output_len: usize,
     out_size: [usize; 2],
     post: Post<'a>,
     table: &'a [usize],
@@ -353,14 +400,27 @@ impl Job for Task<'_> {
         let first_pixel = band * cut.band_pixels;
         let last_pixel = (first_pixel + cut.band_pixels).min(pixels);
         let first_row = first_pixel / columns;
-        // Direct tiles run through the band as it lies in memory, im2col tiles through the results alone.
-        let direct_pitch = match cut.source {
-            Source::Band(layout) if !plan.im2col => Some(layout.pitch),
-            _ => None,
+        let (pitch, tiles) = match cut.rows {
+            TileRows::Flat { pitch } | TileRows::Aligned { pitch, .. } => {
+                (pitch, cut.rows.tiles(last_pixel - first_pixel, columns, tile_pixels))
+            }
         };
-        let flat_pixels = match direct_pitch {
-            Some(pitch) => ((last_pixel - first_pixel) / columns - 1) * pitch + columns,
-            None => last_pixel - first_pixel,
+        // Im2col tiles run through the results alone, direct tiles through the band as it lies in memory.
+        let in_band = matches!(cut.source, Source::Band(_)) && !plan.im2col;
+        let flat_pixels = match in_band {
+            true => ((last_pixel - first_pixel) / columns - 1) * pitch + columns,
+            false => last_pixel - first_pixel,
+        };
+        // Where a tile starts, and how long it is.
+        let span = |tile: usize| match cut.rows {
+            TileRows::Flat { .. } => {
+                let flat = tile * tile_pixels;
+                (flat, (flat_pixels - flat).min(tile_pixels))
+            }
+            TileRows::Aligned { tiles, .. } => {
+                let column = tile % tiles * tile_pixels;
+                (tile / tiles * pitch + column, (columns - column).min(tile_pixels))
+            }
         };
 
         let plane = context.in_size[0] * context.in_size[1];
@@ -377,6 +437,7 @@ impl Job for Task<'_> {
             output: context.output,
             plane: context.out_size[0] * context.out_size[1],
             column_step: slide.out_step[1],
+            stream: context.output_len >= plan.blocking.stream_from,
         };
         let mut laps = Laps::start();
         for block in 0..cut.channel_blocks {
@@ -385,7 +446,6 @@ impl Job for Task<'_> {
             let depth = in_block * taps;
             let (first, last) = (block == 0, block + 1 == cut.channel_blocks);
             let block_input = input.wrapping_add(first_in * plane);
-            let highest = context.table.iter().take(depth).copied().max().unwrap_or(0);
             let source = match cut.source {
                 Source::Band(layout) => {
                     for channel in 0..in_block {
@@ -402,24 +462,19 @@ impl Job for Task<'_> {
                 Source::InPlace(layout) => block_input.wrapping_add(layout.origin(slide)),
                 Source::Gather => block_input,
             };
-            let tiles = flat_pixels.div_ceil(tile_pixels);
             let packed_len = depth * tile_pixels;
             let mut strip = 0;
             while strip < tiles {
                 let strip_tiles = cut.strip_tiles.min(tiles - strip);
-                let mut strip_places = [([Place::default(); MAX_PIXELS], 0); MAX_STRIP];
+                let mut strip_places = [Places::default(); MAX_STRIP];
                 for t in 0..strip_tiles {
-                    let flat = (strip + t) * tile_pixels;
-                    let len = (flat_pixels - flat).min(tile_pixels);
-                    let (runs, run_count) = match direct_pitch {
-                        Some(pitch) => runs(flat, len, pitch, columns, first_row),
-                        None => runs(first_pixel + flat, len, columns, columns, 0),
+                    let (flat, len) = span(strip + t);
+                    let runs = match in_band {
+                        true => Runs::new(flat, len, pitch, columns, first_row),
+                        false => Runs::new(first_pixel + flat, len, pitch, columns, 0),
                     };
-                    let runs = &runs[..run_count];
-                    if last {
-                        strip_places[t] = places(slide, cut.grid, context.out_size[1], runs);
-                    }
-                    if direct_pitch.is_some() {
+                    strip_places[t] = Places::new(slide, cut.grid, context.out_size[1], pitch, runs);
+                    if in_band {
                         continue;
                     }
                     let offsets = context.table.get(..depth).unwrap_or(&[]);
@@ -432,6 +487,8 @@ impl Job for Task<'_> {
                             }
                             Source::InPlace(layout) => {
                                 // The last element that a tap reaches is the last of the block.
+                                let highest =
+                                    (in_block.max(1) - 1) * plane + slide.extra[0] * layout.pitch + slide.extra[1];
                                 let end = (in_block * plane).saturating_sub(highest + layout.origin(slide));
                                 pack_tile(simd, source, layout.pitch, 0, offsets, runs, to, end);
                             }
@@ -450,19 +507,18 @@ impl Job for Task<'_> {
                     let offset = (first_channel_of_image + channel) * finish.plane;
                     for t in 0..strip_tiles {
                         let tile = strip + t;
-                        let flat = tile * tile_pixels;
-                        let len = (flat_pixels - flat).min(tile_pixels);
+                        let (flat, len) = span(tile);
                         let tile_sums = match cut.channel_blocks {
                             1 => sums,
                             _ => sums.wrapping_add((tile * channels + start - first_channel) * tile_pixels),
                         };
-                        let places = &strip_places[t].0[..strip_places[t].1];
-                        let whole = if last { finish.whole(tile_pixels, channel, offset, places) } else { None };
+                        let places = strip_places[t];
+                        let whole = if last { finish.whole(simd, channel, offset, places) } else { None };
                         // SAFETY: the panel holds `rows` rows of the whole depth; the tile's right-hand rows are in the
                         // band (which has a tile to spare at its end) or in the packed tile; the sums hold the tile; the
                         // channels are those of the image, the places lie in its plane.
                         unsafe {
-                            if direct_pitch.is_some() {
+                            if in_band {
                                 let rhs = OffsetRhs { start: source.add(flat), offsets: context.table.as_ptr() };
                                 Tile { lhs, rhs, depth, sums: tile_sums, first, whole }.multiply(simd, rows, len);
                             } else {
@@ -481,6 +537,9 @@ impl Job for Task<'_> {
                 laps.lap(Stage::Product);
                 strip += strip_tiles;
             }
+        }
+        if finish.stream {
+            simd.fence();
         }
     }
 }

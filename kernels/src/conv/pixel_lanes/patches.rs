@@ -5,7 +5,7 @@
 //! packed row k          | source at the runs' pixels + offset[k], run after run |
 //! ```
 
-use super::{MAX_PIXELS, NV};
+use super::NV;
 use crate::conv::slide::Slide;
 use crate::simd::Simd;
 
@@ -19,33 +19,44 @@ pub(super) struct Run {
     pub column: usize,
 }
 
-/// The runs of the pixels `first .. first + len` of rows that are `pitch` apart, `columns` of which are results.
-#[inline(always)]
-pub(super) fn runs(
-    first: usize,
-    len: usize,
+/// The runs of a tile, one after the other.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Runs {
+    /// Where the next one starts; `lane` lanes of the tile are behind it.
+    next: Run,
+    /// Lanes of the tile.
+    pub len: usize,
     pitch: usize,
     columns: usize,
-    first_row: usize,
-) -> ([Run; MAX_PIXELS], usize) {
-    let mut runs = [Run::default(); MAX_PIXELS];
-    let mut count = 0;
-    let (mut row, mut column, mut lane) = (first / pitch, first % pitch, 0);
-    while lane < len {
-        let end = if column < columns { columns } else { pitch };
-        let run = (end - column).min(len - lane);
-        if column < columns {
-            runs[count] = Run { lane, len: run, row: first_row + row, column };
-            count += 1;
-        }
-        lane += run;
-        column += run;
-        if column == pitch {
-            column = 0;
-            row += 1;
-        }
+}
+
+impl Runs {
+    /// Of the pixels `first .. first + len` of rows that are `pitch` apart, `columns` of which are results.
+    #[inline(always)]
+    pub fn new(first: usize, len: usize, pitch: usize, columns: usize, first_row: usize) -> Self {
+        let next = Run { lane: 0, len: 0, row: first_row + first / pitch, column: first % pitch };
+        Self { next, len, pitch, columns }
     }
-    (runs, count)
+}
+
+impl Iterator for Runs {
+    type Item = Run;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Run> {
+        if self.next.column >= self.columns {
+            self.next.lane += self.pitch - self.next.column;
+            self.next.column = 0;
+            self.next.row += 1;
+        }
+        if self.next.lane >= self.len {
+            return None;
+        }
+        let run = Run { len: (self.columns - self.next.column).min(self.len - self.next.lane), ..self.next };
+        self.next.lane += run.len;
+        self.next.column += run.len;
+        Some(run)
+    }
 }
 
 /// Packs the patches of a tile: row `k` holds, for each run, the elements at its pixels plus `offsets[k]`.
@@ -64,13 +75,13 @@ pub(super) unsafe fn pack_tile<S: Simd>(
     pitch: usize,
     first_row: usize,
     offsets: &[usize],
-    runs: &[Run],
+    runs: Runs,
     to: *mut f32,
     end: usize,
 ) {
     let tile_pixels = NV * S::LANES;
-    let start = |run: &Run| (run.row - first_row) * pitch + run.column;
-    let roomy = runs.last().map_or(0, start) + tile_pixels <= end;
+    let start = |run: Run| (run.row - first_row) * pitch + run.column;
+    let roomy = end == usize::MAX || runs.last().map_or(0, start) + tile_pixels <= end;
     for (k, &offset) in offsets.iter().enumerate() {
         // SAFETY: the caller's contract; near the end of the source only the run's own lanes are read.
         unsafe {
@@ -103,7 +114,7 @@ pub(super) unsafe fn gather_tile(
     slide: &Slide,
     source: *const f32,
     in_size: [usize; 2],
-    runs: &[Run],
+    runs: Runs,
     channels: usize,
     tile_pixels: usize,
     to: *mut f32,

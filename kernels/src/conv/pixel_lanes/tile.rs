@@ -1,7 +1,6 @@
 //! Tiles of output channels x pixels: chains started or continued, and the short way to the output.
 
 use super::{MAX_ROWS, NV};
-use crate::activation::{Activation, apply};
 use crate::gemm::micro::{PackedPanel, RhsAddress, multiply};
 use crate::simd::{Job, Simd};
 
@@ -16,20 +15,68 @@ pub(super) struct Tile<R> {
     /// Writable for all rows; holds sums unless `first`.
     pub sums: *mut f32,
     pub first: bool,
-    /// Where the results go from the registers, if the tile is complete and nothing of it is cut off.
+    /// Where the results go from the registers, if the tile is complete and one run.
     pub whole: Option<Whole>,
 }
 
 /// The results of a whole tile, with no step between them.
 #[derive(Clone, Copy)]
 pub(super) struct Whole {
-    /// Writable for `NV * LANES` elements of each row.
+    /// Writable for `len` elements of each row.
     pub output: *mut f32,
+    /// At least one, and as many as the tile has vectors for.
+    pub len: usize,
     /// From one row to the next.
     pub plane: usize,
-    /// A bias for each row, or null.
+    /// A bias for each row.
     pub bias: *const f32,
-    pub relu: bool,
+    /// Smaller results become this.
+    pub least: f32,
+    /// Whether whole vectors are written past the caches; they are aligned then.
+    pub stream: bool,
+}
+
+impl Whole {
+    /// Adds the bias, cuts off below, writes. The loops hold nothing but that, so that the sums stay in their registers.
+    ///
+    /// # Safety
+    /// - The pointers keep what the fields promise for `ROWS` rows of at most `V` vectors, more than `V - 1` of them.
+    #[inline(always)]
+    unsafe fn write<S: Simd, const ROWS: usize, const V: usize>(self, simd: S, acc: &[[S::F; V]; ROWS]) {
+        let Self { output, len, plane, bias, least, stream } = self;
+        let least = simd.splat(least);
+        let last = len - (V - 1) * S::LANES;
+        // SAFETY: the caller's contract.
+        unsafe {
+            let result = |i: usize, v: usize| {
+                let value = simd.add(acc[i][v], simd.splat(*bias.add(i)));
+                // False for NaN, which stays.
+                simd.select(simd.le(value, least), least, value)
+            };
+            let to = |i: usize, v: usize| output.add(i * plane + v * S::LANES);
+            if last < S::LANES {
+                let mask = simd.mask_first(last);
+                for i in 0..ROWS {
+                    for v in 0..V - 1 {
+                        simd.store(to(i, v), result(i, v));
+                    }
+                    simd.store_masked(to(i, V - 1), mask, result(i, V - 1));
+                }
+            } else if stream {
+                for i in 0..ROWS {
+                    for v in 0..V {
+                        simd.stream(to(i, v), result(i, v));
+                    }
+                }
+            } else {
+                for i in 0..ROWS {
+                    for v in 0..V {
+                        simd.store(to(i, v), result(i, v));
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl<R: RhsAddress> Tile<R> {
@@ -92,18 +139,8 @@ impl<R: RhsAddress, const ROWS: usize, const V: usize> Job for FixedTile<R, ROWS
                 }
             }
             multiply(simd, &mut acc, PackedPanel::<ROWS>(lhs), rhs, depth);
-            if let Some(Whole { output, plane, bias, relu }) = whole {
-                for i in 0..ROWS {
-                    let bias = if bias.is_null() { simd.zero() } else { simd.splat(*bias.add(i)) };
-                    for v in 0..V {
-                        let mut value = simd.add(acc[i][v], bias);
-                        if relu {
-                            value = apply(simd, Activation::Relu, value);
-                        }
-                        simd.store(output.add(i * plane + v * S::LANES), value);
-                    }
-                }
-                return;
+            if let Some(whole) = whole {
+                return whole.write(simd, &acc);
             }
             for i in 0..ROWS {
                 for v in 0..V {
