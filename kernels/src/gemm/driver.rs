@@ -6,8 +6,8 @@
 //!     pack lhs                                        tasks over strips
 //!     for each rectangle of the output:               tasks
 //!         for each block of columns (NC):             loop 4
-//!             for each block of depth (KC):           loop 3     pack the block of rhs: it stays in L2
-//!                 for each strip (MR):                loop 2     the strip stays in L1
+//!             for each block of depth (KC):           loop 3     the block of rhs stays in L2
+//!                 for each strip (MR):                loop 2     the first strip packs the block
 //!                     for each panel (NR):            loop 1     the panel comes from L2
 //!                         micro-kernel over k         loop 0     the tile stays in registers
 //! ```
@@ -22,7 +22,7 @@ use super::epilogue::RawEpilogue;
 use super::micro::{ContiguousColumns, ContiguousRows};
 use super::pack::{Strips, pack_panels, pack_strip, panel_vectors};
 use super::plan::{LhsPacking, Operand, Plan, RhsPacking};
-use super::tile::{Ends, MAX_HEIGHT, MAX_WIDTH, Matrix, NV, Panels, tiles_of};
+use super::tile::{Ends, IN_PLACE, MAX_HEIGHT, MAX_WIDTH, Matrix, NV, PACKED, PACKING, Panels, tiles_of};
 use crate::parallel::Parallelism;
 use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
@@ -134,10 +134,12 @@ unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
             let ks = k..rectangle.ks.end.min(k + plan.kc);
             // SAFETY: panels and depth of the block are inside of the rectangle's.
             unsafe {
+                let private =
+                    PackedPanels { start: rectangle.private, depth: ks.len(), first_panel: panel, first_k: k };
+                let mut meeting = rectangle.strips.clone();
                 let packed = match (plan.rhs, product.rhs) {
                     (RhsPacking::InPlace, _) => None,
                     (RhsPacking::Private, Operand::Matrix(rhs)) => {
-                        pack_panels(simd, rhs, product.n, panels.clone(), ks.clone(), rectangle.private);
                         let deeper = ks.end < rectangle.ks.end;
                         let next_k = if deeper { ks.end } else { rectangle.ks.start };
                         let next_panel = if deeper { panels.start } else { panels.end };
@@ -147,14 +149,33 @@ unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
                             let steps = rectangle.strips.len() * panels.len();
                             ahead.block(rhs, next_ks, next_panel * nr..product.n.min(end), steps);
                         }
-                        let (start, depth) = (rectangle.private, ks.len());
-                        Some(PackedPanels { start, depth, first_panel: panel, first_k: k })
+                        if rhs.column_stride == 1 {
+                            // The first strip packs the block on its way.
+                            let first = meeting.start..meeting.end.min(meeting.start + 1);
+                            meeting.start = first.end;
+                            strips::<S, PACKING>(
+                                simd,
+                                rectangle,
+                                Some(private),
+                                first,
+                                panels.clone(),
+                                ks.clone(),
+                                &mut ahead,
+                            );
+                        } else {
+                            pack_panels(simd, rhs, product.n, panels.clone(), ks.clone(), rectangle.private);
+                        }
+                        Some(private)
                     }
                     _ => rectangle.rhs,
                 };
                 match packed {
-                    None => strips::<S, true>(simd, rectangle, packed, panels.clone(), ks.clone(), &mut ahead),
-                    Some(_) => strips::<S, false>(simd, rectangle, packed, panels.clone(), ks.clone(), &mut ahead),
+                    None => {
+                        strips::<S, IN_PLACE>(simd, rectangle, packed, meeting, panels.clone(), ks.clone(), &mut ahead)
+                    }
+                    Some(_) => {
+                        strips::<S, PACKED>(simd, rectangle, packed, meeting, panels.clone(), ks.clone(), &mut ahead)
+                    }
                 }
             }
             k = ks.end;
@@ -169,12 +190,14 @@ unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
 /// Loops 2 and 1: the strips of the rectangle, each against all panels of a block of rhs.
 ///
 /// # Safety
-/// - As for [`blocks`]; `packed` holds `panels` and `ks` unless rhs is read in place.
+/// - As for [`blocks`]; `packed` holds `panels` and `ks` unless rhs is read in place, or has room for them if they are
+///   packed on the way.
 #[inline(always)]
-unsafe fn strips<S: Simd, const IN_PLACE: bool>(
+unsafe fn strips<S: Simd, const RHS: u8>(
     simd: S,
     rectangle: &Rectangle<'_>,
     packed: Option<PackedPanels>,
+    strips: Range<usize>,
     panels: Range<usize>,
     ks: Range<usize>,
     ahead: &mut Ahead,
@@ -193,7 +216,7 @@ unsafe fn strips<S: Simd, const IN_PLACE: bool>(
     }
     // Panels that are whole are met in one go, unless each tile goes through the buffer.
     let whole = panels.end.min(product.n / nr);
-    for strip in rectangle.strips.clone() {
+    for strip in strips {
         let (row, height) = (plan.strips.start(strip), plan.strips.height(strip));
         if let (None, Operand::Matrix(lhs)) = (rectangle.lhs, product.lhs)
             && plan.looks_ahead
@@ -208,16 +231,22 @@ unsafe fn strips<S: Simd, const IN_PLACE: bool>(
             let column = panel * nr;
             let nv = panel_vectors::<S>(column, product.n);
             let columns = (product.n - column).min(nr);
+            let packed_panel = packed.map_or(std::ptr::null(), |p| {
+                p.start.wrapping_add((panel - p.first_panel) * nr * p.depth + (ks.start - p.first_k) * nv * S::LANES)
+            });
             let rhs = match (packed, product.rhs) {
-                (Some(p), _) => {
-                    let width = nv * S::LANES;
-                    let at = (panel - p.first_panel) * nr * p.depth + (ks.start - p.first_k) * width;
-                    Panels { start: p.start.wrapping_add(at), row_stride: width as isize, step: nr * p.depth, count }
+                (Some(p), _) if RHS == PACKED => {
+                    let (row_stride, step) = ((nv * S::LANES) as isize, nr * p.depth);
+                    Panels { start: packed_panel, row_stride, step, count, pack_to: std::ptr::null_mut() }
                 }
-                (None, Operand::Matrix(rhs)) => {
-                    Panels { start: rhs.at(ks.start, column), row_stride: rhs.row_stride, step: nr, count }
-                }
-                (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
+                (_, Operand::Matrix(rhs)) => Panels {
+                    start: rhs.at(ks.start, column),
+                    row_stride: rhs.row_stride,
+                    step: nr,
+                    count,
+                    pack_to: packed_panel.cast_mut(),
+                },
+                (_, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
             };
             let out = element(product, product.out, row, column);
             let mut ends = Ends {
@@ -244,7 +273,7 @@ unsafe fn strips<S: Simd, const IN_PLACE: bool>(
                 match (rectangle.lhs, product.lhs) {
                     (None, Operand::Matrix(lhs)) if lhs.column_stride == 1 => {
                         let lhs = ContiguousRows { start: lhs.at(row, ks.start), row_stride: lhs.row_stride };
-                        tiles_of::<S, _, IN_PLACE>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
+                        tiles_of::<S, _, RHS>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
                     }
                     (packed, operand) => {
                         let lhs = match (packed, operand) {
@@ -257,7 +286,7 @@ unsafe fn strips<S: Simd, const IN_PLACE: bool>(
                             }
                             (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
                         };
-                        tiles_of::<S, _, IN_PLACE>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
+                        tiles_of::<S, _, RHS>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
                     }
                 }
                 if buffered {

@@ -52,6 +52,9 @@ pub(super) fn panel_vectors<S: Simd>(from: usize, n: usize) -> usize {
     (n - from).div_ceil(S::LANES).min(NV)
 }
 
+/// Floats of a row that are read at once: 4 lines.
+const RUN: usize = 64;
+
 /// Packs a strip: `to[k * height + i] = lhs[row + i, ks.start + k]`.
 ///
 /// # Safety
@@ -73,20 +76,46 @@ pub(super) unsafe fn pack_strip<S: Simd>(
     // SAFETY: what is read is inside of the rows and columns named; a vector is stored whole only where `len` has
     // room for it, and what it writes beyond its own column is written again, later, by the next columns.
     unsafe {
-        if lhs.column_stride == 1 && row + whole <= rows {
+        if lhs.column_stride == 1 {
+            // Long runs of each row first: rows of 4 KiB share a set of L1, which has no room for a line of each.
+            let mut runs = [0.0f32; MAX_HEIGHT.next_multiple_of(16) * RUN];
             let mut block = [0.0f32; 16 * 16];
-            while done + S::LANES <= depth {
-                for i in (0..height).step_by(S::LANES) {
+            while done < depth {
+                let run = RUN.min(depth - done);
+                for i in 0..height {
                     let from = lhs.at(row + i, ks.start + done);
-                    simd.transpose(from, lhs.row_stride, block.as_mut_ptr().add(i), 16);
-                }
-                for k in 0..S::LANES {
-                    for i in (0..height).step_by(S::LANES) {
-                        let at = (done + k) * height + i;
-                        simd.store_first(to.add(at), len - at, simd.load(block.as_ptr().add(k * 16 + i)));
+                    let mut k = 0;
+                    while k + S::LANES <= run {
+                        simd.store(runs.as_mut_ptr().add(i * RUN + k), simd.load(from.add(k)));
+                        k += S::LANES;
+                    }
+                    if k < run {
+                        simd.store(runs.as_mut_ptr().add(i * RUN + k), simd.load_first(from.add(k), run - k));
                     }
                 }
-                done += S::LANES;
+                for k in (0..run).step_by(S::LANES) {
+                    let at = (done + k) * height;
+                    let direct = k + S::LANES <= run && at + (S::LANES - 1) * height + whole <= len;
+                    // From the last rows on: what a column has too much, the next one or the rows above write again.
+                    for i in (0..height).step_by(S::LANES).rev() {
+                        let from = runs.as_ptr().add(i * RUN + k);
+                        if direct {
+                            simd.transpose(from, RUN as isize, to.add(at + i), height as isize);
+                        } else {
+                            simd.transpose(from, RUN as isize, block.as_mut_ptr().add(i), 16);
+                        }
+                    }
+                    if direct {
+                        continue;
+                    }
+                    for j in 0..S::LANES.min(run - k) {
+                        for i in (0..height).step_by(S::LANES) {
+                            let at = at + j * height + i;
+                            simd.store_first(to.add(at), len - at, simd.load(block.as_ptr().add(j * 16 + i)));
+                        }
+                    }
+                }
+                done += run;
             }
         } else if lhs.row_stride == 1 && row + whole <= rows {
             while done < depth {

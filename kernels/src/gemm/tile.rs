@@ -12,9 +12,10 @@
 //! ```
 
 use super::ahead::Ahead;
-use super::micro::{LhsAddress, PackedPanel, StridedRhs, multiply, multiply_masked};
+use super::micro::{LhsAddress, PackedPanel, PackingRhs, StridedRhs, multiply, multiply_masked};
 use crate::simd::{Job, Simd};
 use crate::tensor::View;
+use crate::workspace::LINE;
 
 /// A matrix as pointer and strides.
 #[derive(Clone, Copy)]
@@ -61,6 +62,13 @@ pub(crate) const fn max_height(registers: usize, nv: usize) -> usize {
     }
 }
 
+/// How panels of rhs are read: from where they are packed.
+pub(crate) const PACKED: u8 = 0;
+/// From the matrix itself.
+pub(crate) const IN_PLACE: u8 = 1;
+/// From the matrix itself, and packed on the way.
+pub(crate) const PACKING: u8 = 2;
+
 /// The panels of rhs that a strip of lhs meets, side by side.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels {
@@ -71,6 +79,8 @@ pub(crate) struct Panels {
     /// From panel to panel.
     pub step: usize,
     pub count: usize,
+    /// Where the panels are packed, one behind the other; null unless they are.
+    pub pack_to: *mut f32,
 }
 
 /// Where a row of tiles starts from, and where it goes.
@@ -91,7 +101,7 @@ pub(crate) struct Ends {
 /// - `1 <= height <= max_height(nv)` and `1 <= nv <= NV`.
 /// - The contract of [`Tiles`].
 #[inline(always)]
-pub(crate) unsafe fn tiles_of<S: Simd, L: LhsAddress, const IN_PLACE: bool>(
+pub(crate) unsafe fn tiles_of<S: Simd, L: LhsAddress, const RHS: u8>(
     simd: S,
     [height, nv]: [usize; 2],
     lhs: L,
@@ -103,39 +113,39 @@ pub(crate) unsafe fn tiles_of<S: Simd, L: LhsAddress, const IN_PLACE: bool>(
     debug_assert!(height >= 1 && height <= max_height(S::REGISTERS, nv));
     if nv == 1 {
         match height {
-            1 => simd.call(Tiles::<L, 1, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            2 => simd.call(Tiles::<L, 2, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            3 => simd.call(Tiles::<L, 3, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            4 => simd.call(Tiles::<L, 4, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            5 => simd.call(Tiles::<L, 5, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            6 => simd.call(Tiles::<L, 6, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            7 => simd.call(Tiles::<L, 7, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            8 => simd.call(Tiles::<L, 8, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            9 => simd.call(Tiles::<L, 9, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            10 => simd.call(Tiles::<L, 10, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            11 => simd.call(Tiles::<L, 11, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            12 => simd.call(Tiles::<L, 12, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            13 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 13, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-            14 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 14, 1, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+            1 => simd.call(Tiles::<L, 1, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            2 => simd.call(Tiles::<L, 2, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            3 => simd.call(Tiles::<L, 3, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            4 => simd.call(Tiles::<L, 4, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            5 => simd.call(Tiles::<L, 5, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            6 => simd.call(Tiles::<L, 6, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            7 => simd.call(Tiles::<L, 7, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            8 => simd.call(Tiles::<L, 8, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            9 => simd.call(Tiles::<L, 9, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            10 => simd.call(Tiles::<L, 10, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            11 => simd.call(Tiles::<L, 11, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            12 => simd.call(Tiles::<L, 12, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            13 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 13, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            14 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 14, 1, RHS> { lhs, rhs, depth, ends, ahead }),
             _ => {}
         }
         return;
     }
     match height {
-        1 => simd.call(Tiles::<L, 1, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        2 => simd.call(Tiles::<L, 2, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        3 => simd.call(Tiles::<L, 3, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        4 => simd.call(Tiles::<L, 4, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        5 => simd.call(Tiles::<L, 5, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        6 => simd.call(Tiles::<L, 6, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        7 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 7, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        8 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 8, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        9 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 9, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        10 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 10, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        11 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 11, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        12 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 12, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        13 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 13, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        14 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 14, 2, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        1 => simd.call(Tiles::<L, 1, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        2 => simd.call(Tiles::<L, 2, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        3 => simd.call(Tiles::<L, 3, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        4 => simd.call(Tiles::<L, 4, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        5 => simd.call(Tiles::<L, 5, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        6 => simd.call(Tiles::<L, 6, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        7 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 7, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        8 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 8, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        9 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 9, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        10 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 10, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        11 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 11, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        12 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 12, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        13 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 13, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        14 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 14, 2, RHS> { lhs, rhs, depth, ends, ahead }),
         _ => {}
     }
 }
@@ -170,17 +180,29 @@ pub(crate) unsafe fn strip_across<S: Simd, L: LhsAddress>(
     unsafe {
         if whole > 0 {
             let start = rhs.start.wrapping_add(ks.start * nr);
-            let panels = Panels { start, row_stride: nr as isize, step: nr * rhs.depth, count: whole };
+            let panels = Panels {
+                start,
+                row_stride: nr as isize,
+                step: nr * rhs.depth,
+                count: whole,
+                pack_to: std::ptr::null_mut(),
+            };
             let ends = Ends { columns: nr, ..ends };
-            tiles_of::<S, L, false>(simd, [height, NV], lhs, panels, ks.len(), ends, &mut ahead);
+            tiles_of::<S, L, PACKED>(simd, [height, NV], lhs, panels, ks.len(), ends, &mut ahead);
         }
         if rest > 0 {
             let nv = rest.div_ceil(S::LANES);
             let start = rhs.start.wrapping_add(whole * nr * rhs.depth + ks.start * nv * S::LANES);
-            let panels = Panels { start, row_stride: (nv * S::LANES) as isize, step: 0, count: 1 };
+            let panels = Panels {
+                start,
+                row_stride: (nv * S::LANES) as isize,
+                step: 0,
+                count: 1,
+                pack_to: std::ptr::null_mut(),
+            };
             let from = if ends.from.is_null() { ends.from } else { ends.from.wrapping_add(whole * nr) };
             let ends = Ends { from, to: ends.to.wrapping_add(whole * nr), columns: rest, ..ends };
-            tiles_of::<S, L, false>(simd, [height, nv], lhs, panels, ks.len(), ends, &mut ahead);
+            tiles_of::<S, L, PACKED>(simd, [height, nv], lhs, panels, ks.len(), ends, &mut ahead);
         }
     }
 }
@@ -190,10 +212,11 @@ pub(crate) unsafe fn strip_across<S: Simd, L: LhsAddress>(
 /// Whoever makes one vouches that
 /// - `(NV - 1) * LANES < ends.columns <= NV * LANES`, and `ends.columns == NV * LANES` if `rhs.count > 1`;
 /// - `lhs.at(i, k)` is readable for `i < MR`, `k < depth`;
-/// - in each row `k < depth` of each panel `NV * LANES` floats are readable, or `ends.columns` if `IN_PLACE`; unless
-///   `IN_PLACE`, `rhs.row_stride == NV * LANES`;
+/// - in each row `k < depth` of each panel `NV * LANES` floats are readable, or `ends.columns` unless they are `PACKED`; if
+///   they are, `rhs.row_stride == NV * LANES`;
+/// - if it is `PACKING`, `NV * LANES * depth` floats per panel are writable at `rhs.pack_to`;
 /// - `MR` rows of `ends.columns` floats per panel are readable at `ends.from` (unless null) and writable at `ends.to`.
-struct Tiles<'a, L, const MR: usize, const NV: usize, const IN_PLACE: bool> {
+struct Tiles<'a, L, const MR: usize, const NV: usize, const RHS: u8> {
     lhs: L,
     rhs: Panels,
     depth: usize,
@@ -201,26 +224,24 @@ struct Tiles<'a, L, const MR: usize, const NV: usize, const IN_PLACE: bool> {
     ahead: &'a mut Ahead,
 }
 
-impl<L: LhsAddress, const MR: usize, const NV: usize, const IN_PLACE: bool> Job for Tiles<'_, L, MR, NV, IN_PLACE> {
+impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Tiles<'_, L, MR, NV, RHS> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { lhs, rhs, depth, ends, ahead } = self;
-        debug_assert!(IN_PLACE || rhs.row_stride == (NV * S::LANES) as isize);
+        debug_assert!(RHS != PACKED || rhs.row_stride == (NV * S::LANES) as isize);
         debug_assert!(rhs.count == 1 || ends.columns == NV * S::LANES);
         let whole = ends.columns == NV * S::LANES;
         let mask = simd.mask_first(ends.columns - (NV - 1) * S::LANES);
         let Ends { mut from, mut to, .. } = ends;
-        let mut start = rhs.start;
-        for _ in 0..rhs.count {
+        let (mut start, mut pack_to) = (rhs.start, rhs.pack_to);
+        for panel in 0..rhs.count {
             let mut acc = [[simd.zero(); NV]; MR];
             // SAFETY: the maker's promise; vectors before the last are whole, the last is masked unless it is whole too.
             unsafe {
                 if from.is_null() {
                     // The lines of the output arrive while the loop runs.
-                    for i in 0..MR {
-                        simd.prefetch(to.offset(i as isize * ends.to_stride));
-                    }
+                    ask_for_rows::<S, MR, NV>(simd, to, ends.to_stride);
                 } else {
                     for i in 0..MR {
                         let row = from.offset(i as isize * ends.from_stride);
@@ -229,10 +250,23 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const IN_PLACE: bool> Job 
                             acc[i][v] = if whole || v + 1 < NV { simd.load(at) } else { simd.load_masked(at, mask) };
                         }
                     }
+                    // What the next tile continues: to the right, or where the next strip starts.
                     from = from.wrapping_add(NV * S::LANES);
+                    let last = panel + 1 == rhs.count;
+                    let next = if last { ends.from.wrapping_offset(MR as isize * ends.from_stride) } else { from };
+                    ask_for_rows::<S, MR, NV>(simd, next, ends.from_stride);
                 }
                 ahead.step(simd);
-                if IN_PLACE {
+                if RHS == PACKING {
+                    let rhs = PackingRhs { start, row_stride: rhs.row_stride, to: pack_to };
+                    match lhs.packed_panel(MR) {
+                        Some(panel) if whole => {
+                            multiply::<S, _, MR, NV>(simd, &mut acc, PackedPanel::<MR>(panel), rhs, depth)
+                        }
+                        _ if whole => multiply::<S, _, MR, NV>(simd, &mut acc, lhs, rhs, depth),
+                        _ => multiply_masked::<S, _, MR, NV>(simd, &mut acc, lhs, rhs, depth, mask),
+                    }
+                } else if RHS == IN_PLACE {
                     let rhs = StridedRhs { start, row_stride: rhs.row_stride };
                     if whole {
                         multiply::<S, _, MR, NV>(simd, &mut acc, lhs, rhs, depth);
@@ -261,6 +295,19 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const IN_PLACE: bool> Job 
             }
             to = to.wrapping_add(NV * S::LANES);
             start = start.wrapping_add(rhs.step);
+            pack_to = pack_to.wrapping_add(NV * S::LANES * depth);
         }
+    }
+}
+
+/// Asks for the lines of a tile's rows, which seldom start with a line.
+#[inline(always)]
+fn ask_for_rows<S: Simd, const MR: usize, const NV: usize>(simd: S, start: *const f32, stride: isize) {
+    for i in 0..MR {
+        let row = start.wrapping_offset(i as isize * stride);
+        for column in (0..NV * S::LANES).step_by(LINE) {
+            simd.prefetch(row.wrapping_add(column));
+        }
+        simd.prefetch(row.wrapping_add(NV * S::LANES - 1));
     }
 }

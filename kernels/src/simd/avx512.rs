@@ -194,7 +194,8 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
         // Four blocks of 8 x 8: 512-bit shuffles share a port with an FMA unit on Intel's cores, loads do not.
-        for i in 0..2isize {
+        // The right half of each row first, or it would overwrite the left half of a later one.
+        for i in [1isize, 0] {
             for j in 0..2isize {
                 // SAFETY: the caller's contract covers all four blocks.
                 unsafe {

@@ -151,6 +151,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn swap_pairs(self, a: Self::F) -> Self::F;
 
     /// Transposes a block of `LANES` x `LANES` floats: `to[j * to_stride + i] = from[i * from_stride + j]`.
+    /// Rows of `to` may overlap, if `to_stride` is less than `LANES`: a later row overwrites what an earlier one has
+    /// too much.
     ///
     /// # Safety
     /// - `LANES` rows of `LANES` floats are readable, `from_stride` apart.

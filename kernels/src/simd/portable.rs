@@ -185,8 +185,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize) {
-        for i in 0..4isize {
-            for j in 0..4isize {
+        for j in 0..4isize {
+            for i in 0..4isize {
                 // SAFETY: the caller's contract covers the whole block.
                 unsafe { *to.offset(j * to_stride + i) = *from.offset(i * from_stride + j) };
             }

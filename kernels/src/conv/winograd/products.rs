@@ -16,7 +16,7 @@ use std::ops::Range;
 use super::Context;
 use super::cut::Block;
 use crate::gemm::micro::ColumnBlocks;
-use crate::gemm::tile::{Ends, NV, Panels, max_height, tiles_of};
+use crate::gemm::tile::{Ends, NV, PACKED, Panels, max_height, tiles_of};
 use crate::gemm::{Ahead, Strips};
 use crate::simd::{Job, Simd};
 
@@ -57,7 +57,8 @@ impl Job for Products<'_> {
                 for k in (0..ic).step_by(DEPTH) {
                     let depth = DEPTH.min(ic - k);
                     let start = u.wrapping_add(k * width);
-                    let rhs = Panels { start, row_stride: width as isize, step: 0, count: 1 };
+                    let rhs =
+                        Panels { start, row_stride: width as isize, step: 0, count: 1, pack_to: std::ptr::null_mut() };
                     for strip in 0..strips.count {
                         let (first, height) = (strips.start(strip), strips.height(strip));
                         let start = v.wrapping_add(k / 16 * cut.v_group + first * 16);
@@ -67,7 +68,7 @@ impl Job for Products<'_> {
                         let from = if k == 0 { std::ptr::null() } else { to.cast_const() };
                         let ends = Ends { from, from_stride: stride, to, to_stride: stride, columns: width };
                         // SAFETY: the maker's promise; strips and panels are inside of `u`, `v` and `m`.
-                        unsafe { tiles_of::<S, _, false>(simd, [height, nv], lhs, rhs, depth, ends, &mut ahead) };
+                        unsafe { tiles_of::<S, _, PACKED>(simd, [height, nv], lhs, rhs, depth, ends, &mut ahead) };
                     }
                 }
             }
