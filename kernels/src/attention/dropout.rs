@@ -66,7 +66,7 @@ impl Dropout {
         let sequence = self.first_sequence.wrapping_add(sequence);
         let words = philox4x32::<FEWEST_ROUNDS>([block, row as u32, head as u32, sequence as u32], self.key());
         let word = words[key / 16 % 4] as i32;
-        let number = if key / RUN % 2 == 0 { word << 16 >> 16 } else { word >> 16 };
+        let number = if (key / RUN).is_multiple_of(2) { word << 16 >> 16 } else { word >> 16 };
         number as f32 >= self.threshold()
     }
 

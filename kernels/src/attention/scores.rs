@@ -228,9 +228,7 @@ pub(super) unsafe fn fold_rows<S: Simd, const MAX: bool, const M: usize>(simd: S
     while first < M {
         let mut folded = [simd.zero(); MAX_LANES];
         let here = S::LANES.min(M - first);
-        for i in 0..here {
-            folded[i] = rows[first + i];
-        }
+        folded[..here].copy_from_slice(&rows[first..first + here]);
         let mut count = here.next_power_of_two();
         if S::LANES >= 16 {
             count = fold_groups::<S, MAX, 8>(simd, &mut folded, count);
