@@ -93,9 +93,12 @@ mod tests {
     use super::*;
     use crate::simd::{Isa, Job, dispatch};
 
+    /// A counter, a key, and the answers after 7 rounds and after 10.
+    type Known = ([u32; 4], [u32; 2], [[u32; 4]; 2]);
+
     /// The known answers that the authors publish with their implementation (Random123, `kat_vectors`), after 7 rounds and
     /// after 10.
-    const KNOWN: [([u32; 4], [u32; 2], [[u32; 4]; 2]); 3] = [
+    const KNOWN: [Known; 3] = [
         (
             [0; 4],
             [0; 2],
