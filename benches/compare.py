@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The layers of a shape file in PyTorch, ONNX Runtime and OpenVINO, beside kernelbench.
+"""The layers or attentions of a shape file in PyTorch, ONNX Runtime and OpenVINO, beside kernelbench.
 
     pip install torch onnxruntime onnx openvino numpy
     cargo build --release
     python3 benches/compare.py benches/shapes/conv_networks.csv --threads 2
     python3 benches/compare.py benches/shapes/conv_training.csv --threads 2 --pass backward
+    python3 benches/compare.py benches/shapes/attention.csv --threads 2
 
 A library that is not installed is left out, and so is a direction that it has not: backward runs in PyTorch alone.
 
@@ -14,7 +15,9 @@ because what slows a machine down for a while must not hit one library alone. A 
 calls for a quarter of a second, at least five. Libraries that can prepare weights ahead of time do, as plans do here.
 PyTorch is given the layer in both memory formats, and the faster one counts.
 
-Speeds are GFLOP/s of a direct convolution, twice that for backward (data, weights and bias). The last column is
+Speeds are GFLOP/s of a direct convolution, twice that for backward (data, weights and bias); of the products of an
+attention that its pairs need, 2.5 times that for backward. ONNX Runtime and OpenVINO know no grouped heads; OpenVINO is
+given static and dynamic shapes, and the faster kernel counts. The last column is
 the speed of kernelbench over that of the fastest library: above 1, kernelbench is ahead.
 """
 
@@ -32,13 +35,16 @@ import tempfile
 import time
 from dataclasses import dataclass
 
+HEAD_FIELDS = "name batch heads kv_heads q_len kv_len head_dim causal".split()
 FIELDS = "name n c h w k r s stride_h stride_w pad_h pad_w dilation_h dilation_w groups".split()
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @dataclass
 class Layer:
-    """One line of a shape file."""
+    """One line of a shape file of convolutions."""
+
+    kind, fields = "conv", FIELDS
 
     name: str
     n: int
@@ -55,12 +61,6 @@ class Layer:
     dilation_h: int
     dilation_w: int
     groups: int
-
-    @staticmethod
-    def read(path):
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                yield Layer(row["name"], *(int(row[field]) for field in FIELDS[1:]))
 
     @property
     def x_shape(self):
@@ -87,6 +87,50 @@ class Layer:
         return forward if direction == "forward" else 2 * forward
 
 
+@dataclass
+class Heads:
+    """One line of a shape file of attentions."""
+
+    kind, fields = "attention", HEAD_FIELDS
+
+    name: str
+    batch: int
+    heads: int
+    kv_heads: int
+    q_len: int
+    kv_len: int
+    head_dim: int
+    causal: int
+
+    @property
+    def q_shape(self):
+        return self.batch, self.heads, self.q_len, self.head_dim
+
+    @property
+    def kv_shape(self):
+        return self.batch, self.kv_heads, self.kv_len, self.head_dim
+
+    @property
+    def plain(self):
+        """Whether every head has keys of its own, and causal means the same from either corner."""
+        return self.heads == self.kv_heads and (not self.causal or self.q_len == self.kv_len)
+
+    def operations(self, direction):
+        offset = self.kv_len - self.q_len
+        pairs = sum(min(self.kv_len, offset + i + 1) for i in range(self.q_len))
+        pairs = pairs if self.causal else self.q_len * self.kv_len
+        forward = 4 * self.batch * self.heads * pairs * self.head_dim
+        return forward if direction == "forward" else 2.5 * forward
+
+
+def read(path):
+    """The lines of a shape file, of whichever kind."""
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            kind = Heads if "head_dim" in row else Layer
+            yield kind(row["name"], *(int(row[field]) for field in kind.fields[1:]))
+
+
 def best_of(call):
     """The seconds of the fastest call."""
     call()
@@ -110,7 +154,25 @@ class PyTorch:
         self.torch = torch
         torch.set_num_threads(threads)
 
-    def seconds(self, layer, direction):
+    def attention(self, heads, direction):
+        torch = self.torch
+        q, k, v = (torch.rand(shape).sub_(0.5) for shape in (heads.q_shape, heads.kv_shape, heads.kv_shape))
+        options = {"enable_gqa": heads.heads != heads.kv_heads}
+        if heads.causal and heads.q_len == heads.kv_len:
+            options["is_causal"] = True
+        elif heads.causal:
+            seen = torch.ones(heads.q_len, heads.kv_len, dtype=torch.bool)
+            options["attn_mask"] = seen.tril(heads.kv_len - heads.q_len)
+        forward = torch.nn.functional.scaled_dot_product_attention
+        if direction == "forward":
+            with torch.inference_mode():
+                return best_of(lambda: forward(q, k, v, **options))
+        inputs = tuple(x.requires_grad_() for x in (q, k, v))
+        out = forward(*inputs, **options)
+        dout = torch.rand_like(out).sub_(0.5)
+        return best_of(lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True))
+
+    def conv(self, layer, direction):
         formats = (self.torch.contiguous_format, self.torch.channels_last)
         return min(self.in_format(layer, direction, memory) for memory in formats)
 
@@ -158,6 +220,35 @@ def onnx_model(layer):
     return model, random.uniform(-0.5, 0.5, layer.x_shape).astype(numpy.float32)
 
 
+def attention_model(heads):
+    """The attention as an ONNX file of ONNX Runtime's own operator, and its inputs."""
+    import numpy
+    import onnx
+
+    hidden = heads.heads * heads.head_dim
+    shapes = {
+        "q": (heads.batch, heads.q_len, hidden),
+        "k": (heads.batch, heads.kv_len, hidden),
+        "v": (heads.batch, heads.kv_len, hidden),
+    }
+    node = onnx.helper.make_node(
+        "MultiHeadAttention",
+        tuple(shapes),
+        ("y",),
+        domain="com.microsoft",
+        num_heads=heads.heads,
+        unidirectional=heads.causal,
+    )
+    kind = onnx.TensorProto.FLOAT
+    inputs = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()]
+    y = onnx.helper.make_tensor_value_info("y", kind, shapes["q"])
+    graph = onnx.helper.make_graph([node], heads.name, inputs, [y])
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    random = numpy.random.default_rng(1)
+    return model, {name: random.uniform(-0.5, 0.5, shape).astype(numpy.float32) for name, shape in shapes.items()}
+
+
 class OnnxRuntime:
     module = "onnxruntime"
     directions = ("forward",)
@@ -169,7 +260,19 @@ class OnnxRuntime:
         self.options = onnxruntime.SessionOptions()
         self.options.intra_op_num_threads = threads
 
-    def seconds(self, layer, direction):
+    def attention(self, heads, direction):
+        if not heads.plain:
+            return None
+        model, inputs = attention_model(heads)
+        session = self.onnxruntime.InferenceSession(model, self.options, providers=["CPUExecutionProvider"])
+        binding = session.io_binding()
+        for name, x in inputs.items():
+            binding.bind_ortvalue_input(name, self.onnxruntime.OrtValue.ortvalue_from_numpy(x))
+        y = self.onnxruntime.OrtValue.ortvalue_from_shape_and_type(inputs["q"].shape, inputs["q"].dtype)
+        binding.bind_ortvalue_output("y", y)
+        return best_of(lambda: session.run_with_iobinding(binding))
+
+    def conv(self, layer, direction):
         model, x = onnx_model(layer)
         session = self.onnxruntime.InferenceSession(model, self.options, providers=["CPUExecutionProvider"])
         # Input and output stay where they are: no copy is timed.
@@ -194,7 +297,28 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY",
         }
 
-    def seconds(self, layer, direction):
+    def attention(self, heads, direction):
+        import numpy
+        from openvino import opset13
+
+        if not heads.plain:
+            return None
+        shapes = [heads.q_shape, heads.kv_shape, heads.kv_shape]
+        random = numpy.random.default_rng(1)
+        inputs = [random.uniform(-0.5, 0.5, shape).astype(numpy.float32) for shape in shapes]
+
+        def declared(shapes):
+            q, k, v = (opset13.parameter(shape, numpy.float32) for shape in shapes)
+            attention = opset13.scaled_dot_product_attention(q, k, v, causal=bool(heads.causal))
+            model = self.openvino.Model([attention], [q, k, v])
+            request = self.core.compile_model(model, "CPU", self.config).create_infer_request()
+            for index, x in enumerate(inputs):
+                request.set_input_tensor(index, self.openvino.Tensor(x, shared_memory=True))
+            return best_of(request.infer)
+
+        return min(declared(shapes), declared([(-1, shape[1], -1, shape[3]) for shape in shapes]))
+
+    def conv(self, layer, direction):
         model, x = onnx_model(layer)
         request = self.core.compile_model(model, b"", "CPU", self.config).create_infer_request()
         request.set_input_tensor(self.openvino.Tensor(x, shared_memory=True))
@@ -209,7 +333,8 @@ def serve(pipe, name, threads):
     library = LIBRARIES[name](threads)
     while job := pipe.recv():
         try:
-            pipe.send((library.seconds(*job), None))
+            layer, direction = job
+            pipe.send((getattr(library, layer.kind)(layer, direction), None))
         except Exception as error:  # whatever a library dislikes about a layer is said, and the layer left out
             pipe.send((None, f"{type(error).__name__}: {error}"))
 
@@ -237,13 +362,14 @@ class KernelBench:
     name = "kernelbench"
 
     def __init__(self, program, threads):
-        self.command = [program, "conv", "--format", "json", "--threads", str(threads)]
+        self.program, self.options = program, ["--format", "json", "--threads", str(threads)]
 
     def seconds(self, layer, direction):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "layer.csv")
-            path.write_text(",".join(FIELDS) + "\n" + ",".join(str(getattr(layer, f)) for f in FIELDS) + "\n")
-            command = self.command + ["--shapes", str(path), "--pass", direction]
+            values = (str(getattr(layer, field)) for field in layer.fields)
+            path.write_text(",".join(layer.fields) + "\n" + ",".join(values) + "\n")
+            command = [self.program, layer.kind, *self.options, "--shapes", str(path), "--pass", direction]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             print(f"kernelbench failed on {layer.name}", file=sys.stderr)
@@ -266,7 +392,7 @@ def main():
     parser.add_argument("--out", help="also write the best seconds to this JSON file")
     args = parser.parse_args()
 
-    layers = [layer for layer in Layer.read(args.shapes) if args.only in layer.name]
+    layers = [layer for layer in read(args.shapes) if args.only in layer.name]
     if not layers:
         sys.exit(f"no layer of {args.shapes} has {args.only!r} in its name")
     contenders = [

@@ -201,7 +201,7 @@ impl<'a> Problem<'a> {
         match self.head.dropout {
             None => 1.0,
             Some(dropout) if dropout.keeps([row / q_len / heads, row / q_len % heads, row % q_len, key]) => {
-                1.0 / (1.0 - f64::from(dropout.probability))
+                dropout.factor()
             }
             Some(_) => 0.0,
         }
@@ -256,6 +256,77 @@ impl<'a> Problem<'a> {
     }
 }
 
+/// What a backward call is given and what it wrote.
+struct Results<'a> {
+    out: &'a [f32],
+    lse: &'a [f32],
+    dq: &'a [f32],
+    dk: &'a [f32],
+    dv: &'a [f32],
+}
+
+impl Problem<'_> {
+    /// The gradients of one key and its value, row of all heads of keys, from outputs and log-sum-exps that have been
+    /// checked; and the sums of what their terms may err by, in units of the tolerance.
+    fn key(&self, key: usize, results: &Results<'_>) -> [Vec<(f64, f64)>; 2] {
+        let [_, heads, q_len, dim] = self.q_shape();
+        let [_, kv_heads, kv_len, _] = self.kv_shape();
+        let (spec, group) = (&self.head.spec, self.head.spec.group());
+        let (batch, kv_head, j) = (key / kv_len / kv_heads, key / kv_len % kv_heads, key % kv_len);
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| a as f64 * b as f64).sum::<f64>();
+        let (k, v) = (&self.k[key * dim..][..dim], &self.v[key * dim..][..dim]);
+        let (mut dk, mut dv) = (vec![(0.0, 0.0); dim], vec![(0.0, 0.0); dim]);
+        for head in kv_head * group..(kv_head + 1) * group {
+            for i in 0..q_len {
+                if !spec.visible_keys(i, q_len, kv_len).contains(&j) {
+                    continue;
+                }
+                let row = (batch * heads + head) * q_len + i;
+                let [q, out, dout] = [&self.q, results.out, &self.dout].map(|of| &of[row * dim..][..dim]);
+                let weight = (spec.scale as f64 * dot(q, k) - results.lse[row] as f64).exp();
+                let factor = self.factor(row, j);
+                let (dweight, mean) = (factor * dot(dout, v), dot(dout, out));
+                let (slope, size) = (spec.scale as f64 * weight, dweight.abs() + mean.abs() + (dim as f64).sqrt());
+                for d in 0..dim {
+                    dk[d].0 += slope * (dweight - mean) * q[d] as f64;
+                    dk[d].1 += slope * size * (q[d] as f64).abs();
+                    dv[d].0 += weight * factor * dout[d] as f64;
+                    dv[d].1 += weight * factor * (dout[d] as f64).abs();
+                }
+            }
+        }
+        [dk, dv]
+    }
+}
+
+/// Compares the gradients of a sample of keys and values, as [`check`] does rows.
+fn check_keys(problem: &Problem<'_>, results: &Results<'_>) -> Result<(usize, f64), Failure> {
+    let [batch, kv_heads, kv_len, dim] = problem.kv_shape();
+    let keys = batch * kv_heads * kv_len;
+    let checked = keys.min(CHECKED_ROWS);
+    let mut worst = 0.0f64;
+    for sample in 0..checked {
+        let key = sampled(sample, checked, keys);
+        let expected = problem.key(key, results);
+        for ((what, given), expected) in [("key", results.dk), ("value", results.dv)].into_iter().zip(&expected) {
+            for (&given, &(expected, size)) in given[key * dim..][..dim].iter().zip(expected) {
+                let error = (given as f64 - expected).abs() / (TOLERANCE * size.max(f64::MIN_POSITIVE));
+                if error.is_nan() || error > 1.0 {
+                    let name = &problem.head.name;
+                    return Err(Failure::study(format!("{name}: gradient of {what} {key} is {given}, not {expected}")));
+                }
+                worst = worst.max(error);
+            }
+        }
+    }
+    Ok((2 * checked * dim, worst))
+}
+
+/// The first and the last of `all`, and others in between.
+fn sampled(sample: usize, samples: usize, all: usize) -> usize {
+    if samples > 1 { sample * (all - 1) / (samples - 1) } else { 0 }
+}
+
 /// Rows that are compared with the definition.
 const CHECKED_ROWS: usize = 24;
 
@@ -269,8 +340,7 @@ fn check(problem: &Problem<'_>, results: &[f32], gradient: bool) -> Result<(usiz
     let mut worst = 0.0f64;
     let checked = rows.min(CHECKED_ROWS);
     for sample in 0..checked {
-        // The first and the last row, and others in between.
-        let row = if checked > 1 { sample * (rows - 1) / (checked - 1) } else { 0 };
+        let row = sampled(sample, checked, rows);
         let (out, dq) = problem.row(row);
         let scale = if gradient { (dim as f64).sqrt() } else { 1.0 };
         for (&given, &expected) in results[row * dim..][..dim].iter().zip(if gradient { &dq } else { &out }) {
@@ -322,7 +392,10 @@ fn study(head: &Head, options: &Options, peak: f64, parallelism: Parallelism) ->
                 Ok(plan.backward(&inputs, &out, &dout, &lse, gradients, &mut workspace, parallelism)?)
             };
             let timing = time(Budget::default(), &mut backward)?;
-            checked = check(&problem, &dq, true)?;
+            let results = Results { out: &out, lse: &lse, dq: &dq, dk: &dk, dv: &dv };
+            checked = check(&problem, results.dq, true)?;
+            let (elements, worst) = check_keys(&problem, &results)?;
+            checked = (checked.0 + elements, checked.1.max(worst));
             (timing, 2.5)
         }
     };

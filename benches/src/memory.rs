@@ -283,9 +283,9 @@ fn study(kernel: &Kernel, buffers: &mut Buffers, execution: Execution, copy: f64
     })
 }
 
-/// The instruction set to check against.
+/// The instruction set to check against: the narrowest.
 fn portable() -> Isa {
-    if Isa::Portable.is_available() { Isa::Portable } else { Isa::Avx2 }
+    Isa::available().last().unwrap_or(Isa::Portable)
 }
 
 fn header(options: &Options, copies: [f64; 2], out: &mut (dyn Write + Send)) -> Result<(), Failure> {

@@ -11,7 +11,7 @@
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
-use crate::simd::each::{load, store};
+use crate::simd::each::{Step, each_vector, load, store};
 use crate::simd::{Job, Simd, dispatch};
 
 /// A rough cost per element on one core, in seconds.
@@ -54,7 +54,7 @@ pub fn forward<'t>(
     let len = check(shape, table.len(), indices)?;
     check_len("y", len, y.len())?;
     let execution = execution.into();
-    execution.isa()?;
+    let isa = execution.isa()?;
     if len == 0 {
         return Ok(());
     }
@@ -64,11 +64,49 @@ pub fn forward<'t>(
     parallelism.for_each(parts.count(), parallelism.threads(), &|task, _| {
         // SAFETY: each index comes up once.
         let y = unsafe { parts.take(task) };
-        for (y, &index) in y.chunks_exact_mut(columns).zip(&indices[task * block..]) {
-            y.copy_from_slice(&table[index * columns..][..columns]);
-        }
+        dispatch(isa, Gather { table, columns, indices: &indices[task * block..], y });
     });
     Ok(())
+}
+
+/// Copies rows, each while the next is asked for: no hardware foresees where that lies.
+struct Gather<'a> {
+    table: &'a [f32],
+    columns: usize,
+    /// As many as `y` has rows, or more.
+    indices: &'a [usize],
+    y: &'a mut [f32],
+}
+
+impl Job for Gather<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { table, columns, indices, y } = self;
+        for (row, (y, &index)) in y.chunks_exact_mut(columns).zip(indices).enumerate() {
+            let next = indices.get(row + 1).map_or(table.as_ptr(), |&next| table.as_ptr().wrapping_add(next * columns));
+            let x = table[index * columns..][..columns].as_ptr();
+            // SAFETY: both rows have `columns` elements.
+            unsafe { each_vector(simd, columns, &Copy { x, next, y: y.as_mut_ptr() }) };
+        }
+    }
+}
+
+/// `y = x`
+struct Copy {
+    x: *const f32,
+    /// Any address is fine.
+    next: *const f32,
+    y: *mut f32,
+}
+
+impl Step for Copy {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        simd.prefetch(self.next.wrapping_add(at));
+        // SAFETY: the caller's contract.
+        unsafe { store(simd, self.y.add(at), count, load(simd, self.x.add(at), count)) };
+    }
 }
 
 /// `dtable[indices[i], :] += dy[i, :]`, one after the other: adds to what is there.
@@ -129,23 +167,44 @@ impl Job for Add<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { columns, first, indices, dy, dtable } = self;
         let rows = dtable.len() / columns;
+        // A row that is found waits for the next to be found, which is asked for meanwhile.
+        let mut waiting: Option<(*mut f32, *const f32)> = None;
         for (&index, dy) in indices.iter().zip(dy.chunks_exact(columns)) {
             // What lies before the range wraps around to far beyond it.
             let row = index.wrapping_sub(first);
             if row >= rows {
                 continue;
             }
-            let sum = dtable[row * columns..][..columns].as_mut_ptr();
-            let mut at = 0;
-            while at < columns {
-                let count = S::LANES.min(columns - at);
+            let found = (dtable[row * columns..][..columns].as_mut_ptr(), dy.as_ptr());
+            if let Some((sum, dy)) = waiting.replace(found) {
                 // SAFETY: both rows have `columns` elements.
-                unsafe {
-                    let v = simd.add(load(simd, sum.add(at), count), load(simd, dy.as_ptr().add(at), count));
-                    store(simd, sum.add(at), count, v);
-                }
-                at += S::LANES;
+                unsafe { each_vector(simd, columns, &AddRow { sum, dy, next: found }) };
             }
+        }
+        if let Some((sum, dy)) = waiting {
+            // SAFETY: both rows have `columns` elements.
+            unsafe { each_vector(simd, columns, &AddRow { sum, dy, next: (sum, dy) }) };
+        }
+    }
+}
+
+/// `sum += dy`
+struct AddRow {
+    sum: *mut f32,
+    dy: *const f32,
+    /// What is asked for meanwhile.
+    next: (*mut f32, *const f32),
+}
+
+impl Step for AddRow {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        simd.prefetch(self.next.0.wrapping_add(at));
+        simd.prefetch(self.next.1.wrapping_add(at));
+        // SAFETY: the caller's contract.
+        unsafe {
+            let v = simd.add(load(simd, self.sum.add(at), count), load(simd, self.dy.add(at), count));
+            store(simd, self.sum.add(at), count, v);
         }
     }
 }

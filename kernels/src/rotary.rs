@@ -75,21 +75,63 @@ impl Rotary {
         if !(base.is_finite() && base > 0.0) {
             return Err(Error::invalid("base", "a finite number above 0", base));
         }
+        let angle = |position: usize, pair: usize| position as f64 / base.powf(2.0 * pair as f64 / dim as f64);
+        Self::build(pairing, dim, positions, |position, pair| {
+            let angle = angle(position, pair);
+            (angle.cos() as f32, angle.sin() as f32)
+        })
+    }
+
+    /// With cosines and sines of the caller's, `[positions][dim / 2]` each: angles that are scaled or learnt.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a `dim` that is odd or 0, [`Error::Length`] for tables that have no whole number of positions
+    /// or not the same, [`Error::Overflow`], [`Error::OutOfMemory`].
+    ///
+    /// ```
+    /// use kernels::Parallelism;
+    /// use kernels::rotary::{Pairing, Rotary, Shape};
+    /// let rotary = Rotary::with_angles(Pairing::Half, 2, &[0.0, 0.5], &[1.0, 0.5])?;
+    /// let shape = Shape { outer: 1, length: 2, inner: 1, head_dim: 2 };
+    /// let mut y = [0.0; 4];
+    /// rotary.forward(shape, 0, &[1.0, 0.0, 2.0, 4.0], &mut y, Parallelism::Serial)?;
+    /// assert_eq!(y, [0.0, 1.0, -1.0, 3.0]);
+    /// # Ok::<(), kernels::Error>(())
+    /// ```
+    pub fn with_angles(pairing: Pairing, dim: usize, cos: &[f32], sin: &[f32]) -> Result<Self, Error> {
+        if dim == 0 || !dim.is_multiple_of(2) {
+            return Err(Error::invalid("dim", "an even number above 0", dim));
+        }
+        let (half, positions) = (dim / 2, cos.len() / (dim / 2));
+        check_len("cos", half * positions, cos.len())?;
+        check_len("sin", cos.len(), sin.len())?;
+        Self::build(pairing, dim, positions, |position, pair| {
+            let at = position * half + pair;
+            (cos[at], sin[at])
+        })
+    }
+
+    /// `turn(position, pair)` is a cosine and a sine.
+    fn build(
+        pairing: Pairing,
+        dim: usize,
+        positions: usize,
+        turn: impl Fn(usize, usize) -> (f32, f32),
+    ) -> Result<Self, Error> {
         let width = if pairing == Pairing::Half { dim / 2 } else { dim };
         let len = checked_len("positions", &[positions, 2, width])?;
         let mut table = Vec::new();
         table.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len * size_of::<f32>() })?;
         for position in 0..if len == 0 { 0 } else { positions } {
-            let angle = |pair: usize| position as f64 / base.powf(2.0 * pair as f64 / dim as f64);
             match pairing {
                 Pairing::Half => {
-                    table.extend((0..width).map(|i| angle(i).cos() as f32));
-                    table.extend((0..width).map(|i| angle(i).sin() as f32));
+                    table.extend((0..width).map(|i| turn(position, i).0));
+                    table.extend((0..width).map(|i| turn(position, i).1));
                 }
                 Pairing::Interleaved => {
-                    table.extend((0..width).map(|i| angle(i / 2).cos() as f32));
+                    table.extend((0..width).map(|i| turn(position, i / 2).0));
                     let sign = |i: usize| if i.is_multiple_of(2) { -1.0 } else { 1.0 };
-                    table.extend((0..width).map(|i| (sign(i) * angle(i / 2).sin()) as f32));
+                    table.extend((0..width).map(|i| sign(i) * turn(position, i / 2).1));
                 }
             }
         }
@@ -225,6 +267,9 @@ impl Rotary {
     }
 }
 
+/// How far ahead inputs are asked for, in elements: a page, at whose end the hardware stops to foresee.
+const AHEAD: usize = 1024;
+
 struct Turn<'a, const BACK: bool> {
     rotary: &'a Rotary,
     /// The first one.
@@ -282,6 +327,8 @@ impl<const BACK: bool> Step for TurnHalves<BACK> {
         unsafe {
             let (cos, sin) = (load(simd, self.cos.add(at), count), load(simd, self.sin.add(at), count));
             let sin = if BACK { simd.sub(simd.zero(), sin) } else { sin };
+            simd.prefetch(self.x.wrapping_add(AHEAD + at));
+            simd.prefetch(self.x.wrapping_add(AHEAD + self.half + at));
             let (a, b) = (load(simd, self.x.add(at), count), load(simd, self.x.add(self.half + at), count));
             store(simd, self.y.add(at), count, simd.sub(simd.mul(a, cos), simd.mul(b, sin)));
             store(simd, self.y.add(self.half + at), count, simd.fma(a, sin, simd.mul(b, cos)));
@@ -304,6 +351,7 @@ impl<const BACK: bool> Step for TurnNeighbours<BACK> {
         unsafe {
             let (cos, sin) = (load(simd, self.cos.add(at), count), load(simd, self.sin.add(at), count));
             let sin = if BACK { simd.sub(simd.zero(), sin) } else { sin };
+            simd.prefetch(self.x.wrapping_add(AHEAD + at));
             let v = load(simd, self.x.add(at), count);
             store(simd, self.y.add(at), count, simd.fma(simd.swap_pairs(v), sin, simd.mul(v, cos)));
         }

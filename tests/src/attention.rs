@@ -464,7 +464,7 @@ impl Case {
             // What dropout multiplies a weight with: rounded once itself, and once as a factor.
             let factor = |j: usize| match self.dropout {
                 None => 1.0,
-                Some(dropout) if dropout.keeps([b, h, i, j]) => 1.0 / (1.0 - f64::from(dropout.probability)),
+                Some(dropout) if dropout.keeps([b, h, i, j]) => dropout.factor(),
                 Some(_) => 0.0,
             };
             let roundings = if self.dropout.is_some() { 2.0 * U } else { 0.0 };
@@ -473,7 +473,7 @@ impl Case {
                 let at = self.flat(3, [b, h, i, c]);
                 let magnitude: f64 =
                     seen.iter().map(|&(j, logit, ..)| weight(logit) * factor(j) * value(j, c).abs()).sum();
-                let largest = self.dropout.map_or(1.0, |dropout| 1.0 / (1.0 - f64::from(dropout.probability)));
+                let largest = self.dropout.map_or(1.0, |dropout| dropout.factor());
                 bounds.out[at] = relative * magnitude + 2.0 * largest * kv_len as f64 * tiny;
                 mean += dout(c) * out[at];
                 mean_error += gamma(v_dim + 1) * (dout(c) * out[at]).abs() + dout(c).abs() * bounds.out[at];

@@ -253,7 +253,7 @@ fn packed_sequences_stay_within_the_bound_of_the_definition() {
         let beta = (f64::from(spec.scale) * (dim + 2.0) * dim + 10.0 * range) * U;
         let theta = 2.0 * beta + (6.0 * range + 2.4 + 4.4 * (longest / 64.0 + 2.0)) * U;
         let relative = (2.0 * theta).exp_m1() + (2.0 * longest + 3.0 * (longest / 64.0 + 2.0) + 5.0) * U;
-        let kept = problem.dropout.map_or(1.0, |dropout| 1.0 / f64::from(1.0 - dropout.probability));
+        let kept = problem.dropout.map_or(1.0, |dropout| dropout.factor());
         let of_lse = theta + (longest + 8.0 * range + 16.0) * U;
         let weight = (2.0 * theta + of_lse + 4.0 * range * U).exp_m1() + 8.0 * U;
         let (dp, sums) = (kept * v_dim, (2.0 * longest + 2.0 * v_dim + 8.0) * U);

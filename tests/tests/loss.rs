@@ -121,6 +121,62 @@ fn gradients_of_softmax_err_by_no_more_than_their_bounds() {
     }
 }
 
+/// `[outer, inner, len]` from `[outer, len, inner]`.
+fn turned(x: &[f32], [outer, len, inner]: [usize; 3]) -> Vec<f32> {
+    let at = |i: usize| (i / (inner * len) * len + i % len) * inner + i / len % inner;
+    (0..outer * len * inner).map(|i| x[at(i)]).collect()
+}
+
+#[test]
+fn softmax_over_a_middle_axis_errs_by_no_more_than_that_of_rows() {
+    for shape in [[2, 5, 3], [1, 7, 64], [3, 21, 65], [2, 1, 17], [1, 300, 200], [4, 3, 1], [2, 0, 4], [0, 3, 3]] {
+        let [outer, len, inner] = shape;
+        let rows = [outer * inner, len];
+        let x = turned(&logits(outer * inner, len), [outer, inner, len]);
+        let mut seed = 7;
+        let dy: Vec<f32> = x.iter().map(|_| uniform(&mut seed)).collect();
+        let of_rows = |x: &[f32]| wide(&turned(x, shape));
+        let [mut exact, mut log_exact, mut dx_exact, mut log_dx_exact] = [(); 4].map(|()| vec![0.0; x.len()]);
+        reference::softmax_forward(rows, &of_rows(&x), &mut exact).unwrap();
+        reference::log_softmax_forward(rows, &of_rows(&x), &mut log_exact).unwrap();
+        for isa in Isa::available() {
+            let [mut y, mut log_y, mut dx, mut log_dx] = [(); 4].map(|()| vec![9.5; x.len()]);
+            let mut every = |execution: Execution| {
+                softmax::axis::forward(shape, &x, &mut y, execution).unwrap();
+                softmax::axis::log_forward(shape, &x, &mut log_y, execution).unwrap();
+                softmax::axis::backward(shape, &y, &dy, &mut dx, execution).unwrap();
+                softmax::axis::log_backward(shape, &log_y, &dy, &mut log_dx, execution).unwrap();
+                [&y, &log_y, &dx, &log_dx].map(|of| of.iter().map(|v| v.to_bits()).collect::<Vec<_>>())
+            };
+            let pool = Execution { parallelism: Parallelism::Current, isa: Some(isa) };
+            assert_eq!(every(Execution::on(isa)), every(pool), "{shape:?} on {isa}: threads change bits");
+            reference::softmax_backward(rows, &of_rows(&y), &of_rows(&dy), &mut dx_exact).unwrap();
+            reference::log_softmax_backward(rows, &of_rows(&log_y), &of_rows(&dy), &mut log_dx_exact).unwrap();
+            let [x, y, log_y, dx, log_dx, dy] = [&x, &y, &log_y, &dx, &log_dx, &dy].map(|of| turned(of, shape));
+            for i in 0..x.len() {
+                let row = i / len * len..(i / len + 1) * len;
+                let (distance, n) = (largest(&x[row.clone()]) - x[i] as f64, len as f64);
+                let products: f64 = row.clone().map(|j| (y[j] as f64 * dy[j] as f64).abs()).sum();
+                let (sum, g): (f64, f64) = (row.map(|j| dy[j].abs() as f64).sum(), dy[i].abs() as f64);
+                let cut = if distance > 87.29 { CUT } else { 2f64.powi(-149) };
+                let p = (log_y[i] as f64).exp();
+                let checks = [
+                    (y[i], exact[i], 1.001 * exact[i] * UNIT * (distance + n.ln() + n + 7.0) + cut),
+                    (log_y[i], log_exact[i], UNIT * (2.0 * (log_exact[i].abs() + distance + n.ln()) + n + 7.0)),
+                    (dx[i], dx_exact[i], 1.001 * (n + 3.0) * UNIT * y[i] as f64 * (g + products) + n * 2f64.powi(-148)),
+                    (log_dx[i], log_dx_exact[i], 1.001 * (n + 4.0) * UNIT * (g + p * sum) + CUT * sum),
+                ];
+                for (which, (got, exact, bound)) in checks.into_iter().enumerate() {
+                    let error = (got as f64 - exact).abs();
+                    assert!(error <= bound, "{shape:?} on {isa}, check {which}, {i}: {got} for {exact}");
+                }
+            }
+        }
+    }
+    let refused = softmax::axis::forward([2, 2, 2], &[0.0; 8], &mut [0.0; 7], Parallelism::Serial);
+    assert!(matches!(refused, Err(Error::Length { argument: "y", .. })));
+}
+
 #[test]
 fn cross_entropy_and_its_gradient_err_by_no_more_than_their_bounds() {
     for classes in COLUMNS {

@@ -5,7 +5,9 @@
 
 use kernels::attention::{Attention, AttentionSpec, Causal, Inputs, KvCache};
 use kernels::conv::{Algorithm, Conv2d, Conv2dSpec, ConvTranspose2d, ConvTranspose2dSpec, Options, Padding, Shape};
+use kernels::norm::{Affine, layer, rms};
 use kernels::pool::{self, Pool2dSpec};
+use kernels::rotary::{self, Pairing, Rotary};
 use kernels::{Isa, Parallelism, View, ViewMut, softmax};
 use tests::onnx::{Data, NodeCase, read};
 
@@ -26,14 +28,17 @@ fn every_case_of_onnx_that_can_be_asked_passes() {
             "Softmax" | "LogSoftmax" => row_softmax(case),
             "Gemm" | "MatMul" => product(case),
             "Attention" => attention(case),
+            "LayerNormalization" | "RMSNormalization" => row_norm(case),
+            "RotaryEmbedding" => rotary_embedding(case),
             other => panic!("{}: no such operator here: {other}", case.name),
         }
         *counts.entry(&case.operator).or_default() += 1;
     }
     println!("passed: {counts:?}; left out: {}", fixture.left_out.len());
     // A reader that lost cases would pass as well.
-    assert_eq!((fixture.cases.len(), fixture.left_out.len()), (158, 27));
-    assert_eq!(counts["Attention"], 82);
+    assert_eq!((fixture.cases.len(), fixture.left_out.len()), (204, 27));
+    let counted = ["Attention", "LayerNormalization", "RMSNormalization", "RotaryEmbedding"].map(|of| counts[of]);
+    assert_eq!(counted, [82, 19, 19, 8]);
 }
 
 /// Compares element by element.
@@ -167,18 +172,19 @@ fn row_softmax(case: &NodeCase) {
     let (x, y) = (case.tensor("x"), case.tensor("y"));
     let rank = x.shape.len() as i64;
     let axis = case.number::<i64>("axis").unwrap_or(-1).rem_euclid(rank) as usize;
-    let (columns, inner) = (x.shape[axis], x.shape[axis + 1..].iter().product::<usize>());
-    let rows = x.floats().len() / columns;
+    let product = |of: &[usize]| of.iter().product::<usize>();
+    let (outer, columns, inner) = (product(&x.shape[..axis]), x.shape[axis], product(&x.shape[axis + 1..]));
+    let rows = outer * inner;
     let place = |row: usize, column: usize| (row / inner * columns + column) * inner + row % inner;
     let gather = |of: &[f32]| (0..rows * columns).map(|at| of[place(at / columns, at % columns)]).collect::<Vec<f32>>();
-    let (given, expected) = (gather(x.floats()), gather(y.floats()));
-    let mut out = vec![f32::NAN; given.len()];
-    let log = case.operator == "LogSoftmax";
+    let mut out = vec![f32::NAN; x.floats().len()];
+    let (shape, log) = ([outer, columns, inner], case.operator == "LogSoftmax");
     if log {
-        softmax::log_forward([rows, columns], &given, &mut out, Parallelism::Serial).unwrap();
+        softmax::axis::log_forward(shape, x.floats(), &mut out, Parallelism::Serial).unwrap();
     } else {
-        softmax::forward([rows, columns], &given, &mut out, Parallelism::Serial).unwrap();
+        softmax::axis::forward(shape, x.floats(), &mut out, Parallelism::Serial).unwrap();
     }
+    let (given, out, expected) = (gather(x.floats()), gather(&out), gather(y.floats()));
     judge(case, "", &out, &expected, |at| {
         let row = &given[at / columns * columns..][..columns];
         let below = f64::from(row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)) - given[at]);
@@ -188,6 +194,72 @@ fn row_softmax(case: &NodeCase) {
         } else {
             y * U * (below + n.ln() + n + 7.0) + 1.23e-38
         }
+    });
+}
+
+/// Layer and RMS norm from an axis on: everything behind it is a row.
+fn row_norm(case: &NodeCase) {
+    let (x, y) = (case.tensor("x"), case.tensor("y"));
+    let axis = case.number::<i64>("axis").unwrap_or(-1).rem_euclid(x.shape.len() as i64) as usize;
+    let columns = x.shape[axis..].iter().product::<usize>();
+    let (x, rows) = (x.floats(), x.floats().len() / columns);
+    let epsilon = case.number::<f32>("epsilon").unwrap_or(1e-5);
+    let gamma = case.tensors.get("w").or(case.tensors.get("scale")).expect("a scale").floats();
+    let beta = case.tensors.get("b").or(case.tensors.get("bias")).map(|bias| bias.floats());
+    let centred = case.operator == "LayerNormalization";
+    let mut out = vec![f32::NAN; x.len()];
+    if centred {
+        let affine = Affine { gamma: Some(gamma), beta };
+        layer::forward([rows, columns], x, affine, epsilon, &mut out, Parallelism::Serial).unwrap();
+    } else {
+        rms::forward([rows, columns], x, Some(gamma), epsilon, &mut out, Parallelism::Serial).unwrap();
+    }
+    // The bound that the documentation of `norm` derives.
+    judge(case, "", &out, y.floats(), |at| {
+        let row = &x[at / columns * columns..][..columns];
+        let (n, d) = (columns as f64, (columns / 64 + 8) as f64);
+        let mean = if centred { row.iter().map(|&x| f64::from(x)).sum::<f64>() / n } else { 0.0 };
+        let variance = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
+        let r = 1.0 / (variance + f64::from(epsilon)).sqrt();
+        let largest = row.iter().map(|&x| f64::from(x).abs()).sum::<f64>() / n;
+        let em = if centred { (d + 2.0) * U * largest } else { 0.0 };
+        let er = r * ((d / 2.0 + 6.0) * U + em * em * r * r / 2.0);
+        let hat = (f64::from(x[at]) - mean) * r;
+        let eh = r * em + hat.abs() * (er / r + 3.0 * U);
+        let (gamma, beta) = (f64::from(gamma[at % columns]), beta.map_or(0.0, |beta| f64::from(beta[at % columns])));
+        gamma.abs() * eh + 2.0 * U * ((gamma * hat).abs() + beta.abs())
+    });
+}
+
+/// Row by row, for positions come in any order.
+fn rotary_embedding(case: &NodeCase) {
+    let (x, cos, sin) = (case.tensor("input"), case.tensor("cos_cache"), case.tensor("sin_cache"));
+    // [batch, heads, length, head_dim], or [batch, length, heads * head_dim].
+    let (batch, heads, length, head_dim, by_head) = match x.shape[..] {
+        [batch, heads, length, head_dim] => (batch, heads, length, head_dim, true),
+        [batch, length, all] => {
+            let heads = case.number::<usize>("num_heads").expect("a number of heads");
+            (batch, heads, length, all / heads, false)
+        }
+        _ => panic!("{}: {:?}", case.name, x.shape),
+    };
+    let dim = case.number::<usize>("rotary_embedding_dim").filter(|&dim| dim > 0).unwrap_or(head_dim);
+    let pairing = if case.number::<usize>("interleaved") == Some(1) { Pairing::Interleaved } else { Pairing::Half };
+    let rotary = Rotary::with_angles(pairing, dim, cos.floats(), sin.floats()).unwrap();
+    let mut out = vec![f32::NAN; x.floats().len()];
+    for row in 0..batch * heads * length {
+        let (b, l) = (row / (heads * length), if by_head { row % length } else { row / heads % length });
+        let position = match case.tensors.get("position_ids").map(|ids| &ids.data) {
+            Some(Data::Integers(ids)) => ids[b * length + l] as usize,
+            // Without, there are angles for each row of each sequence.
+            _ => b * length + l,
+        };
+        let (shape, at) = (rotary::Shape { outer: 1, length: 1, inner: 1, head_dim }, row * head_dim);
+        let (x, out) = (&x.floats()[at..][..head_dim], &mut out[at..][..head_dim]);
+        rotary.forward(shape, position, x, out, Parallelism::Serial).unwrap();
+    }
+    judge(case, "", &out, case.tensor("output").floats(), |at| {
+        8.0 * U * largest(&x.floats()[at / head_dim * head_dim..][..head_dim])
     });
 }
 

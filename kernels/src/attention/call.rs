@@ -13,21 +13,23 @@ pub(super) const MR: usize = 6;
 pub(super) const MAX_PANEL: usize = 64;
 
 /// The most keys of a block.
-pub(super) const MAX_BLOCK: usize = 256;
+pub(super) const MAX_BLOCK: usize = 512;
 
-/// The distance of a tile's rows of scores: not a power of two, so that they do not share sets of the first-level cache.
+/// The distance of a tile's rows of scores: an odd number of cache lines, so that they do not share sets of the first-level
+/// cache.
 pub(super) const SCORE_STRIDE: usize = MAX_BLOCK + 16;
 
 /// The distance of a tile's rows of queries, which are copied so that it is a constant.
 pub(super) const QUERY_STRIDE: usize = super::spec::MAX_HEAD_DIM + 16;
 
-/// Keys of a block, which order the sums of a row: the packed keys and the values of a block take up to 256 KiB, half
-/// of a second-level cache. A part of the algorithm, so it depends on the dimensions alone.
+/// Keys of a block, which order the sums of a row: the packed keys and the values of a block take up to 256 KiB, a
+/// quarter of a second-level cache. A part of the algorithm, so it depends on the dimensions alone.
 pub(super) fn block_keys(spec: &AttentionSpec) -> usize {
     match spec.head_dim.max(spec.v_dim) {
         ..=64 => MAX_BLOCK,
-        65..=256 => 128,
-        _ => 64,
+        65..=128 => MAX_BLOCK / 2,
+        129..=256 => MAX_BLOCK / 4,
+        _ => MAX_BLOCK / 8,
     }
 }
 
@@ -93,6 +95,8 @@ pub(super) struct Call<'a> {
     pub kv_lens: Option<&'a [usize]>,
     pub dropout: Option<Dropout>,
     pub pages: Option<Pages>,
+    /// Whether inputs and outputs are so large that it pays to ask for them early.
+    pub fetches: bool,
 }
 
 /// Which rows of `k` and `v` the keys of a sequence are, where these lie in pages.
@@ -129,6 +133,7 @@ impl<'a> Call<'a> {
                 strides: table.strides(),
                 rows: inputs.k.shape()[2],
             }),
+            fetches: super::ahead::pays(&inputs.q, &inputs.k),
         }
     }
 
@@ -137,12 +142,12 @@ impl<'a> Call<'a> {
         let nothing = Raw { start: std::ptr::null(), strides: [0; 4] };
         let extras = Extras { bias: None, keep: None, alibi: None, sinks: None };
         let (q, k, v) = (nothing, nothing, nothing);
-        Self { spec: *spec, shape, q, k, v, extras, kv_lens: None, dropout: None, pages: None }
+        Self { spec: *spec, shape, q, k, v, extras, kv_lens: None, dropout: None, pages: None, fetches: false }
     }
 
     /// How likely a weight is not left out.
     pub fn stays(&self) -> f32 {
-        self.dropout.map_or(1.0, |dropout| 1.0 - dropout.probability)
+        self.dropout.map_or(1.0, |dropout| dropout.stays() as f32)
     }
 
     /// Whether blocks of so many keys have to be gathered, because they lie on more than one page.
@@ -247,20 +252,25 @@ impl Pages {
 /// How the rows of a head are cut into tiles: as few as there can be, of heights that differ by one at most.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
-    rows: usize,
     pub count: usize,
+    least: usize,
+    /// Tiles that have one row more than the least.
+    taller: usize,
 }
 
 impl Tiles {
     pub const fn new(rows: usize) -> Self {
-        Self { rows, count: rows.div_ceil(MR) }
+        let count = rows.div_ceil(MR);
+        if count == 0 {
+            return Self { count, least: 0, taller: 0 };
+        }
+        Self { count, least: rows / count, taller: rows % count }
     }
 
     /// The first row of a tile; that of the one after the last is the number of rows.
     #[inline(always)]
     pub fn start(&self, tile: usize) -> usize {
-        let (least, taller) = (self.rows / self.count, self.rows % self.count);
-        tile * least + tile.min(taller)
+        tile * self.least + tile.min(self.taller)
     }
 }
 

@@ -28,13 +28,19 @@
 //! gives zeros, a log-sum-exp of -infinity and no gradients. NaN in a query reaches its row; in a key or a value, the rows
 //! that see it. A logit of +infinity makes its row NaN.
 
+mod ahead;
 mod backward;
 mod cache;
 mod call;
+mod cut;
+mod dots;
 mod dropout;
 mod forward;
 mod gradients;
 mod inputs;
+mod logits;
+mod meet;
+mod merge;
 mod pack;
 mod plan;
 mod ragged;

@@ -33,31 +33,47 @@ pub(super) unsafe fn pack_transposed<S: Simd>(simd: S, rows: Rows<f32>, keys: us
             while key < count {
                 let lanes = S::LANES.min(count - key);
                 let mut d = 0;
-                if lanes == S::LANES && rows.step == 1 {
-                    while d + S::LANES <= dim {
-                        simd.transpose(
-                            rows.at(first + key, d),
-                            rows.row_stride,
-                            to.add(d * width + key),
-                            width as isize,
-                        );
-                        d += S::LANES;
-                    }
-                }
                 while d < dim {
-                    let to = to.add(d * width + key);
-                    if lanes < S::LANES {
-                        simd.store(to, simd.zero());
+                    let (from, to) = (rows.at(first + key, d), to.add(d * width + key));
+                    if lanes == S::LANES && rows.step == 1 && d + S::LANES <= dim {
+                        simd.transpose(from, rows.row_stride, to, width as isize);
+                    } else {
+                        let rows = Rows { start: from, ..rows };
+                        transpose_edge(simd, rows, [lanes, S::LANES.min(dim - d)], to, width);
                     }
-                    for lane in 0..lanes {
-                        *to.add(lane) = *rows.at(first + key + lane, d);
-                    }
-                    d += 1;
+                    d += S::LANES;
                 }
                 key += S::LANES;
             }
         }
         first += panel;
+    }
+}
+
+/// Transposes `count` rows of `dim` elements, at most as many as there are lanes. Lanes beyond the last row are 0.
+///
+/// # Safety
+/// - These elements are readable, and `dim` vectors writable, `width` apart.
+#[inline(always)]
+unsafe fn transpose_edge<S: Simd>(simd: S, rows: Rows<f32>, [count, dim]: [usize; 2], to: *mut f32, width: usize) {
+    let [mut whole, mut columns] = [[0.0f32; 16 * 16]; 2];
+    let stride = S::LANES as isize;
+    // SAFETY: the caller's contract; the squares have room for as many vectors as the widest has lanes.
+    unsafe {
+        for row in 0..count {
+            let line = whole.as_mut_ptr().add(row * S::LANES);
+            if rows.step == 1 {
+                simd.store(line, simd.load_first(rows.at(row, 0), dim));
+            } else {
+                for d in 0..dim {
+                    *line.add(d) = *rows.at(row, d);
+                }
+            }
+        }
+        simd.transpose(whole.as_ptr(), stride, columns.as_mut_ptr(), stride);
+        for d in 0..dim {
+            simd.store(to.add(d * width), simd.load(columns.as_ptr().add(d * S::LANES)));
+        }
     }
 }
 

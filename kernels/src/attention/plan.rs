@@ -4,9 +4,11 @@ use std::fmt;
 
 use super::backward::{Backward, Layout, sinks};
 use super::call::{Call, Raw, block_keys};
-use super::forward::{Cut, Forward, Merge, Outputs, PIECE, Scratch, few_rows};
+use super::cut::{Cut, PIECE, Scratch, few_rows};
+use super::forward::{Forward, Outputs};
 use super::gradients::{Gradients, check_gradients, fill};
 use super::inputs::{Inputs, check_shape};
+use super::merge::Merge;
 use super::spec::{AttentionSpec, Shape};
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;

@@ -12,9 +12,11 @@
 
 use super::backward::{self, Backward, Layout};
 use super::call::{Call, Raw};
+use super::cut::{Cut, Scratch};
 use super::dropout::Dropout;
-use super::forward::{Cut, Forward, Merge, Outputs, Scratch};
+use super::forward::{Forward, Outputs};
 use super::inputs::{Inputs, check_shape};
+use super::merge::Merge;
 use super::plan::{Attention, FLOPS, Shared, slots};
 use super::spec::{AttentionSpec, Shape};
 use crate::error::{Error, check_len};

@@ -1,4 +1,4 @@
-//! Scores of a tile of rows against the panels of a block, what is added to them, and their exponentials.
+//! Scores of a tile of rows against the panels of a block, and their exponentials.
 //!
 //! ```text
 //!                    packed keys: panels                 row maxima in registers
@@ -7,9 +7,8 @@
 //!  (MR)       └──┘  └─────┴─────┴─────┘
 //! ```
 
-use std::mem::MaybeUninit;
-
-use super::call::{Extras, MAX_PANEL, MR, QUERY_STRIDE, Rows, SCORE_STRIDE};
+use super::ahead::{Ahead, PIECE};
+use super::call::{MAX_PANEL, MR, QUERY_STRIDE, SCORE_STRIDE};
 use super::pack::panel_vectors;
 use crate::gemm::micro::{LhsAddress, StridedRhs, multiply};
 use crate::simd::{Job, Simd, math};
@@ -32,6 +31,12 @@ pub(super) struct TileSeen {
 }
 
 impl TileSeen {
+    /// Of rows that all see the same.
+    #[inline(always)]
+    pub fn all(seen: Seen) -> Self {
+        Self { rows: [seen; MR], inner: seen, outer: seen }
+    }
+
     /// Of rows that see `rows` of the whole sequence, within the block `start..end`.
     #[inline(always)]
     pub fn new(rows: &[[usize; 2]; MR], count: usize, start: usize, end: usize) -> Self {
@@ -101,94 +106,6 @@ pub(super) unsafe fn copy_query<S: Simd>(simd: S, from: *const f32, step: isize,
     }
 }
 
-/// Scores of `M` queries where there are too few for packing keys to pay: the dimensions lie in the lanes.
-///
-/// Each score is a sum of 16 lanes, folded in halves. While keys come, the values of the same block are fetched, and
-/// the keys of the next.
-///
-/// Whoever makes one vouches that
-/// - `q` has `M` rows of queries, padded with zeros to 16; `keys` rows of neighbouring elements are readable at `k`;
-/// - `M` rows of scores have room for `keys` rounded up to 16.
-pub(super) struct DotTile<const M: usize> {
-    pub q: QueryRows,
-    pub k: Rows<f32>,
-    pub v: Rows<f32>,
-    pub dim: usize,
-    pub v_dim: usize,
-    pub keys: usize,
-    pub scores: *mut f32,
-}
-
-/// Keys whose sums are folded together.
-const FOLDED: usize = 8;
-
-impl<const M: usize> Job for DotTile<M> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let vectors = MAX_LANES / S::LANES;
-        let mut first = 0;
-        while first < self.keys {
-            let mut sums = [[simd.zero(); FOLDED]; M];
-            for key in first..self.keys.min(first + FOLDED) {
-                let row = self.k.at(key, 0);
-                let mut acc = [[simd.zero(); 4]; M];
-                // SAFETY: the job's contract; elements beyond `dim` are not read from the key.
-                unsafe {
-                    let (ahead, value) = (self.k.at(key + self.keys, 0), self.v.at(key, 0));
-                    for at in (0..self.dim).step_by(16) {
-                        simd.prefetch(ahead.wrapping_add(at));
-                    }
-                    for at in (0..self.v_dim).step_by(16) {
-                        simd.prefetch(value.wrapping_add(at));
-                    }
-                    let mut at = 0;
-                    while at + MAX_LANES <= self.dim {
-                        for v in 0..vectors {
-                            let d = at + v * S::LANES;
-                            let k = simd.load(row.add(d));
-                            for i in 0..M {
-                                acc[i][v] = simd.fma(simd.load(self.q.at(i, d)), k, acc[i][v]);
-                            }
-                        }
-                        at += MAX_LANES;
-                    }
-                    for v in 0..vectors {
-                        let d = at + v * S::LANES;
-                        if d < self.dim {
-                            let k = simd.load_first(row.add(d), self.dim - d);
-                            for i in 0..M {
-                                acc[i][v] = simd.fma(simd.load(self.q.at(i, d)), k, acc[i][v]);
-                            }
-                        }
-                    }
-                }
-                for i in 0..M {
-                    let mut half = vectors;
-                    while half > 1 {
-                        half /= 2;
-                        for v in 0..half {
-                            acc[i][v] = simd.add(acc[i][v], acc[i][v + half]);
-                        }
-                    }
-                    sums[i][key - first] = acc[i][0];
-                }
-            }
-            for i in 0..M {
-                let mut folded = [0.0f32; 16];
-                // SAFETY: the scores have room for the keys rounded up.
-                unsafe {
-                    fold_rows::<S, false, FOLDED>(simd, &sums[i], folded.as_mut_ptr());
-                    for j in 0..FOLDED {
-                        *self.scores.add(i * SCORE_STRIDE + first + j) = folded[j];
-                    }
-                }
-            }
-            first += FOLDED;
-        }
-    }
-}
-
 /// Where the scores of a tile start: with a panel, and with a lane 0 of the sums.
 #[inline(always)]
 pub(super) fn first_score<S: Simd>(_: S, seen: &TileSeen) -> usize {
@@ -196,14 +113,14 @@ pub(super) fn first_score<S: Simd>(_: S, seen: &TileSeen) -> usize {
     seen.outer.first / step * step
 }
 
-/// Scores of `M` rows of q, from panel to panel. `MASK`: hidden lanes become -infinity and maxima are taken; otherwise
-/// the scores are stored as they are.
+/// Scores of `M` rows of q, from panel to panel, `STRIDE` apart, as far as the rows see, up to a whole vector. `MASK`: hidden
+/// lanes become -infinity and maxima are taken; otherwise the scores are stored as they are.
 ///
 /// Whoever makes one vouches that
 /// - `q` has `M` rows of `dim` elements; `packed` holds the panels up to `seen.outer.end`;
-/// - `M` rows of scores, `SCORE_STRIDE` apart, have room for the panels of `seen.outer`;
+/// - `M` rows of scores have room for the panels of `seen.outer`;
 /// - `maxima` has room for 16 floats.
-pub(super) struct ScoreTile<'a, const M: usize, const MASK: bool> {
+pub(super) struct ScoreTile<'a, const M: usize, const MASK: bool, const STRIDE: usize> {
     pub q: QueryRows,
     pub packed: *const f32,
     pub dim: usize,
@@ -212,9 +129,10 @@ pub(super) struct ScoreTile<'a, const M: usize, const MASK: bool> {
     pub seen: &'a TileSeen,
     pub scores: *mut f32,
     pub maxima: *mut f32,
+    pub ahead: &'a mut Ahead,
 }
 
-impl<const M: usize, const MASK: bool> Job for ScoreTile<'_, M, MASK> {
+impl<const M: usize, const MASK: bool, const STRIDE: usize> Job for ScoreTile<'_, M, MASK, STRIDE> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -222,7 +140,7 @@ impl<const M: usize, const MASK: bool> Job for ScoreTile<'_, M, MASK> {
     }
 }
 
-impl<const M: usize, const MASK: bool> ScoreTile<'_, M, MASK> {
+impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MASK, STRIDE> {
     #[inline(always)]
     fn panels<S: Simd, const NV: usize>(self, simd: S) {
         debug_assert_eq!(NV, panel_vectors(S::REGISTERS));
@@ -231,22 +149,29 @@ impl<const M: usize, const MASK: bool> ScoreTile<'_, M, MASK> {
         let mut at = first_score(simd, self.seen);
         // SAFETY: the job's contract covers every panel that the rows see.
         unsafe {
+            let mut end = at;
             while at < self.seen.outer.end {
-                match (self.keys - at).div_ceil(S::LANES) {
-                    1 if NV > 1 => self.panel::<S, 1>(simd, at, &mut maxima),
-                    2 if NV > 2 => self.panel::<S, 2>(simd, at, &mut maxima),
-                    3 if NV > 3 => self.panel::<S, 3>(simd, at, &mut maxima),
-                    _ => self.panel::<S, NV>(simd, at, &mut maxima),
+                // The last panel of a block may be narrow, and of the last that is seen not all may be.
+                let width = (self.keys - at).div_ceil(S::LANES).min(NV);
+                let seen = (self.seen.outer.end - at).div_ceil(S::LANES).min(NV);
+                match seen {
+                    1 => self.panel::<S, 1>(simd, at, width, &mut maxima),
+                    2 if NV > 2 => self.panel::<S, 2>(simd, at, width, &mut maxima),
+                    3 if NV > 3 => self.panel::<S, 3>(simd, at, width, &mut maxima),
+                    _ => self.panel::<S, NV>(simd, at, width, &mut maxima),
                 }
+                end = at + seen * S::LANES;
                 at += panel;
-            }
-            // Where the last panel ends within 16 lanes, the sums go on to their end.
-            at = self.keys.next_multiple_of(S::LANES).min(at);
-            while MASK && !at.is_multiple_of(MAX_LANES) {
-                for i in 0..M {
-                    simd.store(self.scores.add(i * SCORE_STRIDE + at), simd.splat(f32::NEG_INFINITY));
+                if at.is_multiple_of(PIECE) {
+                    self.ahead.step(simd);
                 }
-                at += S::LANES;
+            }
+            // Where what is seen ends within 16 lanes, the sums go on to their end.
+            while MASK && !end.is_multiple_of(MAX_LANES) {
+                for i in 0..M {
+                    simd.store(self.scores.add(i * STRIDE + end), simd.splat(f32::NEG_INFINITY));
+                }
+                end += S::LANES;
             }
             if MASK {
                 fold_rows::<S, true, M>(simd, &maxima, self.maxima);
@@ -254,15 +179,17 @@ impl<const M: usize, const MASK: bool> ScoreTile<'_, M, MASK> {
         }
     }
 
+    /// The first `NV` vectors of a panel.
+    ///
     /// # Safety
-    /// - The panel at key `at` is packed and has `NV` vectors.
+    /// - The panel at key `at` is packed and has `width` vectors, `NV` or more.
     #[inline(always)]
-    unsafe fn panel<S: Simd, const NV: usize>(&self, simd: S, at: usize, maxima: &mut [S::F; M]) {
+    unsafe fn panel<S: Simd, const NV: usize>(&self, simd: S, at: usize, width: usize, maxima: &mut [S::F; M]) {
         let mut acc = [[simd.zero(); NV]; M];
         // SAFETY: the contracts of the function and of the job.
         unsafe {
             let start = self.packed.add(at * self.dim);
-            let rhs = StridedRhs { start, row_stride: (NV * S::LANES) as isize };
+            let rhs = StridedRhs { start, row_stride: (width * S::LANES) as isize };
             multiply::<S, _, M, NV>(simd, &mut acc, self.q, rhs, self.dim);
             if MASK && (at < self.seen.inner.first || at + NV * S::LANES > self.seen.inner.end) {
                 let hidden = simd.splat(f32::NEG_INFINITY);
@@ -274,7 +201,7 @@ impl<const M: usize, const MASK: bool> ScoreTile<'_, M, MASK> {
                 }
             }
             for i in 0..M {
-                let row = self.scores.add(i * SCORE_STRIDE + at);
+                let row = self.scores.add(i * STRIDE + at);
                 for v in 0..NV {
                     simd.store(row.add(v * S::LANES), acc[i][v]);
                     if MASK {
@@ -288,134 +215,52 @@ impl<const M: usize, const MASK: bool> ScoreTile<'_, M, MASK> {
 
 /// Folds a vector of each of `M` rows to one number, written to `to[row]`, by the tree of halves: maxima or sums.
 ///
+/// ```text
+/// groups of 8   a0..a7 | a8..a15   b0..b7 | b8..b15   ──►   a0..a7 + a8..a15 | b0..b7 + b8..b15
+/// groups of 4   two such vectors                      ──►   a | b | c | d                        and so on
+/// ```
+///
 /// # Safety
 /// - 16 floats are writable at `to`.
 #[inline(always)]
 pub(super) unsafe fn fold_rows<S: Simd, const MAX: bool, const M: usize>(simd: S, rows: &[S::F; M], to: *mut f32) {
-    // Left as they are: clearing them would cost more than the sums.
-    let mut square = MaybeUninit::<[f32; MAX_LANES * MAX_LANES]>::uninit();
-    let mut columns = MaybeUninit::<[f32; MAX_LANES * MAX_LANES]>::uninit();
-    let (square, columns) = (square.as_mut_ptr().cast::<f32>(), columns.as_mut_ptr().cast::<f32>());
     let mut first = 0;
     while first < M {
-        for i in first..first + S::LANES {
-            let row = if i < M { rows[i] } else { simd.zero() };
-            // SAFETY: the square has room for as many vectors as lanes, and `to` for all rows, rounded up.
-            unsafe { simd.store(square.add((i - first) * S::LANES), row) };
+        let mut folded = [simd.zero(); MAX_LANES];
+        let here = S::LANES.min(M - first);
+        folded[..here].copy_from_slice(&rows[first..first + here]);
+        let mut count = here.next_power_of_two();
+        if S::LANES >= 16 {
+            count = fold_groups::<S, MAX, 8>(simd, &mut folded, count);
         }
-        let stride = S::LANES as isize;
-        // SAFETY: both squares are large enough and apart.
-        unsafe {
-            simd.transpose(square, stride, columns, stride);
-            let mut lanes = [simd.zero(); MAX_LANES];
-            for l in 0..S::LANES {
-                lanes[l] = simd.load(columns.add(l * S::LANES));
-            }
-            let mut half = S::LANES / 2;
-            while half > 0 {
-                for l in 0..half {
-                    let (a, b) = (lanes[l], lanes[l + half]);
-                    lanes[l] = if MAX { simd.max(a, b) } else { simd.add(a, b) };
-                }
-                half /= 2;
-            }
-            simd.store(to.add(first), lanes[0]);
+        if S::LANES >= 8 {
+            count = fold_groups::<S, MAX, 4>(simd, &mut folded, count);
         }
+        count = fold_groups::<S, MAX, 2>(simd, &mut folded, count);
+        fold_groups::<S, MAX, 1>(simd, &mut folded, count);
+        // SAFETY: there is room for all rows, rounded up.
+        unsafe { simd.store(to.add(first), folded[0]) };
         first += S::LANES;
     }
 }
 
-/// Lanes of the widest vector.
-const MAX_LANES: usize = 16;
-
-/// Turns stored scores into logits where more than a positive scale is asked for: scale, softcap, bias, ALiBi, masks.
-pub(super) struct Transform<'a> {
-    pub scale: f32,
-    pub softcap: Option<f32>,
-    pub extras: &'a Extras,
-    pub batch: usize,
-    pub head: usize,
-    /// The row of queries.
-    pub row: usize,
-    /// Its position among the keys.
-    pub position: isize,
-    /// The first key of the block.
-    pub first_key: usize,
-    /// What the row sees, in keys of the block.
-    pub seen: Seen,
-}
-
-impl Transform<'_> {
-    /// Transforms the scores `at..end`, a multiple of the lanes apart, in place. Returns lanes of maxima.
-    ///
-    /// # Safety
-    /// - The scores are readable and writable; bias and mask hold the pairs of `seen`.
-    #[inline(always)]
-    pub unsafe fn run<S: Simd>(&self, simd: S, scores: *mut f32, at: usize, end: usize) -> S::F {
-        let hidden = simd.splat(f32::NEG_INFINITY);
-        let mut maxima = hidden;
-        let slope = match self.extras.alibi {
-            // SAFETY: there is a slope for each head.
-            Some(slopes) => unsafe { *slopes.add(self.head) },
-            None => 0.0,
-        };
-        let mut at = at;
-        while at < end {
-            // SAFETY: the contract; lanes outside of `seen` are not read from bias and mask.
-            unsafe {
-                let mut lanes = seen_lanes(simd, self.seen, at);
-                let mut x = simd.mul(simd.load(scores.add(at)), simd.splat(self.scale));
-                if let Some(cap) = self.softcap {
-                    let tanh = math::tanh(simd, simd.div(x, simd.splat(cap)));
-                    x = simd.mul(simd.splat(cap), tanh);
-                }
-                let bits = simd.bits(lanes);
-                if let Some(bias) = &self.extras.bias {
-                    let row = bias.head(self.batch, self.head);
-                    let start = row.at(self.row, self.first_key + at);
-                    let added = if row.step == 1 {
-                        simd.load_masked(start, lanes)
-                    } else {
-                        let mut buffer = [0.0f32; MAX_LANES];
-                        for l in 0..S::LANES {
-                            if bits >> l & 1 == 1 {
-                                buffer[l] = *start.offset(l as isize * row.step);
-                            }
-                        }
-                        simd.load(buffer.as_ptr())
-                    };
-                    x = simd.add(x, added);
-                }
-                if self.extras.alibi.is_some() {
-                    let first = self.position.saturating_sub((self.first_key + at) as isize);
-                    let distance = simd.sub(simd.splat(first as f32), simd.load(LANE_NUMBERS.as_ptr()));
-                    let distance = simd.max(distance, simd.sub(simd.zero(), distance));
-                    x = simd.fma(simd.splat(-slope), distance, x);
-                }
-                if let Some(keep) = &self.extras.keep {
-                    let row = keep.head(self.batch, self.head);
-                    let start = row.at(self.row, self.first_key + at);
-                    let mut buffer = [0.0f32; MAX_LANES];
-                    for l in 0..S::LANES {
-                        if bits >> l & 1 == 1 && *start.offset(l as isize * row.step) {
-                            buffer[l] = 1.0;
-                        }
-                    }
-                    let kept = simd.eq(simd.load(buffer.as_ptr()), simd.splat(1.0));
-                    lanes = simd.and(lanes, kept);
-                }
-                x = simd.select(lanes, x, hidden);
-                simd.store(scores.add(at), x);
-                maxima = simd.max(maxima, x);
-            }
-            at += S::LANES;
-        }
-        maxima
+/// One step of [`fold_rows`]: the first `count` vectors become half as many. Returns how many are left.
+#[inline(always)]
+fn fold_groups<S: Simd, const MAX: bool, const WIDTH: usize>(
+    simd: S,
+    rows: &mut [S::F; MAX_LANES],
+    count: usize,
+) -> usize {
+    let left = count.div_ceil(2);
+    for i in 0..left {
+        let (even, odd) = simd.groups::<WIDTH>(rows[2 * i], rows[(2 * i + 1).min(count - 1)]);
+        rows[i] = if MAX { simd.max(even, odd) } else { simd.add(even, odd) };
     }
+    left
 }
 
-static LANE_NUMBERS: [f32; MAX_LANES] =
-    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+/// Lanes of the widest vector.
+pub(super) const MAX_LANES: usize = 16;
 
 const _: () = assert!(MAX_PANEL.is_multiple_of(MAX_LANES));
 
@@ -432,6 +277,8 @@ pub(super) struct Exponentials {
     pub shifts: [f32; 16],
     pub rescale: [f32; 16],
     pub sums: *mut f32,
+    /// There are no sums yet.
+    pub fresh: bool,
 }
 
 impl Job for Exponentials {
@@ -446,8 +293,10 @@ impl Job for Exponentials {
             unsafe {
                 let (row, sums) = (self.scores.add(i * SCORE_STRIDE), self.sums.add(i * MAX_LANES));
                 let mut lanes = [simd.zero(); 4];
-                for v in 0..vectors {
-                    lanes[v] = simd.mul(simd.load(sums.add(v * S::LANES)), rescale);
+                if !self.fresh {
+                    for v in 0..vectors {
+                        lanes[v] = simd.mul(simd.load(sums.add(v * S::LANES)), rescale);
+                    }
                 }
                 let mut at = self.at;
                 while at < self.end {
@@ -473,33 +322,19 @@ impl Job for Exponentials {
 /// # Safety
 /// - The contract of [`ScoreTile`]; `rows` is 1 to `MR`.
 #[inline(always)]
-pub(super) unsafe fn score_tile<S: Simd, const MASK: bool>(simd: S, rows: usize, tile: ScoreTile<'_, MR, MASK>) {
-    let ScoreTile { q, packed, dim, keys, seen, scores, maxima } = tile;
+pub(super) unsafe fn score_tile<S: Simd, const MASK: bool, const STRIDE: usize>(
+    simd: S,
+    rows: usize,
+    tile: ScoreTile<'_, MR, MASK, STRIDE>,
+) {
+    let ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead } = tile;
     debug_assert!((1..=MR).contains(&rows));
     match rows {
-        1 => simd.call(ScoreTile::<1, MASK> { q, packed, dim, keys, seen, scores, maxima }),
-        2 => simd.call(ScoreTile::<2, MASK> { q, packed, dim, keys, seen, scores, maxima }),
-        3 => simd.call(ScoreTile::<3, MASK> { q, packed, dim, keys, seen, scores, maxima }),
-        4 => simd.call(ScoreTile::<4, MASK> { q, packed, dim, keys, seen, scores, maxima }),
-        5 => simd.call(ScoreTile::<5, MASK> { q, packed, dim, keys, seen, scores, maxima }),
-        _ => simd.call(tile),
-    }
-}
-
-/// Scores of few rows, their number chosen at run time.
-///
-/// # Safety
-/// - The contract of [`DotTile`]; `rows` is 1 to `MR`.
-#[inline(always)]
-pub(super) unsafe fn dot_tile<S: Simd>(simd: S, rows: usize, tile: DotTile<MR>) {
-    let DotTile { q, k, v, dim, v_dim, keys, scores } = tile;
-    debug_assert!((1..=MR).contains(&rows));
-    match rows {
-        1 => simd.call(DotTile::<1> { q, k, v, dim, v_dim, keys, scores }),
-        2 => simd.call(DotTile::<2> { q, k, v, dim, v_dim, keys, scores }),
-        3 => simd.call(DotTile::<3> { q, k, v, dim, v_dim, keys, scores }),
-        4 => simd.call(DotTile::<4> { q, k, v, dim, v_dim, keys, scores }),
-        5 => simd.call(DotTile::<5> { q, k, v, dim, v_dim, keys, scores }),
-        _ => simd.call(tile),
+        1 => simd.call(ScoreTile::<1, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        2 => simd.call(ScoreTile::<2, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        3 => simd.call(ScoreTile::<3, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        4 => simd.call(ScoreTile::<4, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        5 => simd.call(ScoreTile::<5, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        _ => simd.call(ScoreTile::<MR, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
     }
 }

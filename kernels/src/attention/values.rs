@@ -1,6 +1,7 @@
 //! The weighted sum of values: rows of exponentials times the values of a block, in place.
 
-use super::call::{MR, Rows, SCORE_STRIDE};
+use super::ahead::{Ahead, PIECE};
+use super::call::{MR, Rows};
 use super::pack::panel_vectors;
 use super::scores::Seen;
 use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_masked};
@@ -9,15 +10,15 @@ use crate::simd::{Job, Simd};
 /// A row of exponentials that are exactly 0 because the key is hidden, marked in the slow path.
 pub(super) const HIDDEN: u32 = 0x8000_0000;
 
-/// Rows of scores.
+/// Rows of scores, `STRIDE` apart.
 #[derive(Clone, Copy)]
-pub(super) struct ScoreRows(pub *const f32);
+pub(super) struct ScoreRows<const STRIDE: usize>(pub *const f32);
 
-impl LhsAddress for ScoreRows {
+impl<const STRIDE: usize> LhsAddress for ScoreRows<STRIDE> {
     #[inline(always)]
     unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
         // SAFETY: the caller's contract.
-        unsafe { self.0.add(i * SCORE_STRIDE + k) }
+        unsafe { self.0.add(i * STRIDE + k) }
     }
 }
 
@@ -27,29 +28,29 @@ pub(super) trait Weights: LhsAddress {
     fn skip(self, count: usize) -> Self;
 }
 
-impl Weights for ScoreRows {
+impl<const STRIDE: usize> Weights for ScoreRows<STRIDE> {
     #[inline(always)]
     fn skip(self, count: usize) -> Self {
         Self(self.0.wrapping_add(count))
     }
 }
 
-impl Weights for ScoreColumns {
+impl<const STRIDE: usize> Weights for ScoreColumns<STRIDE> {
     #[inline(always)]
     fn skip(self, count: usize) -> Self {
-        Self(self.0.wrapping_add(count * SCORE_STRIDE))
+        Self(self.0.wrapping_add(count * STRIDE))
     }
 }
 
-/// Columns of scores: a tile of keys.
+/// Columns of such rows: a tile of keys.
 #[derive(Clone, Copy)]
-pub(super) struct ScoreColumns(pub *const f32);
+pub(super) struct ScoreColumns<const STRIDE: usize>(pub *const f32);
 
-impl LhsAddress for ScoreColumns {
+impl<const STRIDE: usize> LhsAddress for ScoreColumns<STRIDE> {
     #[inline(always)]
     unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
         // SAFETY: the caller's contract.
-        unsafe { self.0.add(k * SCORE_STRIDE + i) }
+        unsafe { self.0.add(k * STRIDE + i) }
     }
 }
 
@@ -63,7 +64,7 @@ pub(super) struct SumEnds {
     /// Where unfinished sums go, `stride` apart like those of earlier blocks.
     pub sums: *mut f32,
     pub stride: isize,
-    /// In the last block: the output's rows, the distance of their elements, and what to divide by.
+    /// In the last block: the output's rows, the distance of their elements, and what to multiply with.
     pub out: Option<([*mut f32; MR], isize, [f32; MR])>,
 }
 
@@ -80,7 +81,7 @@ impl SumEnds {
 /// Whoever makes one vouches that
 /// - `weights` has `M` rows, `values` rows of `dim` neighbouring elements, for the keys `seen`;
 /// - `ends` is readable and writable for `M` rows of `dim` elements.
-pub(super) struct ValueTile<L, const M: usize> {
+pub(super) struct ValueTile<'a, L, const M: usize> {
     pub weights: L,
     pub values: Rows<f32>,
     pub seen: Seen,
@@ -88,9 +89,10 @@ pub(super) struct ValueTile<L, const M: usize> {
     pub ends: SumEnds,
     /// Leaves out hidden keys one by one.
     pub careful: bool,
+    pub ahead: &'a mut Ahead,
 }
 
-impl<L: Weights, const M: usize> Job for ValueTile<L, M> {
+impl<L: Weights, const M: usize> Job for ValueTile<'_, L, M> {
     type Output = bool;
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
@@ -98,9 +100,9 @@ impl<L: Weights, const M: usize> Job for ValueTile<L, M> {
     }
 }
 
-impl<L: Weights, const M: usize> ValueTile<L, M> {
+impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
     #[inline(always)]
-    fn columns<S: Simd, const NV: usize>(self, simd: S) -> bool {
+    fn columns<S: Simd, const NV: usize>(mut self, simd: S) -> bool {
         debug_assert_eq!(NV, panel_vectors(S::REGISTERS));
         let width = NV * S::LANES;
         let mut finite = true;
@@ -111,7 +113,14 @@ impl<L: Weights, const M: usize> ValueTile<L, M> {
                 finite &= self.tile::<S, NV>(simd, at, S::LANES);
                 at += width;
             }
-            let rest = self.dim - at;
+            let mut rest = self.dim - at;
+            // Up to half a vector goes its own way, at half the cost where vectors of half the lanes are half as dear.
+            let tail = rest % S::LANES;
+            let narrow = tail > 0 && tail <= S::Narrow::LANES && S::Narrow::LANES < S::LANES;
+            if narrow {
+                rest -= tail;
+                finite &= self.tile::<S::Narrow, 1>(simd.narrow(), at + rest, tail);
+            }
             let last = rest - rest.saturating_sub(1) / S::LANES * S::LANES;
             match rest.div_ceil(S::LANES) {
                 0 => {}
@@ -129,7 +138,7 @@ impl<L: Weights, const M: usize> ValueTile<L, M> {
     /// # Safety
     /// - The columns are within `dim`.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const NV: usize>(&self, simd: S, at: usize, last: usize) -> bool {
+    unsafe fn tile<S: Simd, const NV: usize>(&mut self, simd: S, at: usize, last: usize) -> bool {
         let SumEnds { from, rescale, sums, stride, out } = self.ends;
         let mut acc = [[simd.zero(); NV]; M];
         let (mask, whole) = (simd.mask_first(last), last == S::LANES);
@@ -144,9 +153,6 @@ impl<L: Weights, const M: usize> ValueTile<L, M> {
                     }
                 }
             }
-            let lhs = self.weights.skip(self.seen.first);
-            let rhs = StridedRhs { start: self.values.at(self.seen.first, at), row_stride: self.values.row_stride };
-            let depth = self.seen.end - self.seen.first;
             if self.careful {
                 for i in 0..M {
                     for key in self.seen.first..self.seen.end {
@@ -163,10 +169,20 @@ impl<L: Weights, const M: usize> ValueTile<L, M> {
                         }
                     }
                 }
-            } else if whole {
-                multiply::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth);
             } else {
-                multiply_masked::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth, mask);
+                let mut key = self.seen.first;
+                while key < self.seen.end {
+                    let depth = PIECE.min(self.seen.end - key);
+                    let lhs = self.weights.skip(key);
+                    let rhs = StridedRhs { start: self.values.at(key, at), row_stride: self.values.row_stride };
+                    if whole {
+                        multiply::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth);
+                    } else {
+                        multiply_masked::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth, mask);
+                    }
+                    self.ahead.step(simd);
+                    key += PIECE;
+                }
             }
             let mut finite = simd.eq(simd.zero(), simd.zero());
             match out {
@@ -182,11 +198,11 @@ impl<L: Weights, const M: usize> ValueTile<L, M> {
                         }
                     }
                 }
-                Some((rows, step, divisors)) => {
+                Some((rows, step, factors)) => {
                     for i in 0..M {
-                        let divisor = simd.splat(divisors[i]);
+                        let factor = simd.splat(factors[i]);
                         for v in 0..NV {
-                            let value = simd.div(acc[i][v], divisor);
+                            let value = simd.mul(acc[i][v], factor);
                             finite = simd.and(finite, simd.eq(simd.sub(value, value), simd.zero()));
                             let lanes = if v + 1 < NV { S::LANES } else { last };
                             let to = rows[i].wrapping_offset((at + v * S::LANES) as isize * step);
@@ -205,16 +221,16 @@ impl<L: Weights, const M: usize> ValueTile<L, M> {
 /// # Safety
 /// - The contract of [`ValueTile`]; `rows` is 1 to `MR`.
 #[inline(always)]
-pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile: ValueTile<L, MR>) -> bool {
-    let ValueTile { weights, values, seen, dim, ends, careful } = tile;
+pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile: ValueTile<'_, L, MR>) -> bool {
+    let ValueTile { weights, values, seen, dim, ends, careful, ahead } = tile;
     debug_assert!((1..=MR).contains(&rows));
     match rows {
-        1 => simd.call(ValueTile::<L, 1> { weights, values, seen, dim, ends, careful }),
-        2 => simd.call(ValueTile::<L, 2> { weights, values, seen, dim, ends, careful }),
-        3 => simd.call(ValueTile::<L, 3> { weights, values, seen, dim, ends, careful }),
-        4 => simd.call(ValueTile::<L, 4> { weights, values, seen, dim, ends, careful }),
-        5 => simd.call(ValueTile::<L, 5> { weights, values, seen, dim, ends, careful }),
-        _ => simd.call(tile),
+        1 => simd.call(ValueTile::<L, 1> { weights, values, seen, dim, ends, careful, ahead }),
+        2 => simd.call(ValueTile::<L, 2> { weights, values, seen, dim, ends, careful, ahead }),
+        3 => simd.call(ValueTile::<L, 3> { weights, values, seen, dim, ends, careful, ahead }),
+        4 => simd.call(ValueTile::<L, 4> { weights, values, seen, dim, ends, careful, ahead }),
+        5 => simd.call(ValueTile::<L, 5> { weights, values, seen, dim, ends, careful, ahead }),
+        _ => simd.call(ValueTile::<L, MR> { weights, values, seen, dim, ends, careful, ahead }),
     }
 }
 

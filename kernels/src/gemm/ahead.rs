@@ -18,7 +18,7 @@ use crate::workspace::LINE;
 
 /// A matrix that is asked for line by line, a share with each step.
 #[derive(Clone, Copy)]
-struct Lines {
+pub(crate) struct Lines {
     /// The run that is asked for, and the next line of it.
     at: *const f32,
     line: usize,
@@ -30,17 +30,19 @@ struct Lines {
 }
 
 impl Lines {
-    const NONE: Self = Self { at: std::ptr::null(), line: 0, runs: 0, stride: 0, lines: 0, share: 0 };
+    /// Nothing is asked for.
+    pub const NONE: Self = Self { at: std::ptr::null(), line: 0, runs: 0, stride: 0, lines: 0, share: 0 };
 
     /// `runs` runs of `len` floats, in `steps` steps.
-    fn new(at: *const f32, runs: usize, stride: isize, len: usize, steps: usize) -> Self {
+    pub fn new(at: *const f32, runs: usize, stride: isize, len: usize, steps: usize) -> Self {
         // One more where a run does not start with a line; what is asked for in vain costs little.
         let lines = len.div_ceil(LINE);
         Self { at, line: 0, runs, stride, lines, share: (runs * lines).div_ceil(steps.max(1)) }
     }
 
+    /// One step's share.
     #[inline(always)]
-    fn step<S: Simd>(&mut self, simd: S) {
+    pub fn step<S: Simd>(&mut self, simd: S) {
         if self.runs == 0 {
             return;
         }

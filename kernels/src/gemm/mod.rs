@@ -34,7 +34,7 @@ pub(crate) mod tile;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use ahead::Ahead;
+pub(crate) use ahead::{Ahead, Lines};
 use blocking::Blocking;
 use driver::Product;
 use epilogue::RawEpilogue;

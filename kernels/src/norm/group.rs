@@ -12,11 +12,11 @@ use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
 use crate::simd::each::each_vector;
-use crate::simd::reduce::{Elements, Sum, reduce_row};
+use crate::simd::reduce::sum_pairs;
 use crate::simd::{Job, Simd, dispatch};
 
 use super::row::{moments, rows_per_task};
-use super::run::{Normalise, Outgoing, Weighted};
+use super::run::{Both, Normalise, Outgoing};
 use super::{Affine, Gradients, SECONDS_PER_ELEMENT, check_epsilon, check_workspace};
 
 /// Images of which channels and groups.
@@ -229,8 +229,8 @@ impl Job for Backward<'_> {
                 let (x, dy) = (x[c * pixels..][..pixels].as_ptr(), dy[c * pixels..][..pixels].as_ptr());
                 // SAFETY: both have `pixels` elements.
                 unsafe {
-                    sums[2 * c] = reduce_row::<S, Sum, _>(simd, &mut Weighted { x, dy, mean, r }, pixels);
-                    sums[2 * c + 1] = reduce_row::<S, Sum, _>(simd, &mut Elements(dy), pixels);
+                    let both = &mut Both { x, dy, next: [x, dy.wrapping_add(row)], mean, r };
+                    [sums[2 * c], sums[2 * c + 1]] = sum_pairs(simd, both, pixels);
                 }
                 weighted += gamma(c) * sums[2 * c];
                 plain += gamma(c) * sums[2 * c + 1];

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::execution::Execution;
 use crate::parts::Parts;
 use crate::simd::each::{Step, each_vector, load, store};
-use crate::simd::reduce::{Elements, Sum, Terms, reduce_row};
+use crate::simd::reduce::{Arriving, Pairs, Sum, Terms, reduce_row, sum_pairs};
 use crate::simd::{Job, Simd, dispatch};
 
 use super::{Affine, Gradients, PART, SECONDS_PER_ELEMENT, merge};
@@ -46,6 +46,21 @@ impl Terms for Squares {
     }
 }
 
+/// `x^2`, while the row that is `next` is asked for.
+struct PlainSquares {
+    x: *const f32,
+    next: *const f32,
+}
+
+impl Terms for PlainSquares {
+    #[inline(always)]
+    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
+        // SAFETY: the caller's contract.
+        let x = unsafe { Arriving { x: self.x, next: self.next }.term(simd, at, count) };
+        simd.mul(x, x)
+    }
+}
+
 /// The mean (0 unless `CENTRED`) and `1 / sqrt(variance + epsilon)` of a row.
 ///
 /// # Safety
@@ -57,11 +72,16 @@ pub(super) unsafe fn moments<S: Simd, const CENTRED: bool>(
     len: usize,
     epsilon: f32,
 ) -> (f32, f32) {
+    let next = x.wrapping_add(len);
     // SAFETY: the caller's contract.
     unsafe {
-        let mean = if CENTRED { reduce_row::<S, Sum, _>(simd, &mut Elements(x), len) / len as f32 } else { 0.0 };
-        let variance = reduce_row::<S, Sum, _>(simd, &mut Squares { x, mean }, len) / len as f32;
-        (mean, 1.0 / (variance + epsilon).sqrt())
+        let (mean, squares) = if CENTRED {
+            let mean = reduce_row::<S, Sum, _>(simd, &mut Arriving { x, next }, len) / len as f32;
+            (mean, reduce_row::<S, Sum, _>(simd, &mut Squares { x, mean }, len))
+        } else {
+            (0.0, reduce_row::<S, Sum, _>(simd, &mut PlainSquares { x, next }, len))
+        };
+        (mean, 1.0 / (squares / len as f32 + epsilon).sqrt())
     }
 }
 
@@ -208,26 +228,16 @@ impl Incoming {
     }
 }
 
-/// `g`, for a sum.
-struct Plain<'a>(&'a Incoming);
+/// `g` and `g x^`, for their sums, while the next row of `dy` is asked for.
+struct Both<'a>(&'a Incoming, *const f32);
 
-impl Terms for Plain<'_> {
+impl Pairs for Both<'_> {
     #[inline(always)]
-    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
-        // SAFETY: the caller's contract.
-        unsafe { self.0.load(simd, at, count).2 }
-    }
-}
-
-/// `g x^`, for a sum.
-struct Weighted<'a>(&'a Incoming);
-
-impl Terms for Weighted<'_> {
-    #[inline(always)]
-    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
+    unsafe fn pair<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> [S::F; 2] {
+        simd.prefetch(self.1.wrapping_add(at));
         // SAFETY: the caller's contract.
         let (hat, _, g) = unsafe { self.0.load(simd, at, count) };
-        simd.mul(hat, g)
+        [g, simd.mul(hat, g)]
     }
 }
 
@@ -262,10 +272,8 @@ impl<const CENTRED: bool> Job for Backward<'_, CENTRED> {
                 let dx = dx.as_mut_ptr().add(from);
                 let (mean, r) = moments::<S, CENTRED>(simd, x, columns, epsilon);
                 let incoming = Incoming { x, dy, gamma, mean, r };
-                let plain =
-                    if CENTRED { reduce_row::<S, Sum, _>(simd, &mut Plain(&incoming), columns) * scale } else { 0.0 };
-                let weighted = reduce_row::<S, Sum, _>(simd, &mut Weighted(&incoming), columns) * scale;
-                let weighted = -weighted;
+                let [plain, weighted] = sum_pairs(simd, &mut Both(&incoming, dy.wrapping_add(columns)), columns);
+                let (plain, weighted) = (plain * scale, -(weighted * scale));
                 let step = Outgoing::<CENTRED> { incoming: &incoming, dx, plain, weighted, dgamma, dbeta, wanted };
                 each_vector(simd, columns, &step);
             }

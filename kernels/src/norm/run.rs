@@ -2,7 +2,7 @@
 
 use crate::simd::Simd;
 use crate::simd::each::{Step, load, store};
-use crate::simd::reduce::Terms;
+use crate::simd::reduce::Pairs;
 
 /// `y = (x - mean) r gamma + beta`
 pub(super) struct Normalise {
@@ -45,21 +45,26 @@ impl Step for Scale {
     }
 }
 
-/// `dy x^`, for a sum.
-pub(super) struct Weighted {
+/// `dy x^` and `dy`, for their sums, while the runs that are `next` are asked for.
+pub(super) struct Both {
     pub x: *const f32,
     pub dy: *const f32,
+    /// Any address is fine.
+    pub next: [*const f32; 2],
     pub mean: f32,
     pub r: f32,
 }
 
-impl Terms for Weighted {
+impl Pairs for Both {
     #[inline(always)]
-    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
+    unsafe fn pair<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> [S::F; 2] {
+        simd.prefetch(self.next[0].wrapping_add(at));
+        simd.prefetch(self.next[1].wrapping_add(at));
         // SAFETY: the caller's contract: `at + count` is within the run.
         unsafe {
             let centred = simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean));
-            simd.mul(simd.mul(centred, simd.splat(self.r)), load(simd, self.dy.add(at), count))
+            let dy = load(simd, self.dy.add(at), count);
+            [simd.mul(simd.mul(centred, simd.splat(self.r)), dy), dy]
         }
     }
 }

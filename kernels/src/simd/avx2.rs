@@ -29,6 +29,12 @@ impl Simd for Avx2 {
     type F = __m256;
     type I = __m256i;
     type M = __m256i;
+    type Narrow = Self;
+
+    #[inline(always)]
+    fn narrow(self) -> Self {
+        self
+    }
 
     #[inline(always)]
     fn call<J: Job>(self, job: J) -> J::Output {
@@ -189,6 +195,20 @@ impl Simd for Avx2 {
             // Each 128-bit half takes its own pairs: quarters 0 and 2 of the result in one, 1 and 3 in the other.
             let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
             (_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
+        }
+    }
+    #[inline(always)]
+    fn groups<const WIDTH: usize>(self, a: __m256, b: __m256) -> (__m256, __m256) {
+        unsafe {
+            match WIDTH {
+                4 => (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)),
+                2 => {
+                    let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
+                    let sort = |v| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(v));
+                    (sort(_mm256_unpacklo_pd(a, b)), sort(_mm256_unpackhi_pd(a, b)))
+                }
+                _ => self.even_odd(a, b),
+            }
         }
     }
     #[inline(always)]

@@ -27,6 +27,13 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;
+    type Narrow = super::avx2::Avx2;
+
+    #[inline(always)]
+    fn narrow(self) -> Self::Narrow {
+        // SAFETY: whoever has AVX-512 has AVX2 and FMA.
+        unsafe { super::avx2::Avx2::new() }
+    }
 
     #[inline(always)]
     fn call<J: Job>(self, job: J) -> J::Output {
@@ -185,6 +192,23 @@ impl Simd for Avx512 {
             let low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
             let high = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
             (_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b))
+        }
+    }
+    #[inline(always)]
+    fn groups<const WIDTH: usize>(self, a: __m512, b: __m512) -> (__m512, __m512) {
+        unsafe {
+            match WIDTH {
+                8 => (_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b)),
+                4 => (_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b)),
+                2 => {
+                    let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+                    let even = _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0);
+                    let odd = _mm512_set_epi64(15, 13, 11, 9, 7, 5, 3, 1);
+                    let pick = |which| _mm512_castpd_ps(_mm512_permutex2var_pd(a, which, b));
+                    (pick(even), pick(odd))
+                }
+                _ => self.even_odd(a, b),
+            }
         }
     }
     #[inline(always)]

@@ -48,6 +48,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Truth values.
     type M: Copy;
 
+    /// Vectors of half as many lanes, for what would leave the upper half of these empty; the same ones where there are no
+    /// narrower that pay.
+    type Narrow: Simd;
+
+    /// The proof that these have their instructions too.
+    fn narrow(self) -> Self::Narrow;
+
     /// Runs a job in a function of its own that is compiled for this instruction set.
     ///
     /// What is inlined into one function is optimised as a whole, in more than linear time, so a body with dozens of
@@ -146,6 +153,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// The `2 * LANES` floats `a0, b0, a1, b1, ...` in order: what [`Simd::even_odd`] takes apart.
     fn interleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
+
+    /// The even and the odd groups of `WIDTH` neighbours of the `2 * LANES` floats `a ++ b`; `WIDTH` is a power of two, half
+    /// of the lanes at most.
+    fn groups<const WIDTH: usize>(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
 
     /// Each pair of neighbours exchanged: `[a1, a0, a3, a2, ..]`.
     fn swap_pairs(self, a: Self::F) -> Self::F;

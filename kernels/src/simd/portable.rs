@@ -17,6 +17,12 @@ impl Simd for Portable {
     type F = f32x4;
     type I = i32x4;
     type M = f32x4;
+    type Narrow = Self;
+
+    #[inline(always)]
+    fn narrow(self) -> Self {
+        self
+    }
 
     #[inline(always)]
     fn call<J: Job>(self, job: J) -> J::Output {
@@ -177,6 +183,14 @@ impl Simd for Portable {
     fn interleave(self, a: f32x4, b: f32x4) -> (f32x4, f32x4) {
         let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_array(), b.to_array());
         (f32x4::new([a0, b0, a1, b1]), f32x4::new([a2, b2, a3, b3]))
+    }
+    #[inline(always)]
+    fn groups<const WIDTH: usize>(self, a: f32x4, b: f32x4) -> (f32x4, f32x4) {
+        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_array(), b.to_array());
+        match WIDTH {
+            2 => (f32x4::new([a0, a1, b0, b1]), f32x4::new([a2, a3, b2, b3])),
+            _ => self.even_odd(a, b),
+        }
     }
     #[inline(always)]
     fn swap_pairs(self, a: f32x4) -> f32x4 {

@@ -111,6 +111,59 @@ unsafe fn reduce_lanes<S: Simd, R: Reduction, T: Terms, const N: usize>(simd: S,
     fold::<S, R, N>(simd, lanes)
 }
 
+/// What is summed twice over, made on the fly: two sums for one way over memory.
+pub(crate) trait Pairs {
+    /// The terms of both sums, as [`Terms::term`].
+    ///
+    /// # Safety
+    /// - `count <= S::LANES`, and `at + count` is within the row.
+    unsafe fn pair<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> [S::F; 2];
+}
+
+/// The two sums of a row of `len` pairs, each with the bits of [`reduce_row`].
+///
+/// # Safety
+/// - `pairs` has `len` pairs.
+#[inline(always)]
+pub(crate) unsafe fn sum_pairs<S: Simd, P: Pairs>(simd: S, pairs: &mut P, len: usize) -> [f32; 2] {
+    if len <= 16 {
+        // SAFETY: the caller's contract.
+        unsafe { sum_pair_lanes::<S, P, NARROW>(simd, pairs, len) }
+    } else {
+        // SAFETY: the caller's contract.
+        unsafe { sum_pair_lanes::<S, P, WIDE>(simd, pairs, len) }
+    }
+}
+
+/// # Safety
+/// - `pairs` has `len` pairs.
+#[inline(always)]
+unsafe fn sum_pair_lanes<S: Simd, P: Pairs, const N: usize>(simd: S, pairs: &mut P, len: usize) -> [f32; 2] {
+    let registers = 4 * N / S::LANES;
+    let (mut left, mut right) = ([simd.zero(); N], [simd.zero(); N]);
+    let mut at = 0;
+    while at + 4 * N <= len {
+        for r in 0..registers {
+            // SAFETY: the whole block is within the row.
+            let [a, b] = unsafe { pairs.pair(simd, at + r * S::LANES, S::LANES) };
+            (left[r], right[r]) = (simd.add(left[r], a), simd.add(right[r], b));
+        }
+        at += 4 * N;
+    }
+    for r in 0..registers {
+        let start = at + r * S::LANES;
+        if start < len {
+            let count = S::LANES.min(len - start);
+            // SAFETY: `start + count` is at most `len`.
+            let [a, b] = unsafe { pairs.pair(simd, start, count) };
+            let of = simd.mask_first(count);
+            left[r] = simd.add(left[r], simd.select(of, a, simd.zero()));
+            right[r] = simd.add(right[r], simd.select(of, b, simd.zero()));
+        }
+    }
+    [fold::<S, Sum, N>(simd, left), fold::<S, Sum, N>(simd, right)]
+}
+
 /// Folds `4 * N` virtual lanes in halves.
 #[inline(always)]
 pub(crate) fn fold<S: Simd, R: Reduction, const N: usize>(simd: S, mut lanes: [S::F; N]) -> f32 {
@@ -146,6 +199,23 @@ impl Terms for Elements {
     }
 }
 
+/// The elements of a row as they come from memory for the first time, while those of the row that is `next` are asked for:
+/// rows are too short for the hardware to foresee, and memory would stand still while a row is worked on.
+pub(crate) struct Arriving {
+    pub x: *const f32,
+    /// Any address is fine.
+    pub next: *const f32,
+}
+
+impl Terms for Arriving {
+    #[inline(always)]
+    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
+        simd.prefetch(self.next.wrapping_add(at));
+        // SAFETY: the caller's contract.
+        unsafe { Elements(self.x).term(simd, at, count) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +229,29 @@ mod tests {
         fn run<S: Simd>(self, simd: S) -> f32 {
             // SAFETY: the row has as many terms.
             unsafe { reduce_row::<S, R, _>(simd, &mut Elements(self.0.as_ptr()), self.0.len()) }
+        }
+    }
+
+    /// The elements, and their squares.
+    struct AndSquares(Elements);
+
+    impl Pairs for AndSquares {
+        #[inline(always)]
+        unsafe fn pair<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> [S::F; 2] {
+            // SAFETY: the caller's contract.
+            let x = unsafe { self.0.term(simd, at, count) };
+            [x, simd.mul(x, x)]
+        }
+    }
+
+    struct ReducePairs<'a>(&'a [f32]);
+
+    impl Job for ReducePairs<'_> {
+        type Output = [f32; 2];
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> [f32; 2] {
+            // SAFETY: the row has as many elements.
+            unsafe { sum_pairs(simd, &mut AndSquares(Elements(self.0.as_ptr())), self.0.len()) }
         }
     }
 
@@ -185,6 +278,9 @@ mod tests {
                     let row = &data[offset..offset + len];
                     assert_eq!(dispatch(isa, Reduce(row, Sum)).to_bits(), by_definition::<Sum>(row).to_bits());
                     assert_eq!(dispatch(isa, Reduce(row, Max)), by_definition::<Max>(row));
+                    let squares: Vec<f32> = row.iter().map(|x| x * x).collect();
+                    let expected = [row, &squares].map(|of| by_definition::<Sum>(of).to_bits());
+                    assert_eq!(dispatch(isa, ReducePairs(row)).map(f32::to_bits), expected);
                 }
             }
         }

@@ -59,6 +59,22 @@ impl Job for EveryOperation {
         let (low, high) = simd.interleave(even, odd);
         assert_eq!([out(low), out(high)].concat(), both);
 
+        let groups = |[even, odd]: [Vec<f32>; 2], width: usize| {
+            for (parity, got) in [even, odd].into_iter().enumerate() {
+                let wanted = (0..2 * n).filter(|i| i / width % 2 == parity).map(|i| both[i]);
+                assert_eq!(got, wanted.collect::<Vec<_>>(), "groups of {width}");
+            }
+        };
+        let of = |(even, odd): (S::F, S::F)| [out(even), out(odd)];
+        groups(of(simd.groups::<1>(va, vb)), 1);
+        groups(of(simd.groups::<2>(va, vb)), 2);
+        if n > 4 {
+            groups(of(simd.groups::<4>(va, vb)), 4);
+        }
+        if n > 8 {
+            groups(of(simd.groups::<8>(va, vb)), 8);
+        }
+
         assert_eq!(out(simd.swap_pairs(va)), (0..n).map(|i| a[i ^ 1]).collect::<Vec<_>>());
 
         let mut lines = vec![7.0f32; 3 * n];

@@ -3,11 +3,11 @@
 use crate::parallel::Parallelism;
 use crate::parts::Parts;
 use crate::simd::each::each_vector;
-use crate::simd::reduce::{Elements, Sum, reduce_row};
+use crate::simd::reduce::{Arriving, Sum, reduce_row, sum_pairs};
 use crate::simd::{Isa, Job, Simd, dispatch};
 
 use super::super::row::Squares;
-use super::super::run::{Normalise, Outgoing, Scale, Weighted};
+use super::super::run::{Both, Normalise, Outgoing, Scale};
 use super::super::{Affine, PART};
 use super::{Inputs, Sample, Shape};
 
@@ -72,12 +72,14 @@ impl Job for Forward<'_> {
         let Self { shape, first, x, affine, epsilon, y, mean, r, variance } = self;
         let Shape { batch, channels, pixels, .. } = shape;
         let mut samples = [Sample::default(); CHANNELS];
+        let stride = next_run(shape, mean.len());
         for n in 0..batch {
             for c in 0..mean.len() {
                 let run = x[(n * channels + first + c) * pixels..][..pixels].as_ptr();
                 // SAFETY: the run has `pixels` elements.
                 let sample = unsafe {
-                    let mean = reduce_row::<S, Sum, _>(simd, &mut Elements(run), pixels) / pixels as f32;
+                    let next = run.wrapping_add(stride);
+                    let mean = reduce_row::<S, Sum, _>(simd, &mut Arriving { x: run, next }, pixels) / pixels as f32;
                     let squares = reduce_row::<S, Sum, _>(simd, &mut Squares { x: run, mean }, pixels);
                     Sample { count: pixels as f64, mean: mean.into(), squares: squares.into() }
                 };
@@ -103,6 +105,12 @@ impl Job for Forward<'_> {
             }
         }
     }
+}
+
+/// How far the run after the next `taken` channels of an image is: in the next image, or where one channel is all that a
+/// task has.
+fn next_run(shape: Shape, taken: usize) -> usize {
+    if taken == 1 { shape.channels * shape.pixels } else { shape.pixels }
 }
 
 pub(super) fn inference(
@@ -181,6 +189,7 @@ impl Job for Backward<'_> {
         let Self { inputs, first, dx, dgamma, dbeta } = self;
         let Inputs { shape, x, dy, mean, r, gamma, .. } = inputs;
         let Shape { batch, channels, pixels, .. } = shape;
+        let stride = next_run(shape, dgamma.len());
         for n in 0..batch {
             for c in 0..dgamma.len() {
                 let from = (n * channels + first + c) * pixels;
@@ -188,8 +197,11 @@ impl Job for Backward<'_> {
                 let (mean, r) = (mean[first + c], r[first + c]);
                 // SAFETY: both runs have `pixels` elements.
                 unsafe {
-                    dgamma[c] += reduce_row::<S, Sum, _>(simd, &mut Weighted { x, dy, mean, r }, pixels);
-                    dbeta[c] += reduce_row::<S, Sum, _>(simd, &mut Elements(dy), pixels);
+                    let next = [x, dy].map(|of| of.wrapping_add(stride));
+                    let both = &mut Both { x, dy, next, mean, r };
+                    let [weighted, plain] = sum_pairs(simd, both, pixels);
+                    dgamma[c] += weighted;
+                    dbeta[c] += plain;
                 }
             }
         }

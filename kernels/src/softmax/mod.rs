@@ -1,4 +1,4 @@
-//! Softmax and its logarithm over the last axis.
+//! Softmax and its logarithm over the last axis; over any other in [`axis`].
 //!
 //! ```text
 //! m = max of x,  s = sum of exp(x - m)         y = exp(x - m) / s        log y = (x - m) - ln s
@@ -15,11 +15,13 @@
 //! A row that holds NaN or +infinity, or nothing but -infinity, comes out as NaN, as the formula says. An element of
 //! -infinity beside finite ones has the probability 0.
 
+pub mod axis;
+
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
 use crate::simd::each::{load, store};
-use crate::simd::reduce::{Elements, Max, Sum, Terms, reduce_row};
+use crate::simd::reduce::{Arriving, Max, Sum, Terms, reduce_row};
 use crate::simd::{Isa, Job, Simd, dispatch, math};
 
 /// A rough cost per element on one core, in seconds; the exponential is most of it.
@@ -166,28 +168,31 @@ impl Terms for Exponentials {
     }
 }
 
-/// `a * b`
+/// `a * b`, while the next rows are asked for.
 struct Products {
     a: *const f32,
     b: *const f32,
+    columns: usize,
 }
 
 impl Terms for Products {
     #[inline(always)]
     unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
+        simd.prefetch(self.a.wrapping_add(self.columns + at));
+        simd.prefetch(self.b.wrapping_add(self.columns + at));
         // SAFETY: the caller's contract: `at + count` is within the row.
         unsafe { simd.mul(load(simd, self.a.add(at), count), load(simd, self.b.add(at), count)) }
     }
 }
 
-/// The largest element of a row of numbers; for a row with NaN anything, -infinity for an empty one.
+/// The largest element of a row of numbers, while what follows the row is asked for; for a row with NaN anything, -infinity for an empty one.
 ///
 /// # Safety
 /// - `len` elements are readable at `x`.
 #[inline(always)]
 pub(crate) unsafe fn maximum<S: Simd>(simd: S, x: *const f32, len: usize) -> f32 {
     // SAFETY: the caller's contract.
-    unsafe { reduce_row::<S, Max, _>(simd, &mut Elements(x), len) }
+    unsafe { reduce_row::<S, Max, _>(simd, &mut Arriving { x, next: x.wrapping_add(len) }, len) }
 }
 
 /// The natural logarithm of one number, with the bits of the vector function.
@@ -280,7 +285,7 @@ impl Job for Backward<'_> {
             // SAFETY: `y` and `dy` have as many elements as `dx`, so this row too.
             unsafe {
                 let (y, dy) = (self.y.add(row * columns), self.dy.add(row * columns));
-                let sum = reduce_row::<S, Sum, _>(simd, &mut Products { a: y, b: dy }, columns);
+                let sum = reduce_row::<S, Sum, _>(simd, &mut Products { a: y, b: dy, columns }, columns);
                 let sum = simd.splat(sum);
                 let mut at = 0;
                 while at < columns {
@@ -313,7 +318,11 @@ impl Job for LogBackward<'_> {
             // SAFETY: `y` and `dy` have as many elements as `dx`, so this row too.
             unsafe {
                 let (y, dy) = (self.y.add(row * columns), self.dy.add(row * columns));
-                let sum = simd.splat(-reduce_row::<S, Sum, _>(simd, &mut Elements(dy), columns));
+                let sum = simd.splat(-reduce_row::<S, Sum, _>(
+                    simd,
+                    &mut Arriving { x: dy, next: dy.wrapping_add(columns) },
+                    columns,
+                ));
                 let mut at = 0;
                 while at < columns {
                     let count = S::LANES.min(columns - at);

@@ -1,0 +1,59 @@
+//! What will be needed soon, asked for a little at a time.
+//!
+//! A head's rows are runs of a few cache lines, too short for the hardware to foresee, and a core waits for some 24 lines
+//! at once: asking for a whole tile's rows in one go would hold up everything behind. So each piece of a product, some
+//! thousand cycles long, asks for its share.
+//!
+//! ```text
+//! product:  64 keys | 64 keys | 64 keys ...        each asks for a share of
+//!           next tile: its rows ......             what the next tile reads and writes
+//!           next block: k and v .................. what the tiles after this block read
+//! ```
+
+use super::call::Rows;
+use crate::gemm::Lines;
+use crate::simd::Simd;
+use crate::tensor::View;
+
+/// Keys, or rows, of a piece.
+pub(super) const PIECE: usize = 64;
+
+/// Inputs of so few floats stay in the second-level caches from call to call, so there is nothing to wait for.
+const RESIDENT: usize = 1 << 18;
+
+/// Whether inputs of so many floats are worth asking for.
+pub(super) fn pays(q: &View<'_, f32, 4>, k: &View<'_, f32, 4>) -> bool {
+    let len = |view: &View<'_, f32, 4>| view.shape().iter().product::<usize>();
+    2 * (len(q) + len(k)) > RESIDENT
+}
+
+/// Runs of lines of the next block, and of the next tile.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    pub block: [Lines; 2],
+    pub tile: [Lines; 3],
+    /// Whether there may be any.
+    pub some: bool,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Self = Self { block: [Lines::NONE; 2], tile: [Lines::NONE; 3], some: false };
+
+    /// One piece's share.
+    #[inline(always)]
+    pub fn step<S: Simd>(&mut self, simd: S) {
+        if !self.some {
+            return;
+        }
+        for lines in self.block.iter_mut().chain(&mut self.tile) {
+            lines.step(simd);
+        }
+    }
+}
+
+/// `count` rows from `row` on, in `steps` steps. Rows whose elements are not neighbours are left to themselves.
+#[inline(always)]
+pub(super) fn lines(rows: Rows<f32>, row: usize, count: usize, dim: usize, steps: usize) -> Lines {
+    if rows.step == 1 { Lines::new(rows.at(row, 0), count, rows.row_stride, dim, steps) } else { Lines::NONE }
+}

@@ -1,0 +1,117 @@
+//! Scores of few rows: each key is read once, where it lies, and met by all rows.
+//!
+//! ```text
+//! key    ──► d0..d15 | d16..d31 | ...          a vector of the key, then of each row's query: sums of 16 lanes a row,
+//! rows   ──► d0..d15 | d16..d31 | ...          folded for eight keys at a time
+//! ```
+
+use super::call::{MR, Rows, SCORE_STRIDE};
+use super::scores::{MAX_LANES, QueryRows, fold_rows};
+use crate::gemm::micro::LhsAddress;
+use crate::simd::{Job, Simd};
+
+/// Scores of `M` queries where there are too few for packing keys to pay: the dimensions lie in the lanes.
+///
+/// Each score is a sum of 16 lanes, folded in halves. While keys come, the values of the same block are fetched, and
+/// the keys of the next.
+///
+/// Whoever makes one vouches that
+/// - `q` has `M` rows of queries, padded with zeros to 16; `keys` rows of neighbouring elements are readable at `k`;
+/// - `M` rows of scores have room for `keys` rounded up to 16.
+pub(super) struct DotTile<const M: usize> {
+    pub q: QueryRows,
+    pub k: Rows<f32>,
+    pub v: Rows<f32>,
+    pub dim: usize,
+    pub v_dim: usize,
+    pub keys: usize,
+    pub scores: *mut f32,
+}
+
+/// Keys whose sums are folded together.
+const FOLDED: usize = 8;
+
+impl<const M: usize> Job for DotTile<M> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let vectors = MAX_LANES / S::LANES;
+        let mut first = 0;
+        while first < self.keys {
+            let mut sums = [[simd.zero(); FOLDED]; M];
+            for key in first..self.keys.min(first + FOLDED) {
+                let row = self.k.at(key, 0);
+                let mut acc = [[simd.zero(); 4]; M];
+                // SAFETY: the job's contract; elements beyond `dim` are not read from the key.
+                unsafe {
+                    let (ahead, value) = (self.k.at(key + self.keys, 0), self.v.at(key, 0));
+                    for at in (0..self.dim).step_by(16) {
+                        simd.prefetch(ahead.wrapping_add(at));
+                    }
+                    for at in (0..self.v_dim).step_by(16) {
+                        simd.prefetch(value.wrapping_add(at));
+                    }
+                    let mut at = 0;
+                    while at + MAX_LANES <= self.dim {
+                        for v in 0..vectors {
+                            let d = at + v * S::LANES;
+                            let k = simd.load(row.add(d));
+                            for i in 0..M {
+                                acc[i][v] = simd.fma(simd.load(self.q.at(i, d)), k, acc[i][v]);
+                            }
+                        }
+                        at += MAX_LANES;
+                    }
+                    for v in 0..vectors {
+                        let d = at + v * S::LANES;
+                        if d < self.dim {
+                            let k = simd.load_first(row.add(d), self.dim - d);
+                            for i in 0..M {
+                                acc[i][v] = simd.fma(simd.load(self.q.at(i, d)), k, acc[i][v]);
+                            }
+                        }
+                    }
+                }
+                for i in 0..M {
+                    let mut half = vectors;
+                    while half > 1 {
+                        half /= 2;
+                        for v in 0..half {
+                            acc[i][v] = simd.add(acc[i][v], acc[i][v + half]);
+                        }
+                    }
+                    sums[i][key - first] = acc[i][0];
+                }
+            }
+            for i in 0..M {
+                let mut folded = [0.0f32; 16];
+                // SAFETY: the scores have room for the keys rounded up.
+                unsafe {
+                    fold_rows::<S, false, FOLDED>(simd, &sums[i], folded.as_mut_ptr());
+                    for j in 0..FOLDED {
+                        *self.scores.add(i * SCORE_STRIDE + first + j) = folded[j];
+                    }
+                }
+            }
+            first += FOLDED;
+        }
+    }
+}
+
+/// Scores of few rows, their number chosen at run time.
+///
+/// # Safety
+/// - The contract of [`DotTile`]; `rows` is 1 to `MR`.
+#[inline(always)]
+pub(super) unsafe fn dot_tile<S: Simd>(simd: S, rows: usize, tile: DotTile<MR>) {
+    let DotTile { q, k, v, dim, v_dim, keys, scores } = tile;
+    debug_assert!((1..=MR).contains(&rows));
+    match rows {
+        1 => simd.call(DotTile::<1> { q, k, v, dim, v_dim, keys, scores }),
+        2 => simd.call(DotTile::<2> { q, k, v, dim, v_dim, keys, scores }),
+        3 => simd.call(DotTile::<3> { q, k, v, dim, v_dim, keys, scores }),
+        4 => simd.call(DotTile::<4> { q, k, v, dim, v_dim, keys, scores }),
+        5 => simd.call(DotTile::<5> { q, k, v, dim, v_dim, keys, scores }),
+        _ => simd.call(tile),
+    }
+}
