@@ -3,6 +3,7 @@
 use kernels::Parallelism;
 use ndarray::ArrayD;
 
+use crate::attention::MultiHeadAttention;
 use crate::error::{Error, Result};
 use crate::inference::{Layout, Memory, Program};
 use crate::layer::{Layer, Parameter};
@@ -203,6 +204,11 @@ impl Network {
     /// Shows each tensor that is part of the state but does not learn, under its name: `1.running_mean`, ...
     pub fn visit_buffers(&mut self, mut visitor: impl FnMut(&str, &mut ArrayD<f32>)) {
         self.layer_mut().visit_buffers("", &mut visitor);
+    }
+
+    /// Shows each attention under its name: after a `forward` in training, it knows what it looked at.
+    pub fn visit_attention(&self, mut visitor: impl FnMut(&str, &MultiHeadAttention)) {
+        self.layer.visit_attention("", &mut visitor);
     }
 
     /// Sets the gradients of all parameters to zero.
