@@ -106,7 +106,7 @@ impl Linear {
         let weight = &self.weight.elements()[outputs.start * inputs..outputs.end * inputs];
         let weight = View::new(weight, [outputs.len(), inputs])?.transposed();
         let bias = self.bias.as_ref().map(|bias| bias.elements()[outputs].to_vec());
-        Ok(Product { weight: PackedRhs::new(weight, None)?, bias, fused })
+        Product::new(weight, bias, fused)
     }
 
     /// Some of the outputs. Keeps nothing for `backward`.
@@ -225,6 +225,11 @@ pub(crate) struct Product {
 }
 
 impl Product {
+    /// With `weight [inputs, outputs]`.
+    pub fn new(weight: View<'_, f32, 2>, bias: Option<Vec<f32>>, fused: Fused) -> Result<Self> {
+        Ok(Self { weight: PackedRhs::new(weight, None)?, bias, fused })
+    }
+
     /// Floats of scratch memory for so many rows.
     pub fn scratch_len(&self, rows: usize, slots: usize) -> Result<usize> {
         let [features, outputs] = self.weight.shape();
