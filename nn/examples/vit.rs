@@ -11,8 +11,8 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::{Course, Failure};
-use image::{Rgb, RgbImage};
+use common::{Course, Failure, Tile};
+use image::RgbImage;
 use nn::data::Images;
 use nn::models::VisionTransformer;
 use nn::{AdamW, Network, Parallelism, Random};
@@ -37,9 +37,8 @@ const COURSE: Course = Course {
 };
 
 const DIGITS: usize = 10;
-/// Pixels of the picture for one of a digit, and between digits.
-const ZOOM: u32 = 4;
-const GAP: u32 = 8;
+/// Height of a digit in the picture.
+const PIXELS: usize = 112;
 
 fn main() -> ExitCode {
     common::run("vit", HELP, Some("attention.png"), |arguments| {
@@ -73,27 +72,16 @@ fn attention(
     network.visit_attention(|_, attention| weights = Some(attention.weights(Parallelism::Current)));
     let weights = weights.ok_or("the network has no attention")??;
 
-    let ([height, width], step) = (model.size.map(|len| len as u32), ZOOM * model.size[0] as u32 + GAP);
-    let patches = model.size[1] / model.patch;
-    let (columns, rows) = (shown.len() as u32, 1 + model.heads as u32);
-    let mut picture = RgbImage::from_pixel(columns * step + GAP, rows * step + GAP, Rgb([90, 110, 160]));
-    for (column, &index) in shown.iter().enumerate() {
-        for row in 0..rows as usize {
-            let of_head = |patch: usize| weights[[column, row - 1, 0, 1 + patch]];
-            let most =
-                if row == 0 { 1.0 } else { (0..model.patches()?).map(of_head).fold(f32::MIN_POSITIVE, f32::max) };
-            for y in 0..height * ZOOM {
-                for x in 0..width * ZOOM {
-                    let at = [(y / ZOOM) as usize, (x / ZOOM) as usize];
-                    let value = match row {
-                        0 => examination.image(index)[at[0] * model.size[1] + at[1]],
-                        _ => of_head(at[0] / model.patch * patches + at[1] / model.patch),
-                    };
-                    let grey = (255.0 * value / most).round() as u8;
-                    picture.put_pixel(GAP + column as u32 * step + x, GAP + row as u32 * step + y, Rgb([grey; 3]));
-                }
-            }
-        }
+    let (patches, across) = (model.patches()?, model.size[1] / model.patch);
+    let mut rows = vec![Vec::new()];
+    rows[0].extend(shown.iter().map(|&index| Tile { values: examination.image(index).to_vec(), size: model.size }));
+    for head in 0..model.heads {
+        let of_digit = |column: usize| {
+            let values: Vec<f32> = (1..=patches).map(|patch| weights[[column, head, 0, patch]]).collect();
+            let most = values.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+            Tile { values: values.iter().map(|value| value / most).collect(), size: [patches / across, across] }
+        };
+        rows.push((0..shown.len()).map(of_digit).collect());
     }
-    Ok(picture)
+    Ok(common::tiles(&rows, PIXELS))
 }
