@@ -29,14 +29,18 @@ sentiment [--epochs N] [--threads N] [--seed N] [--images N] [--dir DIR]
 const CLEAR: f32 = 1.0;
 /// A word of the vocabulary comes up so often at least.
 const LEAST: usize = 2;
+/// Letters of the shortest word that stands for those that begin with it.
+const STEM: usize = 5;
 /// Words of a sentence that are read.
 const LENGTH: usize = 48;
-const EPOCHS: usize = 12;
+const EPOCHS: usize = 8;
 const BATCH: usize = 32;
 const PEAK_RATE: f32 = 0.002;
 const DECAY: f64 = 0.1;
 /// The probability with which a word is not known in training.
-const FORGOTTEN: f32 = 0.1;
+const FORGOTTEN: f32 = 0.3;
+/// How far one reader's rating is from the mean of all, as a standard deviation: training asks another reader each time.
+const READER: f32 = 1.0;
 /// Sentences whose attention is shown.
 const SHOWN: usize = 4;
 /// Words of those, at most.
@@ -56,7 +60,7 @@ fn main() -> ExitCode {
             features: 64,
             depth: 1,
             heads: 4,
-            dropout: 0.4,
+            dropout: 0.5,
             ..Sentiment::default()
         };
         let mut network = Network::new(model.build(&mut Random::new(arguments.seed))?);
@@ -68,18 +72,39 @@ fn main() -> ExitCode {
     })
 }
 
-/// Sentences as words' numbers, each with its class: 1 if it likes the film.
-fn encode(texts: &Texts, vocabulary: &Vocabulary) -> Vec<(Vec<usize>, usize)> {
-    let samples = texts.texts().iter().zip(texts.ratings());
-    let encoded = samples.map(|(text, &rating)| {
-        let count = words(text).count().clamp(1, LENGTH);
-        (vocabulary.encode(text, count), usize::from(rating > 0.0))
+/// A sentence: its words' numbers, and what its readers think on average.
+struct Sample {
+    words: Vec<usize>,
+    rating: f32,
+}
+
+impl Sample {
+    /// 1 if a rating likes the film.
+    fn class(rating: f32) -> usize {
+        usize::from(rating > 0.0)
+    }
+}
+
+fn encode(texts: &Texts, vocabulary: &Vocabulary) -> Vec<Sample> {
+    let encoded = texts.texts().iter().zip(texts.ratings()).map(|(text, &rating)| {
+        let mut numbers: Vec<usize> = words(text).take(LENGTH).map(|word| number(&word, vocabulary)).collect();
+        numbers.resize(numbers.len().max(1), Vocabulary::PADDING);
+        Sample { words: numbers, rating }
     });
     encoded.collect()
 }
 
+/// The number of a word, or of the longest known word that it begins with, of at least `STEM` letters: `amazingly` is read
+/// as `amazing`.
+fn number(word: &str, vocabulary: &Vocabulary) -> usize {
+    let ends = word.char_indices().map(|(at, c)| at + c.len_utf8()).skip(STEM - 1);
+    let is_known = |&number: &usize| number != Vocabulary::UNKNOWN;
+    let stem = ends.map(|end| vocabulary.number(&word[..end])).filter(is_known).last();
+    Some(vocabulary.number(word)).filter(is_known).or(stem).unwrap_or(Vocabulary::UNKNOWN)
+}
+
 /// Indices of sentences of one length each, in batches; in random order, given `random`.
-fn batches(samples: &[(Vec<usize>, usize)], random: Option<&mut Random>) -> Vec<Vec<usize>> {
+fn batches(samples: &[Sample], random: Option<&mut Random>) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..samples.len()).collect();
     let mut none = Random::new(0);
     let random = match random {
@@ -91,7 +116,7 @@ fn batches(samples: &[(Vec<usize>, usize)], random: Option<&mut Random>) -> Vec<
     };
     let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for index in order {
-        by_length.entry(samples[index].0.len()).or_default().push(index);
+        by_length.entry(samples[index].words.len()).or_default().push(index);
     }
     let mut batches: Vec<Vec<usize>> =
         by_length.values().flat_map(|indices| indices.chunks(BATCH).map(<[usize]>::to_vec)).collect();
@@ -99,21 +124,25 @@ fn batches(samples: &[(Vec<usize>, usize)], random: Option<&mut Random>) -> Vec<
     batches
 }
 
-/// The sentences of a batch, some of their words forgotten, and their classes.
-fn rows(
-    samples: &[(Vec<usize>, usize)],
-    batch: &[usize],
-    mut random: Option<&mut Random>,
-) -> Result<(Tensor, Vec<usize>), Failure> {
+/// The sentences of a batch and their classes: in training, given `random`, with some words forgotten and the opinion of one
+/// reader.
+fn rows(samples: &[Sample], batch: &[usize], mut random: Option<&mut Random>) -> Result<(Tensor, Vec<usize>), Failure> {
     let mut numbers = Vec::new();
     for &index in batch {
-        for &word in &samples[index].0 {
+        for &word in &samples[index].words {
             let is_forgotten = random.as_mut().is_some_and(|random| random.uniform(0.0, 1.0) < FORGOTTEN);
             numbers.push(if is_forgotten { Vocabulary::UNKNOWN } else { word } as f32);
         }
     }
     let length = numbers.len() / batch.len().max(1);
-    Ok((tensor(&[batch.len(), length], numbers)?, batch.iter().map(|&index| samples[index].1).collect()))
+    let mut classes = Vec::with_capacity(batch.len());
+    for &index in batch {
+        // A sum of four uniform numbers is nearly normal; each has a variance of a third of its square bound.
+        let bound = READER * 0.75f32.sqrt();
+        let own = random.as_mut().map_or(0.0, |random| (0..4).map(|_| random.uniform(-bound, bound)).sum());
+        classes.push(Sample::class(samples[index].rating + own));
+    }
+    Ok((tensor(&[batch.len(), length], numbers)?, classes))
 }
 
 /// Learns from all lessons; the share of sentences held out that is judged correctly in the end.
@@ -165,7 +194,7 @@ fn teach(
 /// For some short sentences held out: the judgement, and for each word those that it attends to most.
 fn show(network: &mut Network, examination: &Texts, vocabulary: &Vocabulary) -> Result<(), Failure> {
     let samples = encode(examination, vocabulary);
-    let is_short = |&index: &usize| (SHORT / 2..=SHORT).contains(&samples[index].0.len());
+    let is_short = |&index: &usize| (SHORT / 2..=SHORT).contains(&samples[index].words.len());
     for index in (0..samples.len()).filter(is_short).take(SHOWN) {
         let (x, _) = rows(&samples, &[index], None)?;
         network.eval();

@@ -6,7 +6,7 @@
 //!   Linear, Conv1d,     MaxPool2d,         ReLU, Sigmoid,     LayerNorm, RmsNorm,   Sum, Product,
 //!   Conv2d,             AvgPool2d,         Tanh, GELU, SiLU,  GroupNorm,            Minimum, Maximum,
 //!   ConvTranspose2d,    AdaptiveAvgPool2d  Dropout            BatchNorm2d,          Concat, Flatten
-//!   MultiHeadAttention                                        LocalResponseNorm
+//!   MultiHeadAttention                                        LocalResponseNorm     Pick, MeanPositions
 //!     └───────────────────┴──────────────┬───┴──────────────────┴─────────────────────┘
 //!                          Graph, Sequential (layers too), models
 //!                                        │

@@ -164,10 +164,16 @@ impl Layer for MultiHeadAttention {
 
     fn kernel(&self, hint: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
         let features = features(self.plan.spec());
-        let cuts = if hint.len() == 2 { vec![0..features, features..3 * features] } else { vec![0..3 * features] };
-        let projections = cuts.into_iter().map(|cut| self.qkv.product(cut, Fused::default()));
+        let mut projections = Vec::with_capacity(2);
+        let mut start = 0;
+        for end in if hint.len() == 2 { [features, 3 * features] } else { [3 * features; 2] } {
+            if start < end {
+                projections.push(self.qkv.product(start..end, Fused::default())?);
+            }
+            start = end;
+        }
         Ok(Box::new(Planned {
-            projections: projections.collect::<Result<_>>()?,
+            projections,
             proj: self.proj.product(0..features, fused)?,
             plan: self.plan,
             rotary: self.rotary.clone(),
