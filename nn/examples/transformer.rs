@@ -42,6 +42,7 @@ const TASKS: [&str; 2] = ["reversed", "sorted"];
 /// Shortest and longest sequence.
 const LENGTHS: [usize; 2] = [4, 12];
 const SEQUENCES: Lessons = Lessons { name: "sequences", epochs: 12, samples: 16_000, batch: 64, peak_rate: 0.002 };
+/// Sequences of the examination.
 const EXAMINED: usize = 500;
 
 const TEXT: Lessons = Lessons { name: "text", epochs: 4, samples: 8_000, batch: 32, peak_rate: 0.003 };
@@ -179,7 +180,7 @@ fn sequences(arguments: &Arguments) -> Result<[f64; TASKS.len()], Failure> {
         }
         network.eval();
         let taught = progress.pause();
-        right = examine(&mut network, &random)?;
+        right = examine(&mut network, EXAMINED.min(arguments.images), &random)?;
         progress.epoch_ends(taught, &format!("reversed {:.2} %, sorted {:.2} %", 100.0 * right[0], 100.0 * right[1]));
     }
     println!("{}: weights {:016x}", SEQUENCES.name, common::fingerprint(&mut network));
@@ -202,11 +203,11 @@ fn decode(network: &mut Network, source: &[Vec<usize>]) -> Result<Vec<Vec<usize>
 }
 
 /// The share of held-out sequences of each task that the decoder writes without a mistake, and ends.
-fn examine(network: &mut Network, random: &Random) -> Result<[f64; TASKS.len()], Failure> {
+fn examine(network: &mut Network, count: usize, random: &Random) -> Result<[f64; TASKS.len()], Failure> {
     let (mut right, mut all) = ([0; TASKS.len()], [0; TASKS.len()]);
     let examination = random.fork(0).fork(1);
     let mut step = 0;
-    while all.iter().sum::<usize>() < EXAMINED {
+    while all.iter().sum::<usize>() < count {
         let batch = batch(50, true, &mut examination.fork(step));
         let source: Vec<_> = batch.iter().map(Sequence::source).collect();
         for (sequence, written) in batch.iter().zip(decode(network, &source)?) {
