@@ -203,6 +203,17 @@ fn the_fcn_example_paints_a_page_and_its_map() {
 }
 
 #[test]
+fn the_graph_example_shows_derivatives_and_the_graph_itself() {
+    let run = example("graph").output().unwrap();
+    assert!(run.status.success());
+    // L = sigmoid(-2 * 1.5 + 4):  dL/dz = L (1 - L)
+    assert!(text(&run.stdout).lines().any(|line| line == "       z   4.0000   0.1966"), "{}", text(&run.stdout));
+    let dot = example("graph").arg("--dot").output().unwrap();
+    assert!(text(&dot.stdout).starts_with("digraph {"));
+    assert_refused(&example("graph").arg("--surprise").output().unwrap(), &["--surprise"]);
+}
+
+#[test]
 fn the_vit_example_paints_what_it_looks_at() {
     let picture = folder("vit").join("attention.png");
     let last = trial("vit", &["--picture", picture.to_str().unwrap()]);
