@@ -13,7 +13,7 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::{Course, Failure, HELD_OUT, Progress};
+use common::{Course, Failure, HELD_OUT};
 use image::{Rgb, RgbImage};
 use kernels::softmax;
 use nn::data::{Images, Warp, shuffled_batches};
@@ -78,7 +78,7 @@ fn teach(
     let random = Random::new(arguments.seed).fork(1);
     let (mut mean, mut loss) = (AdaptiveAvgPool2d::global(), SCELoss::default());
     let mut sgd = Sgd::new(0.9).decay(COURSE.decay);
-    let mut progress = Progress::new(&COURSE, lessons, arguments)?;
+    let mut progress = COURSE.progress(lessons, arguments)?;
     println!(
         "{}: {} images to learn from, {} held out (every {HELD_OUT}th)",
         COURSE.name,

@@ -6,7 +6,7 @@
 //!   Linear, Conv1d,     MaxPool2d,         ReLU, Sigmoid,     LayerNorm, RmsNorm,   Sum, Product,
 //!   Conv2d,             AvgPool2d,         Tanh, GELU, SiLU,  GroupNorm,            Minimum, Maximum,
 //!   ConvTranspose2d,    AdaptiveAvgPool2d  Dropout            BatchNorm2d,          Concat, Flatten
-//!   MultiHeadAttention                                        LocalResponseNorm
+//!   MultiHeadAttention                                        LocalResponseNorm     Pick, MeanPositions
 //!     └───────────────────┴──────────────┬───┴──────────────────┴─────────────────────┘
 //!                          Graph, Sequential (layers too), models
 //!                                        │
@@ -47,12 +47,14 @@ mod concat;
 mod conv1d;
 mod conv2d;
 mod conv_transpose2d;
+mod cosine;
 pub mod data;
 mod dot;
 mod dropout;
 mod embedding;
 mod error;
 mod flatten;
+mod from_sequence;
 mod gated;
 mod graph;
 mod inference;
@@ -67,11 +69,13 @@ pub mod models;
 mod network;
 mod norm;
 pub mod optim;
+mod projection;
 mod random;
 mod sequential;
 mod state_dict;
 mod summary;
 mod tensor;
+mod to_sequence;
 mod transformer;
 
 pub use activation::{ReLU, Sigmoid, Tanh};
@@ -85,10 +89,12 @@ pub use concat::Concat;
 pub use conv_transpose2d::ConvTranspose2d;
 pub use conv1d::Conv1d;
 pub use conv2d::Conv2d;
+pub use cosine::CosineLogits;
 pub use dropout::Dropout;
 pub use embedding::{Embedding, LearnedPositions, SinusoidalPositions};
 pub use error::{Error, Result};
 pub use flatten::Flatten;
+pub use from_sequence::{MeanPositions, Pick};
 pub use gated::{GELU, SiLU};
 pub use graph::{Graph, NodeId};
 pub use inference::{Call, Fused, Inputs, Kernel, Role};
@@ -101,9 +107,11 @@ pub use max_pool2d::MaxPool2d;
 pub use network::Network;
 pub use norm::{GroupNorm, LayerNorm, Norm, OverGroup, OverRow, OverSquares, RmsNorm, Sharing};
 pub use optim::{Adam, AdamW, GradientDescent, OneCycle, Schedule, Sgd, clip_norm, clip_value};
+pub use projection::Projection;
 pub use random::Random;
 pub use sequential::Sequential;
 pub use state_dict::StateDict;
 pub use summary::{Summary, SummaryRow};
 pub use tensor::{Tensor, tensor};
-pub use transformer::TransformerBlock;
+pub use to_sequence::{ClassToken, ToSequence};
+pub use transformer::{BlockNames, Gate, TransformerBlock};

@@ -32,7 +32,7 @@ pub struct SCELoss {
 }
 
 impl SCELoss {
-    /// The loss of logits `[batch, classes]` against the classes that were right.
+    /// The loss of logits `[batch, classes]`, or `[..., classes]`, against the classes that were right.
     ///
     /// # Errors
     /// [`Error::Shape`] unless there is a row of logits for each label, [`Error::Kernel`] for no rows at all and for a
@@ -40,7 +40,9 @@ impl SCELoss {
     pub fn forward(&mut self, z: &Tensor, labels: &[usize], parallelism: Parallelism<'_>) -> Result<f32> {
         let z = row_major(z);
         let shape = match *z.shape() {
-            [batch, classes] if batch == labels.len() => [batch, classes],
+            [ref rows @ .., classes] if !rows.is_empty() && rows.iter().product::<usize>() == labels.len() => {
+                [labels.len(), classes]
+            }
             _ => return Err(Error::shape("z", format!("[{}, classes]", labels.len()), z.shape())),
         };
         self.losses.resize(labels.len(), 0.0);
@@ -101,17 +103,17 @@ impl MSELoss {
     }
 }
 
-/// The class with the largest logit in each row of `[batch, classes]`; the first of several.
+/// The class with the largest logit in each row of `[batch, classes]`, or `[..., classes]`; the first of several.
 ///
 /// # Errors
-/// [`Error::Shape`] unless there are two dimensions and at least one class.
+/// [`Error::Shape`] unless there are at least two dimensions and one class.
 pub fn classify(z: &Tensor) -> Result<Vec<usize>> {
     let z = row_major(z);
     let classes = match *z.shape() {
-        [_, classes] if classes > 0 => classes,
+        [_, .., classes] if classes > 0 => classes,
         _ => return Err(Error::shape("z", "[batch, classes], at least one class", z.shape())),
     };
-    let mut winners = Vec::with_capacity(z.shape()[0]);
+    let mut winners = Vec::with_capacity(z.len() / classes);
     for row in elements(&z).chunks_exact(classes) {
         let mut winner = 0;
         for c in 1..classes {

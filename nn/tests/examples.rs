@@ -190,8 +190,8 @@ fn the_stacked_example_paints_its_filters() {
     let picture = folder("stacked").join("filters.png");
     let last = trial("stacked", &["--picture", picture.to_str().unwrap()]);
     assert!(["one filter ", "stacked ", "wide "].iter().all(|name| last.contains(name)), "{last}");
-    // Eight filters of 5x5 taps side by side, in four rows.
-    assert_eq!(image::image_dimensions(&picture).unwrap(), (8 * 88 + 8, 4 * 88 + 8));
+    // Sixteen filters of 5x5 taps side by side, in the longest of four rows.
+    assert_eq!(image::image_dimensions(&picture).unwrap(), (16 * 88 + 8, 4 * 88 + 8));
 }
 
 #[test]
@@ -203,9 +203,64 @@ fn the_fcn_example_paints_a_page_and_its_map() {
 }
 
 #[test]
+fn the_graph_example_shows_derivatives_and_the_graph_itself() {
+    let run = example("graph").output().unwrap();
+    assert!(run.status.success());
+    // L = sigmoid(-2 * 1.5 + 4):  dL/dz = L (1 - L)
+    assert!(text(&run.stdout).lines().any(|line| line == "       z   4.0000   0.1966"), "{}", text(&run.stdout));
+    let dot = example("graph").arg("--dot").output().unwrap();
+    assert!(text(&dot.stdout).starts_with("digraph {"));
+    assert_refused(&example("graph").arg("--surprise").output().unwrap(), &["--surprise"]);
+}
+
+#[test]
+fn the_vit_example_paints_what_it_looks_at() {
+    let picture = folder("vit").join("attention.png");
+    let last = trial("vit", &["--picture", picture.to_str().unwrap()]);
+    assert!(last.starts_with("accuracy on held-out images: ") && last.ends_with(" %"), "{last}");
+    // Digits, and the four heads of the last block.
+    assert_eq!(image::image_dimensions(&picture).unwrap().1, 8 + 5 * (112 + 8));
+}
+
+#[test]
+fn the_clip_example_finds_captions_and_paints_how_probable_they_are() {
+    let picture = folder("clip").join("captions.png");
+    let run = |threads| trial("clip", &["--threads", threads, "--picture", picture.to_str().unwrap()]);
+    let last = run("2");
+    assert!(last.starts_with("zero-shot accuracy on held-out images, by captions never seen: "), "{last}");
+    // A digit, and ten probabilities beside it.
+    assert_eq!(image::image_dimensions(&picture).unwrap().0, 8 + (84 + 8) + (840 + 8));
+    assert_eq!(run("1"), last);
+}
+
+#[test]
+fn the_transformer_example_decodes_writes_and_paints() {
+    let picture = folder("transformer").join("decoder.png");
+    let run = |threads| trial("transformer", &["--threads", threads, "--picture", picture.to_str().unwrap()]);
+    let last = run("2");
+    assert!(["reversed ", "sorted ", "loss ", " bits)"].iter().all(|part| last.contains(part)), "{last}");
+    // Four heads of 13 words looking at 13, for each task.
+    assert_eq!(image::image_dimensions(&picture).unwrap(), (8 + 4 * (240 + 8), 8 + 2 * (240 + 8)));
+    assert_eq!(run("1"), last);
+}
+
+#[test]
+fn the_sentiment_example_judges_and_shows_which_words_attend_to_which() {
+    let options = ["--dir", DATA, "--epochs", "1", "--images", "200"];
+    let run = example("sentiment").args(options).output().unwrap();
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    let out = text(&run.stdout);
+    assert!(out.lines().last().unwrap().starts_with("accuracy on held-out sentences: "), "{out}");
+    assert!(out.contains("judged: ") && out.contains(" ──► "), "{out}");
+    let one = example("sentiment").args(["--dir", DATA, "--images", "1"]).output().unwrap();
+    assert_refused(&one, &["at least two clear sentences"]);
+}
+
+#[test]
 fn the_models_examples_say_what_is_wrong() {
     let run = |name: &str, options: &[&str]| example(name).args(options).output().unwrap();
-    for name in ["perceptron", "alexnet", "nin", "inception", "stacked", "fcn"] {
+    let images = ["perceptron", "alexnet", "nin", "inception", "stacked", "fcn", "vit", "clip"];
+    for name in images.into_iter().chain(["transformer", "sentiment"]) {
         assert_refused(&run(name, &["--dir", "no/such/folder"]), &[name, "no/such/folder"]);
         assert_refused(&run(name, &["--epochs", "0"]), &["--epochs", "at least 1"]);
         assert_refused(&run(name, &["--surprise"]), &["--surprise"]);

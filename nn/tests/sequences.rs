@@ -8,9 +8,9 @@ use kernels::attention::{AttentionSpec, Causal, Inputs};
 use kernels::reference::{self, Sharing};
 use kernels::{View, ViewMut};
 use nn::{
-    BatchNorm2d, Dropout, Embedding, Error, GELU, GroupNorm, Layer, LayerNorm, LearnedPositions, MultiHeadAttention,
-    Network, Parallelism, Random, Result, RmsNorm, Sequential, SiLU, SinusoidalPositions, Tensor, TransformerBlock,
-    tensor,
+    BatchNorm2d, ClassToken, Dropout, Embedding, Error, GELU, GroupNorm, Layer, LayerNorm, LearnedPositions,
+    MeanPositions, MultiHeadAttention, Network, Parallelism, Pick, Projection, Random, Result, RmsNorm, Sequential,
+    SiLU, SinusoidalPositions, Tensor, ToSequence, TransformerBlock, tensor,
 };
 
 use check::{Function, between, differences, distinct, eighths, for_seeds, wide};
@@ -145,6 +145,7 @@ fn gates_are_those_of_the_loops() {
     };
     compare(&mut GELU::default(), &x, SHARE, &function(Gated::Gelu));
     compare(&mut GELU::tanh(), &x, SHARE, &function(Gated::GeluTanh));
+    compare(&mut GELU::quick(), &x, SHARE, &function(Gated::GeluQuick));
     compare(&mut SiLU::default(), &x, SHARE, &function(Gated::Silu));
 }
 
@@ -247,6 +248,180 @@ fn attention_is_that_of_the_loops() {
 }
 
 #[test]
+fn attention_to_a_memory_is_that_of_the_loops() {
+    for_seeds("attention_to_a_memory", SEEDS, |random| {
+        let [heads, dim] = [between(random, 1, 3), between(random, 1, 4)];
+        let (batch, q_len, kv_len, d) =
+            (between(random, 1, 2), between(random, 1, 5), between(random, 1, 6), heads * dim);
+        let mut layer = MultiHeadAttention::new(d, heads, random).unwrap().pytorch_names();
+        stir(&mut layer, random);
+        // One input holds both sequences, for a function of one input.
+        let x = eighths(&[batch * (q_len + kv_len), d], random);
+        let mut both = Both { layer, sizes: [batch, q_len, kv_len, d] };
+        compare(&mut both, &x, 1e-4, &|x, parameters| {
+            let (x, memory) = x.split_at(batch * q_len * d);
+            let (weight, bias) = (&parameters[0], &parameters[1]);
+            let part = |x: &[f64], at: usize| project(x, &weight[at * d * d..][..d * d], &bias[at * d..][..d]);
+            let [q, k, v] = [part(x, 0), part(memory, 1), part(memory, 2)];
+            let view = |x, length: usize| {
+                let (row, dim) = (d as isize, dim as isize);
+                View::strided(x, 0, [batch, heads, length, dim as usize], [row * length as isize, dim, row, 1]).unwrap()
+            };
+            let inputs = Inputs::new(view(&q, q_len), view(&k, kv_len), view(&v, kv_len));
+            let mut out = vec![0.0; q.len()];
+            let (row, dim) = (d as isize, dim as isize);
+            let strides = [row * q_len as isize, dim, row, 1];
+            let mut to = ViewMut::strided(&mut out, 0, [batch, heads, q_len, dim as usize], strides).unwrap();
+            let spec = AttentionSpec::new(heads, dim as usize);
+            reference::attention_forward(&spec, &inputs, &mut to, &mut vec![0.0; batch * heads * q_len]).unwrap();
+            project(&out, &parameters[2], &parameters[3])
+        });
+        let mut names = Vec::new();
+        both.visit("", &mut |name, _| names.push(name.to_string()));
+        assert_eq!(names, ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]);
+    });
+}
+
+/// A layer of two inputs as one of one, which holds both sequences.
+struct Both {
+    layer: MultiHeadAttention,
+    /// batch, queries, keys, features
+    sizes: [usize; 4],
+}
+
+impl Layer for Both {
+    fn kind(&self) -> &'static str {
+        "Both"
+    }
+
+    fn output_shape(&self, _: &[Vec<usize>]) -> Result<Vec<usize>> {
+        let [batch, q_len, _, features] = self.sizes;
+        Ok(vec![batch, q_len, features])
+    }
+
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        let [batch, q_len, kv_len, features] = self.sizes;
+        let (x, memory) = inputs[0].as_slice().unwrap().split_at(batch * q_len * features);
+        let x = tensor(&[batch, q_len, features], x.to_vec())?;
+        let memory = tensor(&[batch, kv_len, features], memory.to_vec())?;
+        self.layer.forward(&[&x, &memory], parallelism)
+    }
+
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        let [batch, q_len, kv_len, features] = self.sizes;
+        let gradients = self.layer.backward(d_output, parallelism)?;
+        let all = gradients.iter().flat_map(|gradient| gradient.iter().copied()).collect();
+        Ok(vec![tensor(&[batch * (q_len + kv_len), features], all)?])
+    }
+
+    fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut nn::Parameter)) {
+        self.layer.visit(prefix, visitor);
+    }
+}
+
+#[test]
+fn rotary_positions_turn_queries_and_keys_and_show_in_the_weights() -> Result<()> {
+    let random = &mut Random::new(6);
+    let (heads, dim, length) = (2, 4, 5);
+    let features = heads * dim;
+    let mut layer = MultiHeadAttention::new(features, heads, random)?.rotary(length)?;
+    stir(&mut layer, random);
+    let x = eighths(&[1, length, features], random);
+    let turned = |q: &[f64], row: usize| {
+        let mut head = q.to_vec();
+        for i in 0..dim / 2 {
+            let (sin, cos) = (row as f64 / 10_000f64.powf(2.0 * i as f64 / dim as f64)).sin_cos();
+            let (a, b) = (q[i], q[i + dim / 2]);
+            (head[i], head[i + dim / 2]) = (a * cos - b * sin, a * sin + b * cos);
+        }
+        head
+    };
+    let weights = |x: &[f64], parameters: &[Vec<f64>]| {
+        let qkv = project(x, &parameters[0], &parameters[1]);
+        let head = |row: usize, part: usize, h: usize| &qkv[row * 3 * features + part * features + h * dim..][..dim];
+        let mut weights = Vec::new();
+        for h in 0..heads {
+            for i in 0..length {
+                let q = turned(head(i, 0, h), i);
+                let score = |j: usize| {
+                    let k = turned(head(j, 1, h), j);
+                    (q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>() / (dim as f64).sqrt()).exp()
+                };
+                let sum: f64 = (0..length).map(score).sum();
+                weights.extend((0..length).map(|j| score(j) / sum));
+            }
+        }
+        weights
+    };
+    compare(&mut layer, &x, 1e-4, &|x, parameters| {
+        let qkv = project(x, &parameters[0], &parameters[1]);
+        let weights = weights(x, parameters);
+        let mut out = vec![0.0; length * features];
+        for (at, out) in out.iter_mut().enumerate() {
+            let (i, h) = (at / features, at % features / dim);
+            let value = |j: usize| qkv[j * 3 * features + 2 * features + at % features];
+            *out = (0..length).map(|j| weights[(h * length + i) * length + j] * value(j)).sum();
+        }
+        project(&out, &parameters[2], &parameters[3])
+    });
+    let (mut parameters, mut shown) = (Vec::new(), None);
+    layer.visit("", &mut |_, parameter| parameters.push(wide(parameter.elements())));
+    assert_eq!(layer.weights(Parallelism::Serial), Err(Error::NoForward));
+    layer.forward(&[&x], Parallelism::Serial)?;
+    layer.visit_attention("a.b.", &mut |name, attention| {
+        shown = Some((name.to_string(), attention.weights(Parallelism::Serial)));
+    });
+    let (name, given) = shown.unwrap();
+    assert_eq!(name, "a.b");
+    for (given, exact) in given?.iter().zip(weights(&wide(x.as_slice().unwrap()), &parameters)) {
+        assert!((f64::from(*given) - exact).abs() < 1e-5, "{given} for {exact}");
+    }
+    // A memory has other positions.
+    assert!(layer.forward(&[&x, &x], Parallelism::Serial).is_err());
+    // There are angles for five positions.
+    assert!(layer.forward(&[&eighths(&[1, 6, features], random)], Parallelism::Serial).is_err());
+    Ok(())
+}
+
+#[test]
+fn sequences_come_from_images_and_become_vectors() {
+    for_seeds("sequences_come", SEEDS, |random| {
+        let (batch, channels, h, w) = (between(random, 1, 3), between(random, 1, 4), between(random, 1, 3), 2);
+        let (length, features) = (h * w, channels);
+        compare(&mut ToSequence::default(), &eighths(&[batch, channels, h, w], random), SHARE, &|x, _| {
+            (0..x.len())
+                .map(|i| x[(i / (length * channels) * channels + i % channels) * length + i / channels % length])
+                .collect()
+        });
+        let x = eighths(&[batch, length, features], random);
+        let mut token = ClassToken::new(features, 3, random).unwrap();
+        stir(&mut token, random);
+        compare(&mut token, &x, SHARE, &|x, parameters| {
+            x.chunks(length * features).flat_map(|x| [&parameters[0], x].concat()).collect()
+        });
+        let mut positions = LearnedPositions::new(8, features, random).unwrap().as_parameter(3);
+        positions.visit("pos.", &mut |name, parameter| {
+            assert_eq!((name, parameter.value().shape()), ("pos", &[1, 8, features][..]));
+        });
+        compare(&mut positions, &x, SHARE, &|x, parameters| {
+            (0..x.len()).map(|i| x[i] + parameters[0][i % (length * features)]).collect()
+        });
+        compare(&mut Pick::first(), &x, SHARE, &|x, _| {
+            x.chunks(length * features).flat_map(|x| x[..features].to_vec()).collect()
+        });
+        compare(&mut MeanPositions::default(), &x, SHARE, &|x, _| {
+            let mean = |x: &[f64], at: usize| x.iter().skip(at).step_by(features).sum::<f64>() / length as f64;
+            x.chunks(length * features).flat_map(|x| (0..features).map(|at| mean(x, at)).collect::<Vec<_>>()).collect()
+        });
+        let rows = eighths(&[batch, features], random);
+        compare(&mut Projection::new(features, 3, random).unwrap(), &rows, SHARE, &|x, parameters| {
+            let dot = |row: &[f64], o: usize| (0..features).map(|i| row[i] * parameters[0][i * 3 + o]).sum();
+            x.chunks(features).flat_map(|row| (0..3).map(|o| dot(row, o)).collect::<Vec<f64>>()).collect()
+        });
+    });
+}
+
+#[test]
 fn a_block_is_that_of_the_loops() {
     for_seeds("a_block_is", 6, |random| {
         let (batch, length, heads, dim) = (between(random, 1, 2), between(random, 2, 4), 2, between(random, 1, 3));
@@ -335,6 +510,16 @@ fn what_does_not_fit_is_an_error() -> Result<()> {
     assert!(LayerNorm::new(0).is_err());
     assert!(BatchNorm2d::new(0).is_err());
     assert!(Embedding::new(0, 3, random).is_err());
+    assert!(ClassToken::new(0, 1, random).is_err());
+    assert!(Projection::new(3, 0, random).is_err());
+    assert!(MultiHeadAttention::new(6, 2, random)?.rotary(4).is_err());
+    let (x, words) = (Tensor::zeros(vec![2, 3, 4]), Tensor::zeros(vec![2, 2]));
+    assert!(Pick::first().forward(&[&x, &words], Parallelism::Serial).is_err());
+    assert!(Pick::largest().forward(&[&x, &words], Parallelism::Serial).is_err());
+    assert!(Pick::first().forward(&[&Tensor::zeros(vec![2, 0, 4])], Parallelism::Serial).is_err());
+    assert!(MeanPositions::default().forward(&[&Tensor::zeros(vec![2, 0, 4])], Parallelism::Serial).is_err());
+    assert!(MultiHeadAttention::new(4, 2, random)?.forward(&[&x, &words], Parallelism::Serial).is_err());
+    assert!(MultiHeadAttention::new(4, 2, random)?.forward(&[&x, &x, &x], Parallelism::Serial).is_err());
     let x = Tensor::zeros(vec![2, 3, 4]);
     assert!(LayerNorm::new(3)?.forward(&[&x], Parallelism::Serial).is_err());
     assert!(GroupNorm::new(2, 4)?.forward(&[&x], Parallelism::Serial).is_err());

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use image::{Rgb, RgbImage};
 use indicatif::{ProgressBar, ProgressStyle};
 use nn::data::{Images, Warp, read_csv, read_idx, shuffled_batches};
+use nn::optim::{Optimizer, Rule};
 use nn::{Network, OneCycle, Parallelism, Random, SCELoss, Sgd, classify};
 
 /// Every fifth image is for the examination only.
@@ -31,7 +33,7 @@ pub const OPTIONS: &str = "\
   --epochs   how often each image is seen
   --threads  on how many threads; the result is the same
   --seed     another seed: other first weights, another order, other distortions
-  --images   only the first N images: a quick trial
+  --images   only the first N images, texts or sequences: a quick trial
   --dir      the folder with the data (data)
 ";
 
@@ -141,19 +143,31 @@ impl Course {
         Warp { size: self.size, turn: turn.to_radians(), scale, shear, shift, normalise }
     }
 
+    /// The bar for lessons on some images.
+    pub fn progress(&self, lessons: &Images, arguments: &Arguments) -> Result<Progress, Failure> {
+        let epochs = arguments.epochs.unwrap_or(self.epochs);
+        Progress::new(self.name, self.peak_rate, epochs, lessons.len().div_ceil(self.batch))
+    }
+
     /// Teaches a network by descent with momentum and one cycle of the rate; the share of the images held out that it
     /// reads correctly in the end.
     #[allow(dead_code)]
-    pub fn teach(
+    pub fn teach(&self, network: &mut Network, images: &[Images; 2], arguments: &Arguments) -> Result<f64, Failure> {
+        self.teach_by(&mut Sgd::new(0.9).decay(self.decay), network, images, arguments)
+    }
+
+    /// As `teach`, by another optimiser.
+    #[allow(dead_code)]
+    pub fn teach_by<R: Rule>(
         &self,
+        optimizer: &mut Optimizer<R>,
         network: &mut Network,
         [lessons, examination]: &[Images; 2],
         arguments: &Arguments,
     ) -> Result<f64, Failure> {
         let warp = self.warp(lessons);
-        let random = Random::new(arguments.seed).fork(1);
-        let (mut loss, mut sgd) = (SCELoss::default(), Sgd::new(0.9).decay(self.decay));
-        let mut progress = Progress::new(self, lessons, arguments)?;
+        let (random, mut loss) = (Random::new(arguments.seed).fork(1), SCELoss::default());
+        let mut progress = self.progress(lessons, arguments)?;
         println!(
             "{}: {} images to learn from, {} held out, {} parameters, {} threads",
             self.name,
@@ -171,7 +185,7 @@ impl Course {
                 let z = network.forward(&x)?;
                 let mean = loss.forward(&z, &labels, Parallelism::Current)?;
                 network.backward(&loss.backward()?)?;
-                sgd.step(network, progress.rate())?;
+                optimizer.step(network, progress.rate())?;
                 progress.step(mean, batch.len());
             }
             network.eval();
@@ -198,15 +212,15 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new(course: &Course, lessons: &Images, arguments: &Arguments) -> Result<Self, Failure> {
-        let epochs = arguments.epochs.unwrap_or(course.epochs);
-        let steps = epochs.saturating_mul(lessons.len().div_ceil(course.batch));
+    /// For epochs of so many batches each.
+    pub fn new(name: &'static str, peak_rate: f32, epochs: usize, batches: usize) -> Result<Self, Failure> {
+        let steps = epochs.saturating_mul(batches);
         let style = ProgressStyle::with_template("{prefix} {bar:40} {pos}/{len} batches, {eta} left, loss {msg}")?;
         Ok(Self {
-            name: course.name,
+            name,
             epochs,
-            cycle: OneCycle::new(course.peak_rate, steps),
-            bar: ProgressBar::new(steps as u64).with_style(style).with_prefix(course.name),
+            cycle: OneCycle::new(peak_rate, steps),
+            bar: ProgressBar::new(steps as u64).with_style(style).with_prefix(name),
             step: 0,
             epoch: 0,
             start: Instant::now(),
@@ -234,16 +248,18 @@ impl Progress {
         self.start.elapsed().as_secs_f64()
     }
 
-    /// An epoch is done, whose steps took so many seconds.
+    /// An epoch is done, whose steps took so many seconds, and the share of the held-out samples that is right by now.
     pub fn epoch(&mut self, seconds: f64, accuracy: f64) {
+        self.epoch_ends(seconds, &format!("accuracy {:.2} %", 100.0 * accuracy));
+    }
+
+    /// An epoch is done, whose steps took so many seconds, with a result in words.
+    pub fn epoch_ends(&mut self, seconds: f64, result: &str) {
         self.epoch += 1;
         let (mean, speed) = (self.total / self.samples as f64, self.samples as f64 / seconds);
         let (name, epoch) = (self.name, self.epoch);
         self.bar.suspend(|| {
-            println!(
-                "{name} epoch {epoch:2}: loss {mean:.4}, accuracy {:.2} %, {speed:.0} samples a second",
-                100.0 * accuracy
-            );
+            println!("{name} epoch {epoch:2}: loss {mean:.4}, {result}, {speed:.0} samples a second");
         });
         if epoch == self.epochs {
             self.bar.finish_and_clear();
@@ -278,9 +294,42 @@ pub fn fingerprint(network: &mut Network) -> u64 {
     hash
 }
 
+/// A grid of numbers from 0 to 1.
+#[allow(dead_code)]
+pub struct Tile {
+    /// Row by row.
+    pub values: Vec<f32>,
+    pub size: [usize; 2],
+}
+
+/// Rows of tiles, each `pixels` high, in grey; the larger a number, the brighter.
+#[allow(dead_code)]
+pub fn tiles(rows: &[Vec<Tile>], pixels: usize) -> RgbImage {
+    const GAP: usize = 8;
+    let width = |tile: &Tile| pixels * tile.size[1] / tile.size[0].max(1);
+    let width_of_row = |row: &Vec<Tile>| GAP + row.iter().map(|tile| width(tile) + GAP).sum::<usize>();
+    let size = [rows.iter().map(width_of_row).max().unwrap_or(GAP), GAP + rows.len() * (pixels + GAP)];
+    let mut picture = RgbImage::from_pixel(size[0] as u32, size[1] as u32, Rgb([90, 110, 160]));
+    for (at, row) in rows.iter().enumerate() {
+        let (top, mut left) = (GAP + at * (pixels + GAP), GAP);
+        for tile in row {
+            let [of_height, of_width] = tile.size;
+            for y in 0..pixels {
+                for x in 0..width(tile) {
+                    let value = tile.values[y * of_height / pixels * of_width + x * of_width / width(tile)];
+                    let grey = (255.0 * value.clamp(0.0, 1.0)).round() as u8;
+                    picture.put_pixel((left + x) as u32, (top + y) as u32, Rgb([grey; 3]));
+                }
+            }
+            left += width(tile) + GAP;
+        }
+    }
+    picture
+}
+
 /// Writes a picture to a file beside `path` first, so that `path` never holds half of one.
 #[allow(dead_code)]
-pub fn paint(path: &Path, picture: &image::RgbImage) -> Result<(), Failure> {
+pub fn paint(path: &Path, picture: &RgbImage) -> Result<(), Failure> {
     let failed = |problem: &dyn std::fmt::Display| format!("{}: cannot write: {problem}", path.display());
     if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
         return Err(format!("{}: expected a name that ends in .png", path.display()).into());

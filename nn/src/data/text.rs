@@ -61,6 +61,23 @@ impl Texts {
         Ok((self.select(&kept), self.select(&held)))
     }
 
+    /// The first texts, at most so many.
+    pub fn first(&self, count: usize) -> Self {
+        let count = count.min(self.len());
+        Self { texts: self.texts[..count].to_vec(), ratings: self.ratings[..count].to_vec() }
+    }
+
+    /// The texts whose rating is as wanted.
+    ///
+    /// ```
+    /// let texts = nn::data::Texts::default();
+    /// assert!(texts.with_rating(|rating| rating.abs() >= 1.0).is_empty());
+    /// ```
+    pub fn with_rating(&self, is_wanted: impl Fn(f32) -> bool) -> Self {
+        let wanted: Vec<usize> = (0..self.len()).filter(|&index| is_wanted(self.ratings[index])).collect();
+        self.select(&wanted)
+    }
+
     fn select(&self, indices: &[usize]) -> Self {
         let texts = indices.iter().map(|&index| self.texts[index].clone()).collect();
         Self { texts, ratings: indices.iter().map(|&index| self.ratings[index]).collect() }
