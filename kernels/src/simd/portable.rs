@@ -209,6 +209,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn stream(self, p: *mut f32, v: f32x4) {
         debug_assert!(p.addr().is_multiple_of(size_of::<f32x4>()));
+        // SAFETY: the caller's contract.
         unsafe { self.store(p, v) }
     }
     #[inline(always)]
