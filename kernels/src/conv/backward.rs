@@ -17,7 +17,7 @@ use super::pixel_lanes::{Call, Post};
 use super::plan::{Options, choose, describe, slots};
 use super::spec::{Conv2dSpec, Shape, Sizes};
 use super::weight_gradient::WeightGradient;
-use super::winograd::{Direction, Winograd};
+use super::winograd::{Direction, Winograd, WinogradWeights};
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
 use crate::simd::Isa;
@@ -39,6 +39,7 @@ enum Weights {
     Depthwise(DepthwiseBackwardWeights),
     Grouped(GroupedBackwardWeights),
     Gemm(PatchGradient),
+    Winograd(Algorithm, WinogradWeights),
     #[cfg(feature = "baseline")]
     Baseline(BaselineBackwardWeights),
 }
@@ -116,6 +117,10 @@ impl Conv2dBackward {
             Algorithm::Gemm => Weights::Gemm(PatchGradient::new(&spec, isa, blocking)),
             #[cfg(feature = "baseline")]
             Algorithm::Baseline => Weights::Baseline(BaselineBackwardWeights::new(&spec)),
+            algorithm if algorithm.tile().is_some() => {
+                let axes = Winograd::axes(&spec, Direction::Forward, algorithm).expect("the cost says that it can");
+                Weights::Winograd(algorithm, WinogradWeights::new(&spec, axes, isa))
+            }
             _ => Weights::Dense(WeightGradient::new(&spec, isa, blocking)),
         };
         let mut plan = Self { spec, isa, weights: weights.to_vec(), finite: true, data, gradient, costs };
@@ -169,6 +174,7 @@ impl Conv2dBackward {
             Weights::Depthwise(_) => Algorithm::Depthwise,
             Weights::Grouped(_) => Algorithm::Grouped,
             Weights::Gemm(_) => Algorithm::Gemm,
+            Weights::Winograd(algorithm, _) => *algorithm,
             #[cfg(feature = "baseline")]
             Weights::Baseline(_) => Algorithm::Baseline,
         };
@@ -223,6 +229,7 @@ impl Conv2dBackward {
             Weights::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),
             Weights::Grouped(kernel) => kernel.workspace_len(shape, sizes, slots),
             Weights::Gemm(kernel) => kernel.workspace_len(shape, sizes, slots),
+            Weights::Winograd(_, kernel) => kernel.workspace_len(shape, sizes, slots),
             #[cfg(feature = "baseline")]
             Weights::Baseline(kernel) => kernel.workspace_len(sizes),
         }
@@ -368,6 +375,7 @@ impl Conv2dBackward {
             Weights::Depthwise(kernel) => kernel.run(call),
             Weights::Grouped(kernel) => kernel.run(call),
             Weights::Gemm(kernel) => kernel.run(call),
+            Weights::Winograd(_, kernel) => kernel.run(call),
             #[cfg(feature = "baseline")]
             Weights::Baseline(kernel) => kernel.run(call),
         }
@@ -441,10 +449,8 @@ fn data_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes
 fn weights_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
     match algorithm {
         Algorithm::Direct | Algorithm::Im2col => Some(WeightGradient::cost(spec, hint, sizes, isa)),
-        // Their gradient of the weights is the dense one.
         Algorithm::Winograd2 | Algorithm::Winograd2x4 | Algorithm::Winograd4 | Algorithm::Winograd6 => {
-            Winograd::axes(spec, Direction::BackwardData, algorithm)
-                .map(|_| WeightGradient::cost(spec, hint, sizes, isa))
+            WinogradWeights::cost(spec, algorithm, hint, sizes, isa)
         }
         Algorithm::Depthwise => DepthwiseBackwardWeights::cost(spec, hint, sizes, isa),
         Algorithm::Grouped => GroupedBackwardWeights::cost(spec, hint, sizes, isa),
