@@ -62,7 +62,8 @@ enum Weights {
 ///
 /// # Numerical error
 /// As for [`Conv2d`](super::Conv2d), with the length of the sums: `out_channels / groups * taps` for the input's
-/// gradient, `batch * output pixels` for the others.
+/// gradient, `batch * output pixels` for the others. Winograd's algorithms have bounds of their own, in
+/// [`reference`](crate::reference).
 #[derive(Clone)]
 pub struct Conv2dBackward {
     spec: Conv2dSpec,
@@ -95,7 +96,8 @@ impl Conv2dBackward {
         let (isa, blocking) = options.resolve()?;
         let costs = [data_cost, weights_cost]
             .map(|cost| Algorithm::ALL.map(|algorithm| (algorithm, cost(&spec, algorithm, hint, &sizes, isa))));
-        let data = match choose("algorithm", &spec, options.algorithm, &costs[0])? {
+        let asked = options.algorithm;
+        let data = match choose("algorithm", &spec, asked, &costs[0], |algorithm| algorithm.is_allowed(&spec))? {
             Algorithm::Depthwise => Data::Depthwise(DepthwiseBackwardData::new(&spec, hint, isa)?),
             Algorithm::Grouped => Data::Grouped(GroupedBackwardData::new(&spec, hint, isa)?),
             Algorithm::Gemm => Data::Gemm(Columns::new(&spec, isa, blocking)?),
@@ -111,7 +113,8 @@ impl Conv2dBackward {
                 Data::Dense(form, DenseBackwardData::new(&spec, form, hint, &sizes, isa, blocking)?)
             }
         };
-        let gradient = match choose("algorithm", &spec, options.algorithm, &costs[1])? {
+        let is_allowed = |algorithm: Algorithm| algorithm.is_allowed_for_weights(&spec, hint.batch, sizes.output);
+        let gradient = match choose("algorithm", &spec, asked, &costs[1], is_allowed)? {
             Algorithm::Depthwise => Weights::Depthwise(DepthwiseBackwardWeights::new(&spec, hint, isa)?),
             Algorithm::Grouped => Weights::Grouped(GroupedBackwardWeights::new(&spec, hint, isa)?),
             Algorithm::Gemm => Weights::Gemm(PatchGradient::new(&spec, isa, blocking)),

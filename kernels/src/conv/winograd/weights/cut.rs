@@ -5,7 +5,7 @@
 //! pass:   images x rows x columns of tiles, counted one after the other; all tiles if there is room
 //! x:      [frequency][panel of in channels][tile][panel]          right-hand sides: panels of one or two vectors
 //! dy:     [frequency][16 out channels][tile][16]                  left-hand sides: columns are tiles
-//! block:  [frequency][out channel][in channel]                    sums of some channels of a part: one task's
+//! block:  [out channel][frequency][in channel]                    sums of some channels of a part: one task's
 //! ```
 //!
 //! All that is cut here is a matter of time and memory: the tiles of the batch follow each other in the same order.
@@ -19,9 +19,17 @@ use crate::workspace::{LINE, round_up};
 
 /// Floats for each slot beside as many as input and output hold: 4 MiB.
 const SLOT_FLOATS: usize = 1 << 20;
-/// Channels of a block, out and in: its sums stay in the second-level cache, and every transformed value that comes from the
-/// third meets 64 others.
-const BLOCK: usize = 64;
+/// Channels of a block, in and out, of a task alone, whose sums of all frequencies stay in the second-level cache; of one of
+/// many tiles, which is bound by the tiles that come from the third; and where a task has one frequency of the block.
+const ALONE: usize = 64;
+const ALONE_LONG: usize = 128;
+const SHARED: usize = 256;
+/// Tiles from which a pass is long.
+const LONG: usize = 256;
+/// Floats of a part's sums that stay in the second-level caches: then each slot's share of a pass should as well.
+pub(super) const NEAR: usize = 256 * 1024;
+/// Floats of a part's sums from which they should be weights before they leave the cache.
+const FAR: usize = 1024 * 1024;
 /// Tiles of a pass, at least where there are as many: each pass reads and writes all sums of the part.
 const PASS_TILES: usize = 64;
 
@@ -70,7 +78,7 @@ impl Cut {
             }
             // Half of whole blocks.
             let at = usize::from(part[1] >= part[0]);
-            let half = part[at].div_ceil(2).next_multiple_of(BLOCK);
+            let half = part[at].div_ceil(2).next_multiple_of(ALONE);
             if half >= part[at] {
                 return Self::of(plan, shape, sizes, slots, part, PASS_TILES);
             }
@@ -88,8 +96,12 @@ impl Cut {
         most: usize,
     ) -> Option<Self> {
         let all = shape.batch * plan.tiles(sizes.output).iter().product::<usize>();
-        let tile = (plan.axes[0].points() * plan.axes[1].points()).saturating_mul(part[0] + part[1]);
+        let frequencies = plan.axes[0].points() * plan.axes[1].points();
+        let tile = frequencies.saturating_mul(part[0] + part[1]);
         let mut tiles = all.min(most / tile.max(1) + 1);
+        if frequencies.saturating_mul(part[0]).saturating_mul(part[1]) <= NEAR {
+            tiles = tiles.min((slots * NEAR / tile.max(1)).max(PASS_TILES));
+        }
         loop {
             let cut = Self::of(plan, shape, sizes, slots, part, tiles);
             if cut.len(slots) <= most {
@@ -114,10 +126,13 @@ impl Cut {
         let pass_tiles = images * rows * columns;
         let passes = [shape.batch.div_ceil(images), tiles[0].div_ceil(rows), tiles[1].div_ceil(columns)];
         let (x_panel, dy_group) = (pass_tiles * panel, pass_tiles * GROUP);
-        let block = part.map(|channels| channels.min(BLOCK));
-        let blocks = part[0].div_ceil(block[0]) * part[1].div_ceil(block[1]);
-        let sums_row = block[0].next_multiple_of(LINE);
-        let sums_plane = odd_lines(block[1] * sums_row);
+        let most = if pass_tiles < LONG { ALONE } else { ALONE_LONG };
+        let blocks: usize = part.iter().map(|channels| channels.div_ceil(most)).product();
+        let far = frequencies.saturating_mul(part[0]).saturating_mul(part[1]) >= FAR;
+        let alone = far && passes == [1, 1, 1] && (slots == 1 || blocks >= 4 * slots);
+        let block = part.map(|channels| channels.min(if alone { most } else { SHARED }));
+        let sums_plane = block[0].next_multiple_of(LINE);
+        let sums_row = odd_lines(frequencies * sums_plane);
         let chunk = chunk(plan.axes, columns, lanes);
         Self {
             frequencies,
@@ -134,8 +149,8 @@ impl Cut {
             block,
             sums_row,
             sums_plane,
-            sums_block: frequencies * sums_plane,
-            alone: passes == [1, 1, 1] && (slots == 1 || blocks >= 4 * slots),
+            sums_block: block[1] * sums_row,
+            alone,
             chunk,
             transform_len: 2 * round_up(rows_len(plan.axes, chunk, lanes)),
         }

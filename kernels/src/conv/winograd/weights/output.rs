@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use super::super::points::{MOST, taps};
+use super::super::points::{Axis, MOST, taps};
 use super::Context;
 use crate::simd::{Job, Simd};
 
@@ -40,6 +40,7 @@ impl Job for Taps<'_> {
         let (plan, cut) = (context.plan, &context.cut);
         let [down, along] = plan.axes;
         let taps = down.taps * along.taps;
+        let mut halves = [0.0f32; MOST * MOST * LANES];
         let mut by_tap = [0.0f32; SQUARES * LANES];
         let mut by_channel = [0.0f32; SQUARES * LANES];
         // A whole vector is stored behind the last tap.
@@ -48,25 +49,13 @@ impl Job for Taps<'_> {
             for ic in ics.clone().step_by(S::LANES) {
                 let count = S::LANES.min(ics.end - ic);
                 let from = sums.wrapping_add((oc - ocs.start) * cut.sums_row + ic - ics.start);
-                let to = by_tap.as_mut_ptr();
-                let rows = Rows { from, plane: cut.sums_plane, across: along.points() };
-                let mut halves = [[simd.zero(); MOST]; MOST];
-                match (down.pairs, down.taps) {
-                    (0, _) => down_to::<S, 0, 1>(simd, rows, &mut halves),
-                    (1, _) => down_to::<S, 1, 3>(simd, rows, &mut halves),
-                    (2, 3) => down_to::<S, 2, 3>(simd, rows, &mut halves),
-                    (2, _) => down_to::<S, 2, 5>(simd, rows, &mut halves),
-                    (_, 3) => down_to::<S, 3, 3>(simd, rows, &mut halves),
-                    _ => down_to::<S, 3, 5>(simd, rows, &mut halves),
-                }
-                match (along.pairs, along.taps) {
-                    (0, _) => along_to::<S, 0, 1>(simd, &halves, down.taps, to),
-                    (1, _) => along_to::<S, 1, 3>(simd, &halves, down.taps, to),
-                    (2, 3) => along_to::<S, 2, 3>(simd, &halves, down.taps, to),
-                    (2, _) => along_to::<S, 2, 5>(simd, &halves, down.taps, to),
-                    (_, 3) => along_to::<S, 3, 3>(simd, &halves, down.taps, to),
-                    _ => along_to::<S, 3, 5>(simd, &halves, down.taps, to),
-                }
+                // Rows of frequencies to rows of taps, then frequencies to taps in each row.
+                let (points, plane) = (along.points(), cut.sums_plane);
+                let columns = Lines { from, step: points * plane, next: plane, lines: points };
+                let to = halves.as_mut_ptr();
+                columns.transform(simd, down, to, points * S::LANES, S::LANES);
+                let rows = Lines { from: to, step: S::LANES, next: points * S::LANES, lines: down.taps };
+                rows.transform(simd, along, by_tap.as_mut_ptr(), S::LANES, along.taps * S::LANES);
                 // SAFETY: all indices are below `SQUARES * LANES`, or `taps * LANES` and a vector; the gradients are the
                 // maker's promise.
                 unsafe {
@@ -91,46 +80,55 @@ impl Job for Taps<'_> {
     }
 }
 
-/// The sums of a vector of channels.
+/// Rows or columns of sums of a vector of channels.
 #[derive(Clone, Copy)]
-struct Rows {
+struct Lines {
     from: *const f32,
-    /// From frequency to frequency.
-    plane: usize,
-    /// Frequencies along.
-    across: usize,
+    /// From sum to sum of a line, and from line to line.
+    step: usize,
+    next: usize,
+    lines: usize,
 }
 
-/// Down the columns: `to[tap][frequency along]`.
-#[inline(always)]
-fn down_to<S: Simd, const PAIRS: usize, const TAPS: usize>(simd: S, rows: Rows, to: &mut [[S::F; MOST]; MOST]) {
-    let points = if PAIRS == 0 { 1 } else { 2 * PAIRS + 2 };
-    for q in 0..rows.across {
-        let mut m = [simd.zero(); MOST];
-        for p in 0..points {
-            // SAFETY: the sums of every frequency are there.
-            m[p] = unsafe { simd.load(rows.from.add((p * rows.across + q) * rows.plane)) };
-        }
-        let w = taps::<S, PAIRS, TAPS>(simd, &m);
-        for tap in 0..TAPS {
-            to[tap][q] = w[tap];
+impl Lines {
+    /// `Gᵀ` of each line, whose taps are stored `step` apart, and lines `next`.
+    #[inline(always)]
+    fn transform<S: Simd>(self, simd: S, axis: Axis, to: *mut f32, step: usize, next: usize) {
+        let pass = (self, to, [step, next]);
+        match (axis.pairs, axis.taps) {
+            (0, _) => simd.call(Pass::<0, 1>(pass)),
+            (1, _) => simd.call(Pass::<1, 3>(pass)),
+            (2, 3) => simd.call(Pass::<2, 3>(pass)),
+            (2, _) => simd.call(Pass::<2, 5>(pass)),
+            (_, 3) => simd.call(Pass::<3, 3>(pass)),
+            _ => simd.call(Pass::<3, 5>(pass)),
         }
     }
 }
 
-/// Along the rows: `to[tap][lane]`.
-#[inline(always)]
-fn along_to<S: Simd, const PAIRS: usize, const TAPS: usize>(
-    simd: S,
-    halves: &[[S::F; MOST]; MOST],
-    rows: usize,
-    to: *mut f32,
-) {
-    for row in 0..rows {
-        let w = taps::<S, PAIRS, TAPS>(simd, &halves[row]);
-        for tap in 0..TAPS {
-            // SAFETY: there is room for every tap.
-            unsafe { simd.store(to.add((row * TAPS + tap) * S::LANES), w[tap]) };
+/// `Gᵀ` of some lines, with `PAIRS` pairs of points.
+struct Pass<const PAIRS: usize, const TAPS: usize>((Lines, *mut f32, [usize; 2]));
+
+impl<const PAIRS: usize, const TAPS: usize> Job for Pass<PAIRS, TAPS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (lines, to, [step, next]) = self.0;
+        let points = if PAIRS == 0 { 1 } else { 2 * PAIRS + 2 };
+        for line in 0..lines.lines {
+            // SAFETY: the sums of every frequency are there, and room for every tap.
+            unsafe {
+                let from = lines.from.add(line * lines.next);
+                let mut m = [simd.zero(); MOST];
+                for p in 0..points {
+                    m[p] = simd.load(from.add(p * lines.step));
+                }
+                let w = taps::<S, PAIRS, TAPS>(simd, &m);
+                for tap in 0..TAPS {
+                    simd.store(to.add(line * next + tap * step), w[tap]);
+                }
+            }
         }
     }
 }
