@@ -17,21 +17,40 @@ use crate::conv::spec::{Shape, Sizes};
 use crate::gemm::tile::NV;
 use crate::workspace::{LINE, round_up};
 
-/// Floats for each slot beside as many as input and output hold: 4 MiB.
-const SLOT_FLOATS: usize = 1 << 20;
-/// Channels of a block, in and out, of a task alone, whose sums of all frequencies stay in the second-level cache; of one of
-/// many tiles, which is bound by the tiles that come from the third; and where a task has one frequency of the block.
-const ALONE: usize = 64;
-const ALONE_LONG: usize = 128;
-const SHARED: usize = 256;
-/// Tiles from which a pass is long.
-const LONG: usize = 256;
-/// Floats of a part's sums that stay in the second-level caches: then each slot's share of a pass should as well.
-pub(super) const NEAR: usize = 256 * 1024;
-/// Floats of a part's sums from which they should be weights before they leave the cache.
-const FAR: usize = 1024 * 1024;
-/// Tiles of a pass, at least where there are as many: each pass reads and writes all sums of the part.
-const PASS_TILES: usize = 64;
+/// What bounds the parts. Tests have smaller ones; none changes a bit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Floats of scratch memory: so many times what input and output hold, and so many for each slot.
+    pub floats: [usize; 2],
+    /// Channels of a block, in and out, of a task alone, whose sums of all frequencies stay in the second-level cache; of one
+    /// of a long pass, which is bound by the tiles that come from the third; and where a task has one frequency of the
+    /// block. Whole panels of any instruction set.
+    pub alone: usize,
+    pub alone_long: usize,
+    pub shared: usize,
+    /// Tiles from which a pass is long.
+    pub long: usize,
+    /// Floats of a part's sums that stay in the second-level caches: then each slot's share of a pass should as well.
+    pub near: usize,
+    /// Floats of a part's sums from which they should be weights before they leave the cache.
+    pub far: usize,
+    /// Tiles of a pass, at least where there are as many: each pass reads and writes all sums of the part.
+    pub tiles: usize,
+}
+
+impl Limits {
+    /// For second-level caches of a megabyte or two, and 4 MiB a slot.
+    pub const DEFAULT: Self = Self {
+        floats: [1, 1 << 20],
+        alone: 64,
+        alone_long: 128,
+        shared: 256,
+        long: 256,
+        near: 256 * 1024,
+        far: 1024 * 1024,
+        tiles: 64,
+    };
+}
 
 /// How a call is cut.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +89,9 @@ pub(super) struct Cut {
 impl Cut {
     /// The largest parts for which the workspace has room.
     pub fn new(plan: &WinogradWeights, shape: Shape, sizes: &Sizes, slots: usize) -> Self {
-        let most = sizes.x_len.saturating_add(sizes.y_len).saturating_add(slots.saturating_mul(SLOT_FLOATS));
+        let [times, per_slot] = plan.limits.floats;
+        let most = times.saturating_mul(sizes.x_len.saturating_add(sizes.y_len));
+        let most = most.saturating_add(slots.saturating_mul(per_slot));
         let mut part = [plan.group_in, plan.group_out];
         loop {
             if let Some(cut) = Self::within(plan, shape, sizes, slots, part, most) {
@@ -78,9 +99,9 @@ impl Cut {
             }
             // Half of whole blocks.
             let at = usize::from(part[1] >= part[0]);
-            let half = part[at].div_ceil(2).next_multiple_of(ALONE);
+            let half = part[at].div_ceil(2).next_multiple_of(plan.limits.alone);
             if half >= part[at] {
-                return Self::of(plan, shape, sizes, slots, part, PASS_TILES);
+                return Self::of(plan, shape, sizes, slots, part, plan.limits.tiles);
             }
             part[at] = half;
         }
@@ -95,23 +116,24 @@ impl Cut {
         part: [usize; 2],
         most: usize,
     ) -> Option<Self> {
+        let Limits { near, tiles: least, .. } = plan.limits;
         let all = shape.batch * plan.tiles(sizes.output).iter().product::<usize>();
         let frequencies = plan.axes[0].points() * plan.axes[1].points();
         let tile = frequencies.saturating_mul(part[0] + part[1]);
         let mut tiles = all.min(most / tile.max(1) + 1);
-        if frequencies.saturating_mul(part[0]).saturating_mul(part[1]) <= NEAR {
-            tiles = tiles.min((slots * NEAR / tile.max(1)).max(PASS_TILES));
+        if frequencies.saturating_mul(part[0]).saturating_mul(part[1]) <= near {
+            tiles = tiles.min((slots.saturating_mul(near) / tile.max(1)).max(least));
         }
         loop {
             let cut = Self::of(plan, shape, sizes, slots, part, tiles);
             if cut.len(slots) <= most {
                 return Some(cut);
             }
-            if tiles <= PASS_TILES {
+            if tiles <= least {
                 return None;
             }
             let passes = all.div_ceil(tiles);
-            tiles = all.div_ceil(passes + passes / 8 + 1);
+            tiles = all.div_ceil(passes + passes / 8 + 1).min(tiles - 1);
         }
     }
 
@@ -126,11 +148,12 @@ impl Cut {
         let pass_tiles = images * rows * columns;
         let passes = [shape.batch.div_ceil(images), tiles[0].div_ceil(rows), tiles[1].div_ceil(columns)];
         let (x_panel, dy_group) = (pass_tiles * panel, pass_tiles * GROUP);
-        let most = if pass_tiles < LONG { ALONE } else { ALONE_LONG };
+        let Limits { alone, alone_long, shared, long, far, .. } = plan.limits;
+        let most = if pass_tiles < long { alone } else { alone_long };
         let blocks: usize = part.iter().map(|channels| channels.div_ceil(most)).product();
-        let far = frequencies.saturating_mul(part[0]).saturating_mul(part[1]) >= FAR;
-        let alone = far && passes == [1, 1, 1] && (slots == 1 || blocks >= 4 * slots);
-        let block = part.map(|channels| channels.min(if alone { most } else { SHARED }));
+        let far = frequencies.saturating_mul(part[0]).saturating_mul(part[1]) >= far;
+        let alone = far && passes == [1, 1, 1] && (slots == 1 || blocks / 4 >= slots);
+        let block = part.map(|channels| channels.min(if alone { most } else { shared }));
         let sums_plane = block[0].next_multiple_of(LINE);
         let sums_row = odd_lines(frequencies * sums_plane);
         let chunk = chunk(plan.axes, columns, lanes);
@@ -169,13 +192,13 @@ impl Cut {
     /// Floats of the sums that are kept.
     pub fn sums(&self, slots: usize) -> usize {
         let blocks = if self.alone { slots } else { self.blocks().iter().product() };
-        blocks * self.sums_block
+        self.sums_block.saturating_mul(blocks)
     }
 
     /// Floats of a call's scratch memory.
     pub fn len(&self, slots: usize) -> usize {
         let [x, dy] = self.transformed();
-        x.saturating_add(dy).saturating_add(self.sums(slots)).saturating_add(slots * self.transform_len)
+        x.saturating_add(dy).saturating_add(self.sums(slots)).saturating_add(self.transform_len.saturating_mul(slots))
     }
 
     /// The tiles of a pass of one group.

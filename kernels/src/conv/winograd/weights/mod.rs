@@ -20,6 +20,8 @@
 mod cut;
 mod output;
 mod products;
+#[cfg(test)]
+mod tests;
 
 use super::cut::GROUP;
 use super::input::{Image, InputTransform, Place, Transform};
@@ -34,7 +36,7 @@ use crate::parts::share;
 use crate::simd::{Isa, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, aligned};
-use cut::Cut;
+use cut::{Cut, Limits};
 use output::Taps;
 use products::Products;
 
@@ -47,6 +49,7 @@ pub(in crate::conv) struct WinogradWeights {
     /// Channels of a group.
     group_in: usize,
     group_out: usize,
+    limits: Limits,
 }
 
 /// A part of a call, as its tasks see it.
@@ -74,7 +77,7 @@ unsafe impl Sync for Context<'_> {}
 impl WinogradWeights {
     pub fn new(spec: &Conv2dSpec, axes: [Axis; 2], isa: Isa) -> Self {
         let [group_in, group_out] = [spec.in_channels / spec.groups, spec.out_channels / spec.groups];
-        Self { spec: *spec, axes, isa, group_in, group_out }
+        Self { spec: *spec, axes, isa, group_in, group_out, limits: Limits::DEFAULT }
     }
 
     /// The expected seconds on one thread, or `None` where the algorithm cannot do the spec.
@@ -88,7 +91,7 @@ impl WinogradWeights {
         let groups = spec.groups as f64;
         let tiles = hint.batch as f64 * plan.tiles(sizes.output).iter().product::<usize>() as f64;
         let products = 2.0 * frequencies * tiles * ic * oc / PEAK_FLOPS * (PRODUCTS + TILE_DEPTH / tiles.max(1.0));
-        let near = frequencies * ic * oc <= cut::NEAR as f64;
+        let near = frequencies * ic * oc <= plan.limits.near as f64;
         let transforms = frequencies * tiles * (ic + vectors(plan.group_out)) * TRANSFORM_SECONDS[usize::from(!near)];
         let sums = frequencies * ic * oc * SUM_SECONDS;
         Some(groups * (products + transforms + sums))
