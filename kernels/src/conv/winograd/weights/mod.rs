@@ -23,7 +23,9 @@ mod products;
 #[cfg(test)]
 mod tests;
 
-use super::cut::GROUP;
+use std::ops::Range;
+
+use super::cut::{Block, GROUP};
 use super::input::{Image, InputTransform, Place, Transform};
 use super::{Axis, Direction, Scratch, Winograd};
 use crate::conv::algorithm::{Algorithm, BackwardWeightsCall};
@@ -159,123 +161,153 @@ impl Context<'_> {
     /// Adds the tiles of a pass to the part's sums; after the last the gradients are complete. `known` says that x is
     /// transformed already.
     fn pass(&self, index: usize, passes: usize, known: bool, batch: usize, slots: usize, parallelism: Parallelism<'_>) {
-        let cut = &self.cut;
-        let block = cut.tiles_of(batch, index);
-        // Sixteen channels of x or of dy, and some rows of tiles.
+        let tiles = self.cut.tiles_of(batch, index);
+        self.transform(tiles, known, slots, parallelism);
+        let (count, first) = (tiles.tiles(), index == 0);
+        if self.cut.alone {
+            return self.multiply_and_write(count, slots, parallelism);
+        }
+        self.multiply(count, first, slots, parallelism);
+        if index + 1 == passes {
+            self.write(slots, parallelism);
+        }
+    }
+
+    /// Transforms the tiles of x, unless they are known, and of dy: each task takes sixteen channels of some rows of tiles.
+    fn transform(&self, tiles: Block, known: bool, slots: usize, parallelism: Parallelism<'_>) {
         let units = self.part.map(|channels| channels.div_ceil(GROUP));
         let first = if known { units[0] } else { 0 };
-        let lines = block.images * block.rows;
-        let shares = (8 * slots).div_ceil(units[0] + units[1] - first).min(lines);
-        let shares = if slots == 1 { 1 } else { shares };
-        parallelism.for_each((units[0] + units[1] - first) * shares, slots, &|task, slot| {
+        let count = units[0] + units[1] - first;
+        let lines = tiles.images * tiles.rows;
+        let shares = if slots == 1 { 1 } else { slots.saturating_mul(8).div_ceil(count).min(lines) };
+        parallelism.for_each(count * shares, slots, &|task, slot| {
             let mut laps = Laps::start();
             let (unit, share) = (first + task / shares, share(lines, shares, task % shares));
-            let scratch = self.own.at(slot * cut.transform_len);
+            let scratch = self.own.at(slot * self.cut.transform_len);
             let mut line = share.start;
             while line < share.end {
-                let row = line % block.rows;
-                let rows = (block.rows - row).min(share.end - line);
-                let images = if row == 0 && rows == block.rows { (share.end - line) / rows } else { 1 };
-                let some = super::cut::Block {
-                    image: block.image + line / block.rows,
-                    images,
-                    row: block.row + row,
-                    rows,
-                    ..block
+                // Whole images at once, or some rows of one.
+                let row = line % tiles.rows;
+                let rows = (tiles.rows - row).min(share.end - line);
+                let images = if rows == tiles.rows { (share.end - line) / rows } else { 1 };
+                let image = tiles.image + line / tiles.rows;
+                let some = Block { image, images, row: tiles.row + row, rows, ..tiles };
+                let before = line * tiles.columns;
+                let job = match unit.checked_sub(units[0]) {
+                    None => self.input_transform(unit, some, before, scratch),
+                    Some(unit) => self.spread_transform(unit, some, before, scratch),
                 };
-                dispatch(self.plan.isa, self.transform(unit, units[0], some, line * block.columns, scratch));
+                dispatch(self.plan.isa, job);
                 line += images * rows;
             }
             laps.lap(Stage::Transform);
         });
+    }
 
-        let [in_blocks, out_blocks] = [0, 1].map(|at| self.part[at].div_ceil(cut.block[at]));
-        let blocks = in_blocks * out_blocks;
-        let channels = |task: usize| {
-            [(0, task % in_blocks), (1, task / in_blocks)]
-                .map(|(at, block)| block * cut.block[at]..self.part[at].min((block + 1) * cut.block[at]))
-        };
-        let products = |[ics, ocs]: [std::ops::Range<usize>; 2], frequencies, sums| {
-            let (x, dy) = (self.x_tiles.at(0), self.dy_tiles.at(0));
-            let (tiles, first) = (block.tiles(), index == 0);
-            dispatch(self.plan.isa, Products { context: self, tiles, first, frequencies, ics, ocs, x, dy, sums });
-        };
-        let write = |[ics, ocs]: [std::ops::Range<usize>; 2], sums: *mut f32| {
-            let ics = self.start[0] + ics.start..self.start[0] + ics.end;
-            let ocs = self.start[1] + ocs.start..self.start[1] + ocs.end;
-            dispatch(self.plan.isa, Taps { context: self, ics, ocs, group: self.group, sums });
-        };
-        if cut.alone {
-            parallelism.for_each(blocks, slots, &|task, slot| {
-                let mut laps = Laps::start();
-                let sums = self.sums.at(slot * cut.sums_block);
-                products(channels(task), 0..cut.frequencies, sums);
-                laps.lap(Stage::Product);
-                write(channels(task), sums);
-                laps.lap(Stage::Transform);
-            });
-            return;
-        }
-        let shares = (8 * slots).div_ceil(blocks).clamp(1, cut.frequencies);
+    /// Blocks of the part, in and out.
+    fn blocks(&self) -> [usize; 2] {
+        [0, 1].map(|at| self.part[at].div_ceil(self.cut.block[at]))
+    }
+
+    /// Channels of a block, in and out.
+    fn channels(&self, block: usize) -> [Range<usize>; 2] {
+        let [across, _] = self.blocks();
+        [(0, block % across), (1, block / across)].map(|(at, block)| {
+            let size = self.cut.block[at];
+            block * size..self.part[at].min((block + 1) * size)
+        })
+    }
+
+    /// Each task continues the sums of some frequencies of a block.
+    fn multiply(&self, tiles: usize, first: bool, slots: usize, parallelism: Parallelism<'_>) {
+        let blocks: usize = self.blocks().iter().product();
+        let shares = slots.saturating_mul(8).div_ceil(blocks).clamp(1, self.cut.frequencies);
         parallelism.for_each(blocks * shares, slots, &|task, _| {
             let mut laps = Laps::start();
-            let (task, frequencies) = (task / shares, share(cut.frequencies, shares, task % shares));
-            products(channels(task), frequencies, self.sums.at(task * cut.sums_block));
+            let (block, frequencies) = (task / shares, share(self.cut.frequencies, shares, task % shares));
+            let sums = self.sums.at(block * self.cut.sums_block);
+            dispatch(self.plan.isa, self.products(tiles, first, frequencies, block, sums));
             laps.lap(Stage::Product);
         });
-        if index + 1 < passes {
-            return;
-        }
-        let shares = (4 * slots).div_ceil(blocks).clamp(1, cut.block[1]);
+    }
+
+    /// Each task makes gradients of some out channels of a block.
+    fn write(&self, slots: usize, parallelism: Parallelism<'_>) {
+        let blocks: usize = self.blocks().iter().product();
+        let shares = slots.saturating_mul(4).div_ceil(blocks).clamp(1, self.cut.block[1]);
         parallelism.for_each(blocks * shares, slots, &|task, _| {
             let mut laps = Laps::start();
-            let (task, index) = (task / shares, task % shares);
-            let [ics, ocs] = channels(task);
-            let rows = share(ocs.len(), shares, index);
-            let sums = self.sums.at(task * cut.sums_block + rows.start * cut.sums_row);
-            write([ics, ocs.start + rows.start..ocs.start + rows.end], sums);
+            let block = task / shares;
+            let rows = share(self.channels(block)[1].len(), shares, task % shares);
+            let sums = self.sums.at(block * self.cut.sums_block + rows.start * self.cut.sums_row);
+            dispatch(self.plan.isa, self.taps(block, rows, sums));
             laps.lap(Stage::Transform);
         });
     }
 
-    /// The transform of sixteen channels of some tiles, of which `before` come before them in the pass: of x, or of dy
-    /// from unit `x_units` on.
-    fn transform(
+    /// Each task sums a block over all tiles, then makes its gradients.
+    fn multiply_and_write(&self, tiles: usize, slots: usize, parallelism: Parallelism<'_>) {
+        parallelism.for_each(self.blocks().iter().product(), slots, &|block, slot| {
+            let mut laps = Laps::start();
+            let sums = self.sums.at(slot * self.cut.sums_block);
+            dispatch(self.plan.isa, self.products(tiles, true, 0..self.cut.frequencies, block, sums));
+            laps.lap(Stage::Product);
+            let rows = 0..self.channels(block)[1].len();
+            dispatch(self.plan.isa, self.taps(block, rows, sums));
+            laps.lap(Stage::Transform);
+        });
+    }
+
+    fn products(
         &self,
-        unit: usize,
-        x_units: usize,
-        block: super::cut::Block,
-        before: usize,
-        scratch: *mut f32,
-    ) -> InputTransform<'_> {
-        let (plan, cut) = (self.plan, &self.cut);
-        let (axes, layout, lanes) = (plan.axes, plan.spec.layout, plan.isa.lanes());
-        let chunk = cut.chunk;
-        if unit < x_units {
-            let channels = self.part[0];
-            let last = channels - (channels - 1) / cut.panel * cut.panel;
-            let last_width = if last > lanes { NV * lanes } else { lanes };
-            let (v, plane, panel, width) = (self.x_tiles.at(0), cut.x_plane, cut.x_panel, cut.panel);
-            let place = Place { v, before, plane, panel, width, last_width, channels };
-            return InputTransform {
-                image: Image {
-                    values: self.x,
-                    size: self.sizes.input,
-                    before: [plan.spec.padding.top, plan.spec.padding.left],
-                    channels: plan.spec.in_channels,
-                    layout,
-                },
-                axes,
-                transform: Transform::Input,
-                block,
-                chunk,
-                first_channel: self.group * plan.group_in + self.start[0],
-                channels: unit * GROUP..channels.min((unit + 1) * GROUP),
-                place,
-                scratch,
-            };
+        tiles: usize,
+        first: bool,
+        frequencies: Range<usize>,
+        block: usize,
+        sums: *mut f32,
+    ) -> Products<'_> {
+        let [ics, ocs] = self.channels(block);
+        let (x, dy) = (self.x_tiles.at(0), self.dy_tiles.at(0));
+        Products { context: self, tiles, first, frequencies, ics, ocs, x, dy, sums }
+    }
+
+    /// The last transform of some rows of a block, whose sums start at `sums`.
+    fn taps(&self, block: usize, rows: Range<usize>, sums: *const f32) -> Taps<'_> {
+        let ([ics, ocs], [first_in, first_out]) = (self.channels(block), self.start);
+        let first_out = first_out + ocs.start;
+        let (ics, ocs) = (first_in + ics.start..first_in + ics.end, first_out + rows.start..first_out + rows.end);
+        Taps { context: self, ics, ocs, group: self.group, sums }
+    }
+
+    /// The transform of sixteen channels of some tiles of x, of which `before` come before them in the pass.
+    fn input_transform(&self, unit: usize, block: Block, before: usize, scratch: *mut f32) -> InputTransform<'_> {
+        let (plan, cut, channels) = (self.plan, &self.cut, self.part[0]);
+        let lanes = plan.isa.lanes();
+        let last = channels - (channels - 1) / cut.panel * cut.panel;
+        let last_width = if last > lanes { NV * lanes } else { lanes };
+        let (v, plane, panel, width) = (self.x_tiles.at(0), cut.x_plane, cut.x_panel, cut.panel);
+        InputTransform {
+            image: Image {
+                values: self.x,
+                size: self.sizes.input,
+                before: [plan.spec.padding.top, plan.spec.padding.left],
+                channels: plan.spec.in_channels,
+                layout: plan.spec.layout,
+            },
+            axes: plan.axes,
+            transform: Transform::Input,
+            block,
+            chunk: cut.chunk,
+            first_channel: self.group * plan.group_in + self.start[0],
+            channels: unit * GROUP..channels.min((unit + 1) * GROUP),
+            place: Place { v, before, plane, panel, width, last_width, channels },
+            scratch,
         }
-        let (unit, channels) = (unit - x_units, self.part[1]);
+    }
+
+    /// As [`Context::input_transform`], of dy.
+    fn spread_transform(&self, unit: usize, block: Block, before: usize, scratch: *mut f32) -> InputTransform<'_> {
+        let (plan, cut, channels) = (self.plan, &self.cut, self.part[1]);
         let (v, plane, panel) = (self.dy_tiles.at(0), cut.dy_plane, cut.dy_group);
         InputTransform {
             image: Image {
@@ -283,12 +315,12 @@ impl Context<'_> {
                 size: self.sizes.output,
                 before: [0, 0],
                 channels: plan.spec.out_channels,
-                layout,
+                layout: plan.spec.layout,
             },
-            axes,
+            axes: plan.axes,
             transform: Transform::Spread,
             block,
-            chunk,
+            chunk: cut.chunk,
             first_channel: self.group * plan.group_out + self.start[1],
             channels: unit * GROUP..channels.min((unit + 1) * GROUP),
             place: Place { v, before, plane, panel, width: GROUP, last_width: GROUP, channels },
