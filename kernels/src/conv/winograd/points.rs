@@ -118,6 +118,18 @@ impl Axis {
         (0..self.outputs).map(sum).fold(0.0, f64::max) / self.taps as f64
     }
 
+    /// [`Axis::amplification`] of the weights' gradient: the largest share of `|Gᵀ| (|A| |dy| . |Bᵀ| |d|)` in the `outputs`
+    /// products that a tile adds to a tap.
+    pub fn gradient_amplification(&self) -> f64 {
+        let term = |tap: usize, point: usize| {
+            let outputs: f64 = (0..self.outputs).map(|output| self.output(output, point).abs()).sum();
+            let inputs: f64 = self.input(point).iter().map(|b| b.abs()).sum();
+            self.weight(point, tap).abs() * outputs * inputs
+        };
+        let sum = |tap: usize| (0..self.points()).map(|point| term(tap, point)).sum::<f64>();
+        (0..self.taps).map(sum).fold(0.0, f64::max) / self.outputs as f64
+    }
+
     /// A finite point: 0, then the pairs.
     fn point(&self, index: usize) -> f64 {
         match index {
