@@ -33,7 +33,8 @@ Options
     --only TEXT                     only those whose name contains the text
     --pass forward|backward         backward is data, weights and bias in one call (default: forward)
     --threads N                     (default: as many as the CPU has)
-    --algorithm NAME|all            auto, direct, im2col, depthwise, grouped, gemm, baseline (default: auto)
+    --algorithm NAME|all            auto, direct, im2col, depthwise, grouped, gemm, winograd2, winograd2x4,
+                                    winograd4, winograd6, baseline (default: auto)
     --accuracy direct|fast|fastest  how much rounding error `auto` may trade for speed (default: fast)
     --isa avx512|avx2|portable      the instruction set (default: the widest, or KERNELS_ISA)
     --layout nchw|nhwc              (default: nchw)

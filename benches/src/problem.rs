@@ -298,13 +298,13 @@ impl Problem {
         let ran;
         let (chosen, workspace_len) = match &plan {
             Plan::Forward(plan) => {
-                ran = plan.algorithm();
-                (ran.to_string(), plan.workspace_len(self.layer.shape, slots)?)
+                ran = [plan.algorithm(); 2];
+                (plan.algorithm().to_string(), plan.workspace_len(self.layer.shape, slots)?)
             }
             Plan::Backward(plan) => {
                 // That of the input's gradient, and that of the weights'.
-                let [data, weights] = plan.algorithms();
-                ran = data;
+                ran = plan.algorithms();
+                let [data, weights] = ran;
                 (format!("{data}+{weights}"), plan.workspace_len(self.layer.shape, slots)?)
             }
         };
@@ -328,10 +328,13 @@ impl Problem {
             }
             self.call(&plan, data, &mut results, &mut workspace, parallelism)?;
             for (truth, result) in truth.iter().zip(&results) {
-                // Gradients of weights and bias are direct whatever that of the input is.
-                let direct = truth.result == "dw" || truth.result == "db";
-                let algorithm = if direct { Algorithm::Direct } else { ran };
-                let amplification = algorithm.amplification(&self.layer.spec);
+                // The gradient of the bias is a sum whatever the others are.
+                let ([algorithm, weights], spec) = (ran, &self.layer.spec);
+                let amplification = match truth.result {
+                    "dw" => weights.weights_amplification(spec),
+                    "db" => 1.0,
+                    _ => algorithm.amplification(spec),
+                };
                 let found = compare(truth, result, numbers, amplification).map_err(Failure::Study)?;
                 checked.elements += found.elements;
                 checked.worst = checked.worst.max(found.worst);

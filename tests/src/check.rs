@@ -316,15 +316,15 @@ impl Run<'_> {
         algorithm: Algorithm,
     ) -> Result<(), String> {
         let Problem { case, data, reference, rule, .. } = self.problem;
-        let (is_y, is_dx) = (name == "y", name == "dx");
-        if algorithm.tile().is_some() && (is_y || is_dx) {
-            let expected = if is_y {
-                reference.winograd_y(case, data, algorithm)
-            } else {
-                reference.winograd_dx(case, data, algorithm)
+        // The bias has no algorithm of its own.
+        if algorithm.tile().is_some() && name != "db" {
+            let expected = match name {
+                "y" => reference.winograd_y(case, data, algorithm),
+                "dx" => reference.winograd_dx(case, data, algorithm),
+                _ => reference.winograd_dw(case, data, algorithm),
             }
             .map_err(refused("the bound"))?;
-            // Halves of weights along each axis of F(2,3), whose other constants are 0 and 1.
+            // Halves of weights, or of sums, along each axis of F(2,3), whose other constants are 0 and 1.
             let is_exact = algorithm == Algorithm::Winograd2 && !case.spec.kernel.contains(&5);
             let rule = match *rule {
                 Rule::Exact { quantum } if is_exact => Rule::Exact { quantum: quantum / 4.0 },
@@ -393,7 +393,9 @@ impl Run<'_> {
                         self.failure(pass, format!("the combined call differs from the separate ones: {why}"))
                     })?,
                     (None, None) => {
-                        self.judge(pass, name, &got, expected, plan.algorithm())
+                        let [data, weights] = plan.algorithms();
+                        let algorithm = if name == "dx" { data } else { weights };
+                        self.judge(pass, name, &got, expected, algorithm)
                             .map_err(|message| self.failure(pass, message))?;
                     }
                 }

@@ -428,8 +428,8 @@ impl ForwardPlan for Plan {
 }
 
 impl BackwardPlan for Plan {
-    fn algorithm(&self) -> Algorithm {
-        Algorithm::Direct
+    fn algorithms(&self) -> [Algorithm; 2] {
+        [Algorithm::Direct; 2]
     }
 
     fn workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error> {

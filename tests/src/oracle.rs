@@ -14,7 +14,9 @@
 //! accepted where partial sums of that sign can overflow, a NaN where those of both signs can.
 
 use kernels::conv::{Algorithm, Layout, Sizes};
-use kernels::reference::{WINOGRAD_ROUNDINGS, winograd_shadow, winograd_shadow_backward_data};
+use kernels::reference::{
+    WINOGRAD_ROUNDINGS, winograd_shadow, winograd_shadow_backward_data, winograd_shadow_backward_weights,
+};
 use kernels::{Activation, Error};
 
 use crate::case::ConvCase;
@@ -172,6 +174,20 @@ impl Reference {
         let mut shadow = vec![0.0; self.dx.values.len()];
         winograd_shadow_backward_data(&case.spec, case.shape, algorithm, &data.dy, &data.weights, &mut shadow)?;
         let mut expected = Expected { terms: self.dx.terms + WINOGRAD_ROUNDINGS, ..self.dx.clone() };
+        for (magnitude, shadow) in expected.magnitudes.iter_mut().zip(shadow) {
+            *magnitude += shadow;
+        }
+        Ok(expected)
+    }
+
+    /// As [`Reference::winograd_y`], for `dw`.
+    ///
+    /// # Errors
+    /// When the algorithm cannot do the case.
+    pub fn winograd_dw(&self, case: &ConvCase, data: &ConvData, algorithm: Algorithm) -> Result<Expected, Error> {
+        let mut shadow = vec![0.0; self.dw.values.len()];
+        winograd_shadow_backward_weights(&case.spec, case.shape, algorithm, &data.x, &data.dy, &mut shadow)?;
+        let mut expected = Expected { terms: self.dw.terms + WINOGRAD_ROUNDINGS, ..self.dw.clone() };
         for (magnitude, shadow) in expected.magnitudes.iter_mut().zip(shadow) {
             *magnitude += shadow;
         }

@@ -54,8 +54,8 @@ pub trait ForwardPlan: Sync {
 
 /// A backward plan; the methods are those of [`Conv2dBackward`].
 pub trait BackwardPlan: Sync {
-    /// The algorithm of the input's gradient.
-    fn algorithm(&self) -> Algorithm;
+    /// The algorithms of the input's gradient and of the weights'.
+    fn algorithms(&self) -> [Algorithm; 2];
     /// The workspace that any call needs.
     fn workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error>;
     /// The gradient of the input.
@@ -163,8 +163,8 @@ impl ForwardPlan for Conv2d {
 }
 
 impl BackwardPlan for Conv2dBackward {
-    fn algorithm(&self) -> Algorithm {
-        self.algorithms()[0]
+    fn algorithms(&self) -> [Algorithm; 2] {
+        Conv2dBackward::algorithms(self)
     }
 
     fn workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error> {

@@ -70,6 +70,32 @@ impl Algorithm {
             .map_or(1.0, |axes| axes.iter().map(Axis::amplification).product())
     }
 
+    /// [`Algorithm::amplification`] of the gradient of the weights.
+    ///
+    /// ```
+    /// use kernels::conv::{Algorithm, Conv2dSpec};
+    /// let spec = Conv2dSpec::new(64, 64, [3, 3]);
+    /// assert_eq!(Algorithm::Direct.weights_amplification(&spec), 1.0);
+    /// assert!(Algorithm::Winograd2.weights_amplification(&spec) < Algorithm::Winograd4.weights_amplification(&spec));
+    /// ```
+    pub fn weights_amplification(self, spec: &Conv2dSpec) -> f64 {
+        Winograd::axes(spec, Direction::Forward, self)
+            .map_or(1.0, |axes| axes.iter().map(Axis::gradient_amplification).product())
+    }
+
+    /// [`Algorithm::is_allowed`] for the gradient of the weights, whose tiles have other errors (see `docs/convolution.md`):
+    /// F(2,3) has a direct convolution's once a batch holds many tiles, F(2,3) x F(4,3) exceeds it.
+    pub(super) fn is_allowed_for_weights(self, spec: &Conv2dSpec, batch: usize, out_size: [usize; 2]) -> bool {
+        let tiles = |[rows, columns]: [usize; 2]| out_size[0].div_ceil(rows) * out_size[1].div_ceil(columns);
+        match self {
+            Self::Winograd2 if !spec.kernel.contains(&5) => {
+                spec.accuracy > Accuracy::Direct || batch.saturating_mul(tiles([2, 2])) >= 256
+            }
+            Self::Winograd2x4 => spec.accuracy > Accuracy::Direct && self.is_allowed(spec),
+            _ => self.is_allowed(spec),
+        }
+    }
+
     /// Outputs of a Winograd tile, down and along, unless the algorithm is another.
     pub fn tile(self) -> Option<[usize; 2]> {
         match self {

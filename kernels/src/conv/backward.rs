@@ -18,7 +18,7 @@ use super::pixel_lanes::{Call, Post};
 use super::plan::{Options, choose, describe, slots};
 use super::spec::{Conv2dSpec, Shape, Sizes};
 use super::weight_gradient::WeightGradient;
-use super::winograd::{Direction, Winograd};
+use super::winograd::{Direction, Winograd, WinogradWeights};
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
 use crate::simd::Isa;
@@ -40,6 +40,7 @@ enum Weights {
     Depthwise(DepthwiseBackwardWeights),
     Grouped(GroupedBackwardWeights),
     Gemm(PatchGradient),
+    Winograd(Algorithm, WinogradWeights),
     #[cfg(feature = "baseline")]
     Baseline(BaselineBackwardWeights),
 }
@@ -62,7 +63,8 @@ enum Weights {
 ///
 /// # Numerical error
 /// As for [`Conv2d`](super::Conv2d), with the length of the sums: `out_channels / groups * taps` for the input's
-/// gradient, `batch * output pixels` for the others.
+/// gradient, `batch * output pixels` for the others. Winograd's algorithms have bounds of their own, in
+/// [`reference`](crate::reference).
 #[derive(Clone)]
 pub struct Conv2dBackward {
     spec: Conv2dSpec,
@@ -95,7 +97,8 @@ impl Conv2dBackward {
         let (isa, blocking) = options.resolve()?;
         let costs = [data_cost, weights_cost]
             .map(|cost| Algorithm::ALL.map(|algorithm| (algorithm, cost(&spec, algorithm, hint, &sizes, isa))));
-        let data = match choose("algorithm", &spec, options.algorithm, &costs[0])? {
+        let asked = options.algorithm;
+        let data = match choose("algorithm", &spec, asked, &costs[0], |algorithm| algorithm.is_allowed(&spec))? {
             Algorithm::Depthwise => Data::Depthwise(DepthwiseBackwardData::new(&spec, hint, isa)?),
             Algorithm::Grouped => Data::Grouped(GroupedBackwardData::new(&spec, hint, isa)?),
             Algorithm::Gemm => Data::Gemm(Columns::new(&spec, isa, blocking)?),
@@ -111,12 +114,17 @@ impl Conv2dBackward {
                 Data::Dense(form, DenseBackwardData::new(&spec, form, hint, &sizes, isa, blocking)?)
             }
         };
-        let gradient = match choose("algorithm", &spec, options.algorithm, &costs[1])? {
+        let is_allowed = |algorithm: Algorithm| algorithm.is_allowed_for_weights(&spec, hint.batch, sizes.output);
+        let gradient = match choose("algorithm", &spec, asked, &costs[1], is_allowed)? {
             Algorithm::Depthwise => Weights::Depthwise(DepthwiseBackwardWeights::new(&spec, hint, isa)?),
             Algorithm::Grouped => Weights::Grouped(GroupedBackwardWeights::new(&spec, hint, isa)?),
             Algorithm::Gemm => Weights::Gemm(PatchGradient::new(&spec, isa, blocking)),
             #[cfg(feature = "baseline")]
             Algorithm::Baseline => Weights::Baseline(BaselineBackwardWeights::new(&spec)),
+            algorithm if algorithm.tile().is_some() => {
+                let axes = Winograd::axes(&spec, Direction::Forward, algorithm).expect("the cost says that it can");
+                Weights::Winograd(algorithm, WinogradWeights::new(&spec, axes, isa))
+            }
             _ => Weights::Dense(WeightGradient::new(&spec, isa, blocking)),
         };
         let mut plan = Self { spec, isa, weights: weights.to_vec(), finite: true, data, gradient, costs };
@@ -170,6 +178,7 @@ impl Conv2dBackward {
             Weights::Depthwise(_) => Algorithm::Depthwise,
             Weights::Grouped(_) => Algorithm::Grouped,
             Weights::Gemm(_) => Algorithm::Gemm,
+            Weights::Winograd(algorithm, _) => *algorithm,
             #[cfg(feature = "baseline")]
             Weights::Baseline(_) => Algorithm::Baseline,
         };
@@ -224,6 +233,7 @@ impl Conv2dBackward {
             Weights::Depthwise(kernel) => kernel.workspace_len(shape, sizes, slots),
             Weights::Grouped(kernel) => kernel.workspace_len(shape, sizes, slots),
             Weights::Gemm(kernel) => kernel.workspace_len(shape, sizes, slots),
+            Weights::Winograd(_, kernel) => kernel.workspace_len(shape, sizes, slots),
             #[cfg(feature = "baseline")]
             Weights::Baseline(kernel) => kernel.workspace_len(sizes),
         }
@@ -374,6 +384,7 @@ impl Conv2dBackward {
             Weights::Depthwise(kernel) => kernel.run(call),
             Weights::Grouped(kernel) => kernel.run(call),
             Weights::Gemm(kernel) => kernel.run(call),
+            Weights::Winograd(_, kernel) => kernel.run(call),
             #[cfg(feature = "baseline")]
             Weights::Baseline(kernel) => kernel.run(call),
         }
@@ -458,10 +469,8 @@ fn data_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes
 fn weights_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
     match algorithm {
         Algorithm::Direct | Algorithm::Im2col => Some(WeightGradient::cost(spec, hint, sizes, isa)),
-        // Their gradient of the weights is the dense one.
         Algorithm::Winograd2 | Algorithm::Winograd2x4 | Algorithm::Winograd4 | Algorithm::Winograd6 => {
-            Winograd::axes(spec, Direction::BackwardData, algorithm)
-                .map(|_| WeightGradient::cost(spec, hint, sizes, isa))
+            WinogradWeights::cost(spec, algorithm, hint, sizes, isa)
         }
         Algorithm::Depthwise => DepthwiseBackwardWeights::cost(spec, hint, sizes, isa),
         Algorithm::Grouped => GroupedBackwardWeights::cost(spec, hint, sizes, isa),

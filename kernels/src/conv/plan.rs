@@ -125,7 +125,7 @@ impl Conv2d {
         check_len("bias", spec.out_channels, bias.map_or(spec.out_channels, <[f32]>::len))?;
         let (isa, blocking) = options.resolve()?;
         let costs = Algorithm::ALL.map(|algorithm| (algorithm, cost(&spec, algorithm, hint, &sizes, isa)));
-        let algorithm = choose("algorithm", &spec, options.algorithm, &costs)?;
+        let algorithm = choose("algorithm", &spec, options.algorithm, &costs, |algorithm| algorithm.is_allowed(&spec))?;
         let kernel = match algorithm {
             Algorithm::Depthwise => Kernel::Depthwise(Depthwise::new(&spec, hint, isa)?),
             Algorithm::Grouped => Kernel::Grouped(Grouped::new(&spec, hint, isa)?),
@@ -319,18 +319,19 @@ fn cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa
     }
 }
 
-/// The algorithm asked for, or the cheapest.
+/// The algorithm asked for, or the cheapest of those that are allowed.
 pub(super) fn choose(
     argument: &'static str,
     spec: &Conv2dSpec,
     asked: Algorithm,
     costs: &Costs,
+    is_allowed: impl Fn(Algorithm) -> bool,
 ) -> Result<Algorithm, Error> {
     let possible = || costs.iter().filter_map(|&(algorithm, cost)| cost.map(|cost| (algorithm, cost)));
     if asked == Algorithm::Auto {
         // The yardstick is never chosen.
         let candidates =
-            possible().filter(|(algorithm, _)| *algorithm != Algorithm::Baseline && algorithm.is_allowed(spec));
+            possible().filter(|(algorithm, _)| *algorithm != Algorithm::Baseline && is_allowed(*algorithm));
         let best = candidates.min_by(|a, b| a.1.total_cmp(&b.1));
         return best.map(|(algorithm, _)| algorithm).ok_or_else(|| Error::invalid(argument, "a possible spec", spec));
     }

@@ -42,7 +42,9 @@ pub use softmax::{
 };
 
 pub use special::{erf, erfc, normal_cdf, normal_density};
-pub use winograd::{WINOGRAD_ROUNDINGS, winograd_shadow, winograd_shadow_backward_data};
+pub use winograd::{
+    WINOGRAD_ROUNDINGS, winograd_shadow, winograd_shadow_backward_data, winograd_shadow_backward_weights,
+};
 
 use std::fmt::{Debug, Display};
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};

@@ -4,7 +4,8 @@
 //! shadow = |Aᵀ| [ sum over ic of (|G| |w| |Gᵀ|) . (|Bᵀ| |x| |B|) ] |A|         |y - y exact| <= gamma(n) * shadow
 //! ```
 //!
-//! with `n` roundings on the way: one for each input channel, and less than 40 in the transforms, their constants and the
+//! with `n` roundings on the way: one for each input channel (for each tile of the batch where the gradient of the weights is
+//! summed, whose shadow is `|Gᵀ| [ sum over tiles of (|A| |dy| |Aᵀ|) . (|Bᵀ| |x| |B|) ] |G|`), and less than 40 in the transforms, their constants and the
 //! weights. (N. Higham, "Accuracy and stability of numerical algorithms", 2nd ed., chapter 3; B. Barabasz et al., ACM TOMS
 //! 46 (2020).) What underflows on the way errs by half of the smallest number instead, for which each step adds a tiny
 //! magnitude. A direct convolution's shadow is the sum of its products' magnitudes, so the two compare:
@@ -14,7 +15,8 @@ use super::conv::at;
 use crate::conv::{Algorithm, Axis, Conv2dSpec, Padding, Shape, winograd_axes};
 use crate::error::{Error, check_len};
 
-/// The roundings on the way to an output beside those of the sum over the input channels.
+/// The roundings on the way to an output beside those of the sum over the input channels; or to a weight's gradient, beside
+/// those of the sum over the tiles.
 pub const WINOGRAD_ROUNDINGS: usize = 40;
 
 /// What a step adds to a magnitude: 16 times the smallest number, in units of the rounding error.
@@ -44,7 +46,6 @@ pub fn winograd_shadow(
     let [out_height, out_width] = sizes.output;
     let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
     let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
-    let magnitude = |value: f32| if value.is_finite() { f64::from(value.abs()) } else { 0.0 };
     // |G| |w| |Gᵀ| of every filter.
     let mut u = vec![0.0; spec.out_channels * group_in * points];
     for (filter, u) in weights.chunks_exact(taps).zip(u.chunks_exact_mut(points)) {
@@ -58,31 +59,18 @@ pub fn winograd_shadow(
         });
     }
     let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
+    let size = [shape.height, shape.width];
     let (mut v, mut m) = (vec![0.0; group_in * points], vec![0.0; points]);
     for n in 0..shape.batch {
         for group in 0..spec.groups {
             for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
                 let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
                 for ic in 0..group_in {
-                    let d = |i: usize, j: usize| {
-                        let ih = (top + i).checked_sub(spec.padding.top).filter(|&ih| ih < shape.height);
-                        let iw = (left + j).checked_sub(spec.padding.left).filter(|&iw| iw < shape.width);
-                        let (Some(ih), Some(iw)) = (ih, iw) else { return 0.0 };
-                        let c = group * group_in + ic;
-                        magnitude(x[at(spec.layout, spec.in_channels, sizes.input, [n, c, ih, iw])])
-                    };
-                    let v = &mut v[ic * points..][..points];
-                    for_each_pair(down.points(), along.points(), |p, q| {
-                        let (rows, columns) = (down.input(p), along.input(q));
-                        let mut sum = UNDERFLOW;
-                        for_each_pair(down.points(), along.points(), |i, j| {
-                            let b = (rows[i] * columns[j]).abs();
-                            if b != 0.0 {
-                                sum += b * d(i, j);
-                            }
-                        });
-                        v[p * along.points() + q] = sum;
-                    });
+                    let corner = [top as isize - spec.padding.top as isize, left as isize - spec.padding.left as isize];
+                    let c = group * group_in + ic;
+                    let pixel =
+                        |ih: usize, iw: usize| x[at(spec.layout, spec.in_channels, sizes.input, [n, c, ih, iw])];
+                    input(&down, &along, corner, size, pixel, &mut v[ic * points..][..points]);
                 }
                 for oc in group * group_out..(group + 1) * group_out {
                     m.fill(UNDERFLOW);
@@ -102,6 +90,39 @@ pub fn winograd_shadow(
         }
     }
     Ok(())
+}
+
+/// A magnitude; 0 for what is not finite.
+fn magnitude(value: f32) -> f64 {
+    if value.is_finite() { f64::from(value.abs()) } else { 0.0 }
+}
+
+/// `|Bᵀ| |x| |B|` of the tile whose first pixel is `corner`; zeros are outside of the image.
+fn input(
+    down: &Axis,
+    along: &Axis,
+    corner: [isize; 2],
+    [height, width]: [usize; 2],
+    pixel: impl Fn(usize, usize) -> f32,
+    v: &mut [f64],
+) {
+    let d = |i: usize, j: usize| {
+        let ih = corner[0].checked_add_unsigned(i).and_then(|ih| usize::try_from(ih).ok()).filter(|&ih| ih < height);
+        let iw = corner[1].checked_add_unsigned(j).and_then(|iw| usize::try_from(iw).ok()).filter(|&iw| iw < width);
+        let (Some(ih), Some(iw)) = (ih, iw) else { return 0.0 };
+        magnitude(pixel(ih, iw))
+    };
+    for_each_pair(down.points(), along.points(), |p, q| {
+        let (rows, columns) = (down.input(p), along.input(q));
+        let mut sum = UNDERFLOW;
+        for_each_pair(down.points(), along.points(), |i, j| {
+            let b = (rows[i] * columns[j]).abs();
+            if b != 0.0 {
+                sum += b * d(i, j);
+            }
+        });
+        v[p * along.points() + q] = sum;
+    });
 }
 
 /// Element `[i, j]` of `|Aᵀ| m |A|`.
@@ -162,6 +183,79 @@ pub fn winograd_shadow_backward_data(
     }
     let dy_shape = Shape::new(shape.batch, sizes.output[0], sizes.output[1]);
     winograd_shadow(&gradient, dy_shape, algorithm, dy, &filters, shadow)
+}
+
+/// The shadow of each element of the weights' gradient.
+///
+/// # Errors
+/// Those of [`winograd_shadow`].
+pub fn winograd_shadow_backward_weights(
+    spec: &Conv2dSpec,
+    shape: Shape,
+    algorithm: Algorithm,
+    x: &[f32],
+    dy: &[f32],
+    shadow: &mut [f64],
+) -> Result<(), Error> {
+    let sizes = spec.sizes(shape)?;
+    check_len("x", sizes.x_len, x.len())?;
+    check_len("dy", sizes.y_len, dy.len())?;
+    check_len("shadow", sizes.w_len, shadow.len())?;
+    let Some([down, along]) = winograd_axes(spec, algorithm) else {
+        return Err(Error::invalid("algorithm", format!("one of Winograd's that can do {spec}"), algorithm));
+    };
+    let [out_height, out_width] = sizes.output;
+    let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
+    let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
+    let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
+    let size = [shape.height, shape.width];
+    let (mut v, mut d) = (vec![0.0; group_in * points], vec![0.0; points]);
+    // [oc][ic][frequency]
+    let mut sums = vec![UNDERFLOW; spec.out_channels * group_in * points];
+    for n in 0..shape.batch {
+        for group in 0..spec.groups {
+            for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
+                let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
+                for ic in 0..group_in {
+                    let corner = [top as isize - spec.padding.top as isize, left as isize - spec.padding.left as isize];
+                    let c = group * group_in + ic;
+                    let pixel =
+                        |ih: usize, iw: usize| x[at(spec.layout, spec.in_channels, sizes.input, [n, c, ih, iw])];
+                    input(&down, &along, corner, size, pixel, &mut v[ic * points..][..points]);
+                }
+                for oc in group * group_out..(group + 1) * group_out {
+                    // |A| |dy| |Aᵀ|
+                    for_each_pair(down.points(), along.points(), |p, q| {
+                        let mut sum = UNDERFLOW;
+                        for_each_pair(down.outputs, along.outputs, |i, j| {
+                            let (oh, ow) = (top + i, left + j);
+                            if oh < out_height && ow < out_width {
+                                let dy = dy[at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh, ow])];
+                                sum += (down.output(i, p) * along.output(j, q)).abs() * magnitude(dy);
+                            }
+                        });
+                        d[p * along.points() + q] = sum;
+                    });
+                    for ic in 0..group_in {
+                        for f in 0..points {
+                            sums[(oc * group_in + ic) * points + f] += d[f] * v[ic * points + f];
+                        }
+                    }
+                }
+            });
+        }
+    }
+    // |Gᵀ| sums |G|
+    for (filter, sums) in shadow.chunks_exact_mut(taps).zip(sums.chunks_exact(points)) {
+        for_each_pair(down.taps, along.taps, |kh, kw| {
+            let mut sum = UNDERFLOW;
+            for_each_pair(down.points(), along.points(), |p, q| {
+                sum += (down.weight(p, kh) * along.weight(q, kw)).abs() * sums[p * along.points() + q];
+            });
+            filter[kh * along.taps + kw] = sum;
+        });
+    }
+    Ok(())
 }
 
 fn for_each_pair(rows: usize, columns: usize, mut visit: impl FnMut(usize, usize)) {

@@ -9,7 +9,7 @@
 //! Frequencies are an odd number of cache lines apart: a transform writes them all at once, and powers of two would
 //! send them to the same sets of the cache.
 
-use super::input::row_pixels;
+use super::input::rows_len;
 use super::{Axis, Winograd, points};
 use crate::gemm::tile::NV;
 use crate::parts::balanced;
@@ -65,6 +65,28 @@ const CHUNK: usize = 3 * 1024;
 /// Blocks of fewer tiles are not cut to give every thread as many.
 const EVEN_TILES: usize = 48;
 
+/// Images, rows and columns of a block of at most `most` tiles: whole rows first, then whole images. So all blocks one
+/// after the other hold the tiles of the batch in order, whatever `most` is.
+pub(super) fn block_of(tiles: [usize; 2], batch: usize, most: usize) -> [usize; 3] {
+    let columns = balanced(tiles[1], most);
+    let rows = if columns < tiles[1] { 1 } else { balanced(tiles[0], most / columns) };
+    let whole = rows >= tiles[0] && columns >= tiles[1];
+    let images = if whole { balanced(batch, most / (rows * columns).max(1)) } else { 1 };
+    [images, rows, columns]
+}
+
+/// How many of the `columns` tiles of a row are transformed at once.
+pub(super) fn chunk([down, along]: [Axis; 2], columns: usize, lanes: usize) -> usize {
+    let per_tile = down.points() * along.outputs * lanes;
+    let overlap = down.points() * (along.taps - 1) * lanes;
+    balanced(columns, (CHUNK.saturating_sub(overlap) / per_tile).max(1))
+}
+
+/// The length, a whole number of cache lines, as an odd number of them.
+pub(super) fn odd_lines(len: usize) -> usize {
+    if (len / LINE).is_multiple_of(2) { len + LINE } else { len }
+}
+
 impl Cut {
     pub fn new(plan: &Winograd, batch: usize, out_size: [usize; 2], slots: usize) -> Self {
         let lanes = plan.isa.lanes();
@@ -75,11 +97,7 @@ impl Cut {
         let groups = plan.in_channels.div_ceil(GROUP);
         let most = Self::most_tiles(plan.axes, [plan.in_channels, plan.out_channels], plan.isa);
 
-        // Whole rows first, then whole images.
-        let columns = balanced(tiles[1], most);
-        let mut rows = if columns < tiles[1] { 1 } else { balanced(tiles[0], most / columns) };
-        let whole = rows >= tiles[0] && columns >= tiles[1];
-        let mut images = if whole { balanced(batch, most / (rows * columns).max(1)) } else { 1 };
+        let [mut images, mut rows, columns] = block_of(tiles, batch, most);
         let count = |images: usize, rows: usize| {
             batch.div_ceil(images) * tiles[0].div_ceil(rows) * tiles[1].div_ceil(columns) * plan.groups
         };
@@ -97,15 +115,11 @@ impl Cut {
         let shared = uneven(images, rows);
         let block_tiles = images * rows * columns;
 
-        let odd_lines = |len: usize| if (len / LINE).is_multiple_of(2) { len + LINE } else { len };
         let out_panels = plan.out_channels.div_ceil(panel);
         let out_panels = if shared { out_panels } else { balanced(out_panels, OUT_BLOCK.div_ceil(panel)) };
         let (v_group, m_panel) = (block_tiles * GROUP, block_tiles * panel);
 
-        let per_tile = down.points() * along.outputs * lanes;
-        let overlap = down.points() * (along.taps - 1) * lanes;
-        let chunk = balanced(columns, (CHUNK.saturating_sub(overlap) / per_tile).max(1));
-        let shown = row_pixels(chunk * along.outputs + along.taps - 1, lanes);
+        let chunk = chunk(plan.axes, columns, lanes);
         Self {
             tiles,
             block: [images, rows, columns],
@@ -118,7 +132,7 @@ impl Cut {
             m_plane: odd_lines(round_up(out_panels * m_panel)),
             frequencies,
             chunk,
-            rows_len: round_up(down.points() * shown * lanes),
+            rows_len: round_up(rows_len(plan.axes, chunk, lanes)),
             // A block of finished pixels is read whole.
             finished_len: round_up((down.outputs * columns * along.outputs + lanes) * lanes),
             shared,

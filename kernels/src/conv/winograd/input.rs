@@ -1,4 +1,5 @@
-//! The input transform: pixels, padding included, to `Bᵀ d B` of every tile of a block.
+//! The input transform: pixels, padding included, to `Bᵀ d B` of every tile of a block; or, for the weights' gradient, the
+//! outputs' gradients to `A d Aᵀ`.
 //!
 //! ```text
 //! for each vector of channels, each row of tiles, some tiles at a time:
@@ -11,23 +12,82 @@
 //!
 //! Lanes hold channels, so tiles at the border, and images of any size, cost no more than others.
 
-use super::Context;
-use super::cut::{Block, GROUP};
-use super::points::{MOST, input};
+use std::ops::Range;
+
+use super::cut::Block;
+use super::points::{Axis, MOST, input, spread};
 use crate::conv::spec::Layout;
 use crate::simd::{Job, Simd};
 
+/// An image as the transforms see it: a batch of padded images.
+#[derive(Clone, Copy)]
+pub(super) struct Image<'a> {
+    pub values: &'a [f32],
+    pub size: [usize; 2],
+    /// Rows and columns of padding before it.
+    pub before: [usize; 2],
+    /// Channels of all groups.
+    pub channels: usize,
+    pub layout: Layout,
+}
+
+/// What a tile is transformed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transform {
+    /// `Bᵀ d B` of all inputs of a tile, which neighbours share.
+    Input,
+    /// `A d Aᵀ` of the gradients of a tile's outputs.
+    Spread,
+}
+
+/// Where transformed tiles go: `[frequency][panel of channels][tile][channel of the panel]`.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub v: *mut f32,
+    /// Tiles in front of the block's.
+    pub before: usize,
+    /// From frequency to frequency, and from panel to panel.
+    pub plane: usize,
+    pub panel: usize,
+    /// Channels of a panel, and of the last one.
+    pub width: usize,
+    pub last_width: usize,
+    /// Channels in all.
+    pub channels: usize,
+}
+
+impl Place {
+    /// Where the first tile of a vector of channels is, and the distance of the next.
+    #[inline(always)]
+    fn at(&self, channel: usize) -> (*mut f32, usize) {
+        let (panel, within) = (channel / self.width, channel % self.width);
+        let last = panel == (self.channels - 1) / self.width;
+        let width = if last { self.last_width } else { self.width };
+        (self.v.wrapping_add(panel * self.panel + self.before * width + within), width)
+    }
+}
+
 /// Transforms the channels `channels`, from a multiple of 16 on, of a block of tiles.
 ///
-/// Whoever makes one vouches that block and channels are those of the context, that `v` has room for the block's
-/// tiles of all channels, and that `scratch` has room for [`Cut::transform_scratch`](super::cut::Cut::transform_scratch)
-/// floats.
+/// Whoever makes one vouches that block and channels are those of the image, that there is place for the block's
+/// tiles of all channels, and that `scratch` has room for twice [`rows_len`] of the chunk.
 pub(super) struct InputTransform<'a> {
-    pub context: &'a Context<'a>,
+    pub image: Image<'a>,
+    pub axes: [Axis; 2],
+    pub transform: Transform,
     pub block: Block,
-    pub channels: std::ops::Range<usize>,
-    pub v: *mut f32,
+    /// Tiles side by side that are transformed at once.
+    pub chunk: usize,
+    /// The channel of the image that is number 0 of the `channels`.
+    pub first_channel: usize,
+    pub channels: Range<usize>,
+    pub place: Place,
     pub scratch: *mut f32,
+}
+
+/// Floats of the pixels that a chunk of tiles sees, or of what half a transform makes of them, for a vector of channels.
+pub(super) fn rows_len([down, along]: [Axis; 2], chunk: usize, lanes: usize) -> usize {
+    down.points() * row_pixels(chunk * along.outputs + along.taps - 1, lanes) * lanes
 }
 
 impl Job for InputTransform<'_> {
@@ -35,53 +95,65 @@ impl Job for InputTransform<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { context, block, channels, v, scratch } = self;
-        let cut = &context.cut;
-        let [down, along] = context.plan.axes;
-        let turned = scratch.wrapping_add(cut.rows_len);
+        let Self { image, axes, transform, block, chunk, first_channel, channels, place, scratch } = self;
+        let [down, along] = axes;
+        // Rows and columns that a tile sees.
+        let seen = axes.map(|axis| if transform == Transform::Input { axis.points() } else { axis.outputs });
+        let turned = scratch.wrapping_add(rows_len(axes, chunk, S::LANES));
         for first in channels.clone().step_by(S::LANES) {
             let count = S::LANES.min(channels.end - first);
-            let v = v.wrapping_add(first / GROUP * cut.v_group + first % GROUP);
-            for image in 0..block.images {
-                for column in (0..block.columns).step_by(cut.chunk) {
-                    let tiles = cut.chunk.min(block.columns - column);
-                    let shown = tiles * along.outputs + along.taps - 1;
+            let (v, step) = place.at(first);
+            for n in 0..block.images {
+                for column in (0..block.columns).step_by(chunk) {
+                    let tiles = chunk.min(block.columns - column);
+                    let shown = (tiles - 1) * along.outputs + seen[1];
                     let pitch = row_pixels(shown, S::LANES) * S::LANES;
                     let left = (block.column + column) * along.outputs;
                     for row in 0..block.rows {
                         let top = (block.row + row) * down.outputs;
-                        let known = if row == 0 { 0 } else { down.taps - 1 };
+                        let known = if row == 0 { 0 } else { seen[0] - down.outputs };
                         // SAFETY: the maker's promise: `points` rows of `pitch` fit twice into the scratch memory; the
                         // tile is one of the block's.
                         unsafe {
                             scratch.copy_from(scratch.add(down.outputs * pitch), known * pitch);
-                            for i in known..down.points() {
+                            for i in known..seen[0] {
                                 let pixels = Pixels {
-                                    context,
-                                    image: block.image + image,
-                                    channel: block.group * context.plan.in_channels + first,
+                                    image,
+                                    n: block.image + n,
+                                    channel: first_channel + first,
                                     count,
-                                    row: (top + i) as isize - context.plan.before[0] as isize,
-                                    column: left as isize - context.plan.before[1] as isize,
+                                    row: (top + i) as isize - image.before[0] as isize,
+                                    column: left as isize - image.before[1] as isize,
                                     shown,
                                 };
                                 pixels.copy(simd, scratch.add(i * pitch));
                             }
                             let pass = Down { from: scratch, to: turned, pitch, len: shown * S::LANES };
-                            let halves = match down.pairs {
-                                0 => scratch,
-                                1 => simd.call(Pass::<_, 1>(pass)),
-                                2 => simd.call(Pass::<_, 2>(pass)),
-                                _ => simd.call(Pass::<_, 3>(pass)),
+                            let halves = match (down.pairs, seen[0]) {
+                                (0, _) => scratch,
+                                (1, 4) => simd.call(Pass::<_, 1, 4>(pass)),
+                                (2, 6) => simd.call(Pass::<_, 2, 6>(pass)),
+                                (3, 8) => simd.call(Pass::<_, 3, 8>(pass)),
+                                (1, _) => simd.call(Pass::<_, 1, 2>(pass)),
+                                (2, 2) => simd.call(Pass::<_, 2, 2>(pass)),
+                                (2, _) => simd.call(Pass::<_, 2, 4>(pass)),
+                                (_, 4) => simd.call(Pass::<_, 3, 4>(pass)),
+                                _ => simd.call(Pass::<_, 3, 6>(pass)),
                             };
-                            let tile = (image * block.rows + row) * block.columns + column;
-                            let to = v.add(tile * GROUP);
-                            let pass = Along { context, from: halves, pitch, tiles, to };
-                            match along.pairs {
-                                0 => simd.call(Pass::<_, 0>(pass)),
-                                1 => simd.call(Pass::<_, 1>(pass)),
-                                2 => simd.call(Pass::<_, 2>(pass)),
-                                _ => simd.call(Pass::<_, 3>(pass)),
+                            let tile = (n * block.rows + row) * block.columns + column;
+                            let to = v.add(tile * step);
+                            let (rows, plane, across) = (down.points(), place.plane, along.outputs);
+                            let pass = Along { from: halves, pitch, rows, across, tiles, to, plane, step };
+                            match (along.pairs, seen[1]) {
+                                (0, _) => simd.call(Pass::<_, 0, 1>(pass)),
+                                (1, 4) => simd.call(Pass::<_, 1, 4>(pass)),
+                                (2, 6) => simd.call(Pass::<_, 2, 6>(pass)),
+                                (3, 8) => simd.call(Pass::<_, 3, 8>(pass)),
+                                (1, _) => simd.call(Pass::<_, 1, 2>(pass)),
+                                (2, 2) => simd.call(Pass::<_, 2, 2>(pass)),
+                                (2, _) => simd.call(Pass::<_, 2, 4>(pass)),
+                                (_, 4) => simd.call(Pass::<_, 3, 4>(pass)),
+                                _ => simd.call(Pass::<_, 3, 6>(pass)),
                             }
                         }
                     }
@@ -93,8 +165,8 @@ impl Job for InputTransform<'_> {
 
 /// `shown` pixels of a row of the padded image, of `count` channels from `channel` on.
 struct Pixels<'a> {
-    context: &'a Context<'a>,
-    image: usize,
+    image: Image<'a>,
+    n: usize,
     channel: usize,
     count: usize,
     /// The first pixel; padding lies outside of the image.
@@ -110,7 +182,7 @@ impl Pixels<'_> {
     /// - The image and the channels exist; `to` is writable for [`row_pixels`] rows of `LANES`.
     #[inline(always)]
     unsafe fn copy<S: Simd>(&self, simd: S, to: *mut f32) {
-        let [height, width] = self.context.in_size;
+        let [height, width] = self.image.size;
         let outside = self.row < 0 || self.row >= height as isize;
         let first = (-self.column).clamp(0, self.shown as isize) as usize;
         let last = (width as isize - self.column).clamp(first as isize, self.shown as isize) as usize;
@@ -123,7 +195,7 @@ impl Pixels<'_> {
             if first < last {
                 let row = self.row as usize;
                 let column = (self.column + first as isize) as usize;
-                match self.context.plan.layout {
+                match self.image.layout {
                     Layout::Nchw => self.turn(simd, [row, column], last - first, to.add(first * S::LANES)),
                     Layout::Nhwc => self.gather(simd, [row, column], last - first, to.add(first * S::LANES)),
                 }
@@ -140,18 +212,16 @@ impl Pixels<'_> {
     /// - As for [`Pixels::copy`], for `len` pixels inside of the image.
     #[inline(always)]
     unsafe fn turn<S: Simd>(&self, simd: S, [row, column]: [usize; 2], len: usize, to: *mut f32) {
-        let context = self.context;
-        let [height, width] = context.in_size;
-        let all = context.plan.groups * context.plan.in_channels;
+        let Image { values, size: [height, width], channels: all, .. } = self.image;
         let plane = height * width;
-        let at = (self.image * all + self.channel) * plane + row * width + column;
+        let at = (self.n * all + self.channel) * plane + row * width + column;
         for pixel in (0..len).step_by(S::LANES) {
             let at = at + pixel;
             // SAFETY: whole blocks end inside of the input; of others only the pixels of the row are read.
             unsafe {
                 let to = to.add(pixel * S::LANES);
-                let from = context.input.as_ptr().add(at);
-                if self.count == S::LANES && at + (S::LANES - 1) * plane + S::LANES <= context.input.len() {
+                let from = values.as_ptr().add(at);
+                if self.count == S::LANES && at + (S::LANES - 1) * plane + S::LANES <= values.len() {
                     simd.transpose(from, plane as isize, to, S::LANES as isize);
                     continue;
                 }
@@ -171,14 +241,12 @@ impl Pixels<'_> {
     /// - As for [`Pixels::copy`], for `len` pixels inside of the image.
     #[inline(always)]
     unsafe fn gather<S: Simd>(&self, simd: S, [row, column]: [usize; 2], len: usize, to: *mut f32) {
-        let context = self.context;
-        let [height, width] = context.in_size;
-        let all = context.plan.groups * context.plan.in_channels;
-        let at = ((self.image * height + row) * width + column) * all + self.channel;
+        let Image { values, size: [height, width], channels: all, .. } = self.image;
+        let at = ((self.n * height + row) * width + column) * all + self.channel;
         for pixel in 0..len {
             // SAFETY: `count` channels of a pixel inside of the image are read.
             unsafe {
-                let channels = simd.load_first(context.input.as_ptr().add(at + pixel * all), self.count);
+                let channels = simd.load_first(values.as_ptr().add(at + pixel * all), self.count);
                 simd.store(to.add(pixel * S::LANES), channels);
             }
         }
@@ -190,8 +258,14 @@ pub(super) fn row_pixels(shown: usize, lanes: usize) -> usize {
     shown + lanes - 1
 }
 
-/// A pass with `PAIRS` pairs of points.
-struct Pass<P, const PAIRS: usize>(P);
+/// A transform of `SEEN` values to the points of `PAIRS` pairs.
+#[inline(always)]
+fn transform<S: Simd, const PAIRS: usize, const SEEN: usize>(simd: S, d: &[S::F; MOST]) -> [S::F; MOST] {
+    if PAIRS == 0 || SEEN == 2 * PAIRS + 2 { input::<S, PAIRS>(simd, d) } else { spread::<S, PAIRS, SEEN>(simd, d) }
+}
+
+/// A pass with `PAIRS` pairs of points over tiles that see `SEEN` values.
+struct Pass<P, const PAIRS: usize, const SEEN: usize>(P);
 
 /// Down the columns of a row of tiles. Returns where the result is.
 struct Down {
@@ -201,7 +275,7 @@ struct Down {
     len: usize,
 }
 
-impl<const PAIRS: usize> Job for Pass<Down, PAIRS> {
+impl<const PAIRS: usize, const SEEN: usize> Job for Pass<Down, PAIRS, SEEN> {
     type Output = *mut f32;
 
     #[inline(always)]
@@ -209,13 +283,13 @@ impl<const PAIRS: usize> Job for Pass<Down, PAIRS> {
         let Down { from, to, pitch, len } = self.0;
         let points = 2 * PAIRS + 2;
         for at in (0..len).step_by(S::LANES) {
-            // SAFETY: `points` rows of `len` floats are there.
+            // SAFETY: `SEEN` rows of `len` floats are there, and room for `points` of them.
             unsafe {
                 let mut d = [simd.zero(); MOST];
-                for i in 0..points {
+                for i in 0..SEEN {
                     d[i] = simd.load(from.add(i * pitch + at));
                 }
-                let v = input::<S, PAIRS>(simd, &d);
+                let v = transform::<S, PAIRS, SEEN>(simd, &d);
                 for i in 0..points {
                     simd.store(to.add(i * pitch + at), v[i]);
                 }
@@ -225,36 +299,39 @@ impl<const PAIRS: usize> Job for Pass<Down, PAIRS> {
     }
 }
 
-/// Along the rows of a row of tiles, to `v`.
-struct Along<'a> {
-    context: &'a Context<'a>,
+/// Along the rows of a row of tiles, to where they belong.
+struct Along {
     from: *const f32,
     pitch: usize,
+    /// Rows of a tile, and pixels from tile to tile.
+    rows: usize,
+    across: usize,
     tiles: usize,
     to: *mut f32,
+    /// From frequency to frequency, and from tile to tile.
+    plane: usize,
+    step: usize,
 }
 
-impl<const PAIRS: usize> Job for Pass<Along<'_>, PAIRS> {
+impl<const PAIRS: usize, const SEEN: usize> Job for Pass<Along, PAIRS, SEEN> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Along { context, from, pitch, tiles, to } = self.0;
-        let (plane, [down, along]) = (context.cut.v_plane, context.plan.axes);
+        let Along { from, pitch, rows, across, tiles, to, plane, step } = self.0;
         let points = if PAIRS == 0 { 1 } else { 2 * PAIRS + 2 };
-        debug_assert_eq!(points, along.points());
-        for i in 0..down.points() {
+        for i in 0..rows {
             for tile in 0..tiles {
-                // SAFETY: the row holds the pixels of so many tiles, `v` every frequency of each.
+                // SAFETY: the row holds the pixels of so many tiles, and there is place for every frequency of each.
                 unsafe {
-                    let from = from.add(i * pitch + tile * along.outputs * S::LANES);
+                    let from = from.add(i * pitch + tile * across * S::LANES);
                     let mut d = [simd.zero(); MOST];
-                    for j in 0..points {
+                    for j in 0..SEEN {
                         d[j] = simd.load(from.add(j * S::LANES));
                     }
-                    let v = input::<S, PAIRS>(simd, &d);
+                    let v = transform::<S, PAIRS, SEEN>(simd, &d);
                     for j in 0..points {
-                        simd.store(to.add((i * points + j) * plane + tile * GROUP), v[j]);
+                        simd.store(to.add((i * points + j) * plane + tile * step), v[j]);
                     }
                 }
             }

@@ -23,6 +23,9 @@ pub(crate) mod points;
 mod products;
 #[cfg(test)]
 mod tests;
+mod weights;
+
+use std::ops::Range;
 
 use super::algorithm::Algorithm;
 use super::dense::PEAK_FLOPS;
@@ -35,11 +38,12 @@ use crate::parts::share;
 use crate::simd::{Isa, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
-use cut::{Cut, GROUP};
-use input::InputTransform;
+use cut::{Block, Cut, GROUP};
+use input::{Image, InputTransform, Place, Transform};
 use output::OutputTransform;
 pub(crate) use points::Axis;
 use products::Products;
+pub(super) use weights::WinogradWeights;
 
 /// Which gradient, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,6 +252,31 @@ impl Winograd {
 }
 
 impl Context<'_> {
+    /// The transform of some channels of a block, from a multiple of 16 on.
+    fn input_transform(
+        &self,
+        block: Block,
+        channels: Range<usize>,
+        v: *mut f32,
+        scratch: *mut f32,
+    ) -> InputTransform<'_> {
+        let (plan, cut) = (self.plan, &self.cut);
+        let (before, layout) = (plan.before, plan.layout);
+        let all = plan.groups * plan.in_channels;
+        let (plane, panel) = (cut.v_plane, cut.v_group);
+        InputTransform {
+            image: Image { values: self.input, size: self.in_size, before, channels: all, layout },
+            axes: plan.axes,
+            transform: Transform::Input,
+            block,
+            chunk: cut.chunk,
+            first_channel: block.group * plan.in_channels,
+            channels,
+            place: Place { v, before: 0, plane, panel, width: GROUP, last_width: GROUP, channels: plan.in_channels },
+            scratch,
+        }
+    }
+
     /// A block by one thread.
     fn block_alone(&self, index: usize, v: *mut f32) {
         let (plan, cut) = (self.plan, &self.cut);
@@ -255,8 +284,7 @@ impl Context<'_> {
         let m = v.wrapping_add(cut.frequencies * cut.v_plane);
         let scratch = v.wrapping_add(round_up(cut.products()));
         let mut laps = Laps::start();
-        let channels = 0..plan.in_channels;
-        dispatch(plan.isa, InputTransform { context: self, block, channels, v, scratch });
+        dispatch(plan.isa, self.input_transform(block, 0..plan.in_channels, v, scratch));
         laps.lap(Stage::Transform);
         let all = plan.out_channels.div_ceil(cut.panel);
         for first in (0..all).step_by(cut.out_panels) {
@@ -286,7 +314,7 @@ impl Context<'_> {
         parallelism.for_each(tasks, slots, &|task, slot| {
             let mut laps = Laps::start();
             let (channels, scratch) = (units(plan.in_channels, GROUP, tasks, task), own.at(slot * transforms));
-            dispatch(plan.isa, InputTransform { context: self, block, channels, v: v.at(0), scratch });
+            dispatch(plan.isa, self.input_transform(block, channels, v.at(0), scratch));
             laps.lap(Stage::Transform);
         });
         let tasks = cut.frequencies.min(4 * slots);

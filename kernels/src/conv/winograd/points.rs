@@ -8,6 +8,13 @@
 //! y = Aᵀ [(G w) . (Bᵀ d)]          A[p][i] = p^i     G[p][j] = p^j / N(p)     row p of Bᵀ: the product of (x - q), q ≠ p
 //! ```
 //!
+//! The gradient of the weights is the same bilinear form read another way, `F(r, m)`: `r` sums of products of inputs and `m`
+//! outputs' gradients. `B` stays, the others change places:
+//!
+//! ```text
+//! <dy, y> = <A dy, (G w) . (Bᵀ d)>          dw = Gᵀ [(A dy) . (Bᵀ d)]
+//! ```
+//!
 //! Points come in pairs: `0, ±a, ±b, ..., infinity`. With `z = x²`, the rows of a pair are `even ± a * odd`, which
 //! halves the work. The same points serve several filters: `n = 6` is F(4,3) and F(2,5).
 //!
@@ -111,6 +118,18 @@ impl Axis {
         (0..self.outputs).map(sum).fold(0.0, f64::max) / self.taps as f64
     }
 
+    /// [`Axis::amplification`] of the weights' gradient: the largest share of `|Gᵀ| (|A| |dy| . |Bᵀ| |d|)` in the `outputs`
+    /// products that a tile adds to a tap.
+    pub fn gradient_amplification(&self) -> f64 {
+        let term = |tap: usize, point: usize| {
+            let outputs: f64 = (0..self.outputs).map(|output| self.output(output, point).abs()).sum();
+            let inputs: f64 = self.input(point).iter().map(|b| b.abs()).sum();
+            self.weight(point, tap).abs() * outputs * inputs
+        };
+        let sum = |tap: usize| (0..self.points()).map(|point| term(tap, point)).sum::<f64>();
+        (0..self.taps).map(sum).fold(0.0, f64::max) / self.outputs as f64
+    }
+
     /// A finite point: 0, then the pairs.
     fn point(&self, index: usize) -> f64 {
         match index {
@@ -173,13 +192,18 @@ pub(super) fn input<S: Simd, const PAIRS: usize>(simd: S, d: &[S::F; MOST]) -> [
 }
 
 /// `base^exponent`
-const fn power(base: f64, exponent: usize) -> f32 {
+const fn power64(base: f64, exponent: usize) -> f64 {
     let (mut power, mut i) = (1.0, 0);
     while i < exponent {
         power *= base;
         i += 1;
     }
-    power as f32
+    power
+}
+
+/// `base^exponent`, rounded once.
+const fn power(base: f64, exponent: usize) -> f32 {
+    power64(base, exponent) as f32
 }
 
 /// `Aᵀ m`: `OUTPUTS` outputs of an axis with `PAIRS` pairs of points.
@@ -204,4 +228,68 @@ pub(super) fn output<S: Simd, const PAIRS: usize, const OUTPUTS: usize>(simd: S,
         y[i] = if i + 1 == OUTPUTS { simd.add(sum, m[2 * PAIRS + 1]) } else { sum };
     }
     y
+}
+
+/// `A d`: `OUTPUTS` gradients of outputs, an even number, at the points of an axis with `PAIRS` pairs of them.
+#[inline(always)]
+pub(super) fn spread<S: Simd, const PAIRS: usize, const OUTPUTS: usize>(simd: S, d: &[S::F; MOST]) -> [S::F; MOST] {
+    let mut v = [simd.zero(); MOST];
+    v[0] = d[0];
+    v[2 * PAIRS + 1] = d[OUTPUTS - 1];
+    for pair in 0..PAIRS {
+        let (mut even, mut odd) = (d[OUTPUTS - 2], d[OUTPUTS - 1]);
+        let square = simd.splat(power(POINTS[PAIRS][pair], 2));
+        for i in (0..OUTPUTS / 2 - 1).rev() {
+            even = simd.fma(square, even, d[2 * i]);
+            odd = simd.fma(square, odd, d[2 * i + 1]);
+        }
+        let a = POINTS[PAIRS][pair] as f32;
+        v[1 + 2 * pair] = simd.fma(simd.splat(a), odd, even);
+        v[2 + 2 * pair] = simd.fma(simd.splat(-a), odd, even);
+    }
+    v
+}
+
+/// The product of `a - q` over the other finite points `q`, for `a` of a pair (and for `-a`), or for 0.
+const fn scale(pairs: usize, pair: Option<usize>) -> f64 {
+    let a = match pair {
+        Some(pair) => POINTS[pairs][pair],
+        None => 0.0,
+    };
+    let mut scale = if a == 0.0 { 1.0 } else { 2.0 * a * a };
+    let mut other = 0;
+    while other < pairs {
+        if POINTS[pairs][other] != a {
+            scale *= a * a - POINTS[pairs][other] * POINTS[pairs][other];
+        }
+        other += 1;
+    }
+    scale
+}
+
+/// `Gᵀ m`: the gradients of `TAPS` weights of an axis with `PAIRS` pairs of points.
+#[inline(always)]
+pub(super) fn taps<S: Simd, const PAIRS: usize, const TAPS: usize>(simd: S, m: &[S::F; MOST]) -> [S::F; MOST] {
+    if PAIRS == 0 {
+        return *m;
+    }
+    let (mut sums, mut differences) = ([simd.zero(); 3], [simd.zero(); 3]);
+    for pair in 0..PAIRS {
+        sums[pair] = simd.add(m[1 + 2 * pair], m[2 + 2 * pair]);
+        differences[pair] = simd.sub(m[1 + 2 * pair], m[2 + 2 * pair]);
+    }
+    let mut w = [simd.zero(); MOST];
+    for i in 0..TAPS {
+        let terms = if i % 2 == 0 { &sums } else { &differences };
+        let weight = |pair: usize| simd.splat((power64(POINTS[PAIRS][pair], i) / scale(PAIRS, Some(pair))) as f32);
+        let mut sum = simd.mul(weight(0), terms[0]);
+        for pair in 1..PAIRS {
+            sum = simd.fma(weight(pair), terms[pair], sum);
+        }
+        if i == 0 {
+            sum = simd.fma(simd.splat((1.0 / scale(PAIRS, None)) as f32), m[0], sum);
+        }
+        w[i] = if i + 1 == TAPS { simd.add(sum, m[2 * PAIRS + 1]) } else { sum };
+    }
+    w
 }

@@ -2,7 +2,7 @@
 
 use crate::conv::{Algorithm, Conv2d, Conv2dBackward, Conv2dSpec, Layout, Options, Padding, Shape};
 use crate::parallel::Parallelism;
-use crate::reference::{conv2d_backward_data, conv2d_forward};
+use crate::reference::{conv2d_backward_data, conv2d_backward_weights, conv2d_forward};
 
 fn values(seed: u32, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
@@ -37,28 +37,36 @@ fn every_tile_agrees_with_the_reference() {
             let dy = values(8, sizes.y_len);
             let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
             let (mut y_wanted, mut dx_wanted) = (vec![0.0; sizes.y_len], vec![0.0; sizes.x_len]);
+            let mut dw_wanted = vec![0.0; sizes.w_len];
             let (x64, w64, dy64) = (wide(&x), wide(&w), wide(&dy));
             let (b64, r64) = (wide(&bias), wide(&residual));
             conv2d_forward(&spec, shape, &x64, &w64, Some(&b64), Some(&r64), &mut y_wanted).unwrap();
             conv2d_backward_data(&spec, shape, &dy64, &w64, &mut dx_wanted).unwrap();
+            conv2d_backward_weights(&spec, shape, &x64, &dy64, &mut dw_wanted).unwrap();
             for algorithm in Algorithm::ALL.into_iter().filter(|a| a.tile().is_some()) {
                 let options = Options { algorithm, ..Options::default() };
                 let Ok(plan) = Conv2d::with_options(spec, &w, Some(&bias), shape, options) else { continue };
                 let mut y = vec![f32::NAN; sizes.y_len];
                 let mut workspace = vec![f32::NAN; plan.workspace_len(shape, 1).unwrap()];
                 plan.forward(shape, &x, Some(&residual), &mut y, &mut workspace, Parallelism::Serial).unwrap();
-                let close = |name: &str, got: &[f32], wanted: &[f64]| {
+                let close = |name: &str, got: &[f32], wanted: &[f64], most: f64| {
                     for (i, (&got, &wanted)) in got.iter().zip(wanted).enumerate() {
                         let off = (f64::from(got) - wanted).abs();
-                        assert!(off < 2e-4, "{algorithm} {spec} {shape:?}: {name}[{i}] is {got} instead of {wanted}");
+                        assert!(off < most, "{algorithm} {spec} {shape:?}: {name}[{i}] is {got} instead of {wanted}");
                     }
                 };
-                close("y", &y, &y_wanted);
+                close("y", &y, &y_wanted, 2e-4);
                 let plan = Conv2dBackward::with_options(spec, &w, shape, options).unwrap();
                 let mut dx = vec![f32::NAN; sizes.x_len];
                 let mut workspace = vec![f32::NAN; plan.workspace_len(shape, 1).unwrap()];
                 plan.data(shape, &dy, &mut dx, &mut workspace, Parallelism::Serial).unwrap();
-                close("dx", &dx, &dx_wanted);
+                close("dx", &dx, &dx_wanted, 2e-4);
+                assert_eq!(plan.algorithms(), [algorithm; 2]);
+                let mut dw = vec![f32::NAN; sizes.w_len];
+                workspace.fill(f32::NAN);
+                plan.weights(shape, &x, &dy, &mut dw, None, &mut workspace, Parallelism::Serial).unwrap();
+                // Sums of up to 1260 products.
+                close("dw", &dw, &dw_wanted, 1e-3);
             }
         }
     }
