@@ -10,6 +10,8 @@
 //! A node may only use nodes that are there already, so no cycle can arise and the order of adding is an order of
 //! computing. The chain rule is in [`Graph::backward_from`].
 
+use std::time::{Duration, Instant};
+
 use kernels::Parallelism;
 use ndarray::ArrayD;
 
@@ -30,6 +32,8 @@ struct Node {
     from: Vec<NodeId>,
     value: Option<Tensor>,
     gradient: Option<Tensor>,
+    /// What the last `forward` and the last `backward` of the layer took.
+    times: [Duration; 2],
 }
 
 /// A network of any shape. Its output is the node that was added last.
@@ -90,7 +94,7 @@ impl Graph {
             layer.visit("", &mut |_, parameter| parameters += parameter.value().len());
         }
         let (name, from) = (name.to_string(), from.to_vec());
-        self.nodes.push(Node { name, layer, parameters, from, value: None, gradient: None });
+        self.nodes.push(Node { name, layer, parameters, from, value: None, gradient: None, times: Default::default() });
         Ok(NodeId(self.nodes.len() - 1))
     }
 
@@ -132,6 +136,7 @@ impl Graph {
             let (Some(layer), Some(gradient)) = (&mut node.layer, &node.gradient) else { continue };
             let kind = layer.kind();
             let within = |error: Error| error.within(&node.name, kind);
+            let start = Instant::now();
             if node.from.iter().any(|from| learns[from.0]) {
                 let inputs = layer.backward(gradient, parallelism).map_err(within)?;
                 for (from, gradient) in node.from.iter().zip(inputs) {
@@ -140,6 +145,7 @@ impl Graph {
             } else if node.parameters > 0 {
                 layer.backward_parameters(gradient, parallelism).map_err(within)?;
             }
+            node.times[1] = start.elapsed();
         }
         Ok(())
     }
@@ -158,6 +164,11 @@ impl Graph {
     /// values it takes. In the order of adding.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (&str, Option<&dyn Layer>, usize, &[NodeId])> {
         self.nodes.iter().map(|node| (node.name.as_str(), node.layer.as_deref(), node.parameters, node.from.as_slice()))
+    }
+
+    /// What the last `forward` and the last `backward` of each node's layer took.
+    pub(crate) fn times(&self) -> impl Iterator<Item = [Duration; 2]> {
+        self.nodes.iter().map(|node| node.times)
     }
 
     /// The shape of every node's value.
@@ -247,7 +258,9 @@ impl Layer for Graph {
                 Some(layer) => {
                     let from: Vec<&Tensor> =
                         node.from.iter().filter_map(|from| before[from.0].value.as_ref()).collect();
+                    let start = Instant::now();
                     let value = layer.forward(&from, parallelism);
+                    node.times[0] = start.elapsed();
                     Some(value.map_err(|error| error.within(&node.name, layer.kind()))?)
                 }
             };

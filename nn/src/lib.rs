@@ -72,6 +72,7 @@ mod sequential;
 mod state_dict;
 mod summary;
 mod tensor;
+mod time;
 mod transformer;
 
 pub use activation::{ReLU, Sigmoid, Tanh};
@@ -106,4 +107,5 @@ pub use sequential::Sequential;
 pub use state_dict::StateDict;
 pub use summary::{Summary, SummaryRow};
 pub use tensor::{Tensor, tensor};
+pub use time::LayerTime;
 pub use transformer::TransformerBlock;

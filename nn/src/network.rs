@@ -1,13 +1,15 @@
 //! A network as its user holds it: one input, one output, and the threads that it may use.
 
-use kernels::Parallelism;
+use kernels::{Parallelism, Team};
 use ndarray::ArrayD;
 
 use crate::error::{Error, Result};
 use crate::inference::{Layout, Memory, Program};
 use crate::layer::{Layer, Parameter};
+use crate::leaves::{Leaf, leaves};
 use crate::summary::Summary;
 use crate::tensor::{Tensor, elements, row_major, tensor};
+use crate::time::LayerTime;
 
 /// For how many shapes of the input the places of all values are remembered.
 const LAYOUTS: usize = 8;
@@ -63,6 +65,14 @@ enum Plan {
     },
 }
 
+/// Does the work of a whole pass: workers of the current pool stay awake from its first layer to its last.
+fn as_team<R>(parallelism: Parallelism<'_>, pass: impl FnOnce(Parallelism<'_>) -> R) -> R {
+    match parallelism {
+        Parallelism::Current => Team::scope(|team| pass(Parallelism::Team(team))),
+        other => pass(other),
+    }
+}
+
 impl Network {
     /// A network that runs on the current rayon pool.
     pub fn new(layer: impl Layer + 'static) -> Self {
@@ -114,11 +124,11 @@ impl Network {
         match self.planned(&x)? {
             Some((program, layout, memory)) => {
                 let mut y = vec![0.0; layout.output_len()];
-                layout.run(program, &[elements(&x)], &mut y, memory, parallelism)?;
+                as_team(parallelism, |team| layout.run(program, &[elements(&x)], &mut y, memory, team, None))?;
                 let shape = layout.output_shape.clone();
                 tensor(&shape, y)
             }
-            None => self.layer.forward(&[&x], parallelism),
+            None => as_team(parallelism, |team| self.layer.forward(&[&x], team)),
         }
     }
 
@@ -134,9 +144,9 @@ impl Network {
             if y.len() != layout.output_len() {
                 return Err(Error::shape("y", format!("{:?}", layout.output_shape), &[y.len()]));
             }
-            return layout.run(program, &[elements(&x)], y, memory, parallelism);
+            return as_team(parallelism, |team| layout.run(program, &[elements(&x)], y, memory, team, None));
         }
-        let output = row_major(&self.layer.forward(&[&x], parallelism)?);
+        let output = row_major(&as_team(parallelism, |team| self.layer.forward(&[&x], team))?);
         if y.len() != output.len() {
             return Err(Error::shape("y", format!("{:?}", output.shape()), &[y.len()]));
         }
@@ -179,7 +189,7 @@ impl Network {
     /// has not the output's shape.
     pub fn backward(&mut self, d_output: &Tensor) -> Result<()> {
         self.check_training()?;
-        self.layer.backward_parameters(d_output, self.parallelism)
+        as_team(self.parallelism, |team| self.layer.backward_parameters(d_output, team))
     }
 
     /// As [`Network::backward`], and gives the gradient of the input too.
@@ -188,7 +198,7 @@ impl Network {
     /// Those of [`Network::backward`].
     pub fn backward_to_input(&mut self, d_output: &Tensor) -> Result<Tensor> {
         self.check_training()?;
-        self.layer.backward(d_output, self.parallelism)?.pop().ok_or(Error::NoForward)
+        as_team(self.parallelism, |team| self.layer.backward(d_output, team))?.pop().ok_or(Error::NoForward)
     }
 
     fn check_training(&self) -> Result<()> {
@@ -235,6 +245,42 @@ impl Network {
     pub fn summary(&mut self, input: &[usize]) -> Result<Summary> {
         let parameters = self.parameter_count();
         Summary::new(self.layer.as_ref(), parameters, &[input.to_vec()])
+    }
+
+    /// Runs a pass and says what each layer took: `forward` alone in the mode for examination, where layers that run as one
+    /// kernel are one; in the mode for training `backward` too, from a gradient of zeros, which adds nothing.
+    ///
+    /// ```
+    /// use nn::{Linear, Network, Random, ReLU, Sequential, tensor};
+    /// let layers = Sequential::new().with(Linear::new(3, 2, &mut Random::new(0))?)?.with(ReLU::default())?;
+    /// let mut network = Network::new(layers);
+    /// let x = tensor(&[1, 3], vec![1.0, 2.0, 3.0])?;
+    /// assert_eq!(network.time_layers(&x)?.len(), 2);
+    /// network.eval();
+    /// assert_eq!(network.time_layers(&x)?[0].kind, "Linear + ReLU");
+    /// # Ok::<(), nn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Network::forward`] and [`Network::backward`].
+    pub fn time_layers(&mut self, x: &Tensor) -> Result<Vec<LayerTime>> {
+        let (x, parallelism) = (row_major(x), self.parallelism);
+        if let Some((program, layout, memory)) = self.planned(&x)? {
+            let (mut y, mut times) = (vec![0.0; layout.output_len()], Vec::new());
+            as_team(parallelism, |team| layout.run(program, &[elements(&x)], &mut y, memory, team, Some(&mut times)))?;
+            return Ok(program.name_times(&times));
+        }
+        let y = self.forward(&x)?;
+        if self.training {
+            self.backward(&Tensor::zeros(y.raw_dim()))?;
+        }
+        let (leaves, _) = leaves(self.layer.as_ref(), 0);
+        let layers = leaves.iter().filter(|leaf| leaf.layer.is_some());
+        let time = |leaf: &Leaf<'_>| {
+            let [forward, backward] = leaf.times;
+            LayerTime { name: leaf.name(), kind: leaf.kind().to_string(), forward, backward }
+        };
+        Ok(layers.map(time).collect())
     }
 
     /// The network's graph in the language of Graphviz, see [`Graph::to_dot`](crate::Graph::to_dot); nothing for a single

@@ -1,11 +1,14 @@
 //! A network's layers, joined where one kernel can do the work of several, with weights packed.
 
+use std::time::Duration;
+
 use kernels::{Activation, activation};
 
 use super::{Call, Fused, Kernel, Role};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::leaves::{Leaf, leaves};
+use crate::time::LayerTime;
 
 /// What runs.
 pub(crate) enum Task {
@@ -18,6 +21,10 @@ pub(crate) enum Task {
 /// A kernel, the leaves that it takes and the one whose value it computes.
 pub(crate) struct Step {
     pub task: Task,
+    /// The path of its first layer.
+    pub name: String,
+    /// The kinds of the layers that it does the work of.
+    pub kind: String,
     pub inputs: Vec<usize>,
     /// The leaves whose shapes the inputs have: those that only show others' elements under a shape of their own, too.
     pub shown: Vec<usize>,
@@ -61,7 +68,10 @@ impl Program {
         let mut steps: Vec<Step> = Vec::new();
         for (at, leaf) in leaves.iter().enumerate() {
             let Some(layer) = leaf.layer else { continue };
-            let mut step = Step { task: Task::Sum, inputs: leaf.from.clone(), shown: Vec::new(), output: at };
+            let name = leaf.name();
+            let kind = leaf.kind().to_string();
+            let mut step =
+                Step { task: Task::Sum, name, kind, inputs: leaf.from.clone(), shown: Vec::new(), output: at };
             match role(at) {
                 _ if taken[at] => continue,
                 Role::Opaque | Role::View => continue,
@@ -77,6 +87,7 @@ impl Program {
                         fused.residual = true;
                         step.inputs.push(if a == at { b } else { a });
                         step.output = sum;
+                        step.kind += " + Sum";
                         taken[sum] = true;
                         next = only_reader(sum);
                     }
@@ -85,6 +96,7 @@ impl Program {
                     {
                         fused.activation = function;
                         step.output = next;
+                        step.kind = format!("{} + {}", step.kind, leaves[next].kind());
                         taken[next] = true;
                     }
                     let from: Vec<Vec<usize>> = leaf.from.iter().map(|&from| shapes[from].clone()).collect();
@@ -102,6 +114,18 @@ impl Program {
         }
         let inputs = (0..leaves.len()).filter(|&at| leaves[at].layer.is_none()).collect();
         Ok(Some(Self { steps, source, inputs, output }))
+    }
+
+    /// The times of steps under the names of their layers. What is no step is the copy of a value to the output.
+    pub fn name_times(&self, times: &[(Option<usize>, Duration)]) -> Vec<LayerTime> {
+        let time = |&(step, forward): &(Option<usize>, Duration)| {
+            let (name, kind) = match step {
+                Some(at) => (self.steps[at].name.clone(), self.steps[at].kind.clone()),
+                None => (String::from("output"), String::from("copy")),
+            };
+            LayerTime { name, kind, forward, backward: Duration::ZERO }
+        };
+        times.iter().map(time).collect()
     }
 }
 
