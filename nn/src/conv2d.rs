@@ -138,13 +138,13 @@ impl Conv2d {
     }
 
     /// Brings the packed weights of the forward plan up to date; makes the plan for the first shape that comes.
-    fn prepare_forward(&mut self, shape: Shape) -> Result<()> {
+    fn prepare_forward(&mut self, shape: Shape, parallelism: Parallelism<'_>) -> Result<()> {
         let version = self.version();
         let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
         match &mut self.forward {
             Some(plan) if plan.version == version => {}
             Some(plan) => {
-                plan.kernel.set_weights(weight, bias)?;
+                plan.kernel.set_weights(weight, bias, parallelism)?;
                 plan.version = version;
             }
             None => {
@@ -156,12 +156,12 @@ impl Conv2d {
     }
 
     /// The same for the backward plan.
-    fn prepare_backward(&mut self, shape: Shape) -> Result<()> {
+    fn prepare_backward(&mut self, shape: Shape, parallelism: Parallelism<'_>) -> Result<()> {
         let version = self.version();
         match &mut self.backward {
             Some(plan) if plan.version == version => {}
             Some(plan) => {
-                plan.kernel.set_weights(self.weight.elements())?;
+                plan.kernel.set_weights(self.weight.elements(), parallelism)?;
                 plan.version = version;
             }
             None => {
@@ -183,7 +183,7 @@ impl Conv2d {
         check_gradient(d_output, y_shape)?;
         let x = x.clone();
         let (dy, shape) = (row_major(d_output), self.shape_of(x.shape())?);
-        self.prepare_backward(shape)?;
+        self.prepare_backward(shape, parallelism)?;
         let Some(Plan { kernel, .. }) = &self.backward else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
         let (x_elements, dy) = (elements(&x), elements(&dy));
@@ -239,7 +239,7 @@ impl Layer for Conv2d {
         let x = row_major(single(inputs)?);
         let shape = self.shape_of(x.shape())?;
         let sizes = self.spec.sizes(shape)?;
-        self.prepare_forward(shape)?;
+        self.prepare_forward(shape, parallelism)?;
         let Some(Plan { kernel, .. }) = &self.forward else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
         let mut y = vec![0.0; sizes.y_len];
