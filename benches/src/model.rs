@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use kernels::Parallelism;
-use nn::models::{AlexNet, GoogLeNet, LeNet5, NiN, Perceptron};
+use nn::models::{AlexNet, Encoder, GoogLeNet, LeNet5, NiN, Perceptron, VisionTransformer};
 use nn::{LayerTime, Network, Random, SCELoss, Sgd, Tensor};
 use rayon::ThreadPool;
 
@@ -82,6 +82,15 @@ fn build(model: &str, random: &mut Random) -> Result<(Network, Vec<usize>, usize
         "alexnet" => (Network::new(AlexNet { dropout, ..AlexNet::default() }.build(random)?), photo, 1000),
         "nin" => (Network::new(NiN::default().build(random)?), photo, 1000),
         "googlenet" => (Network::new(GoogLeNet { dropout, ..GoogLeNet::default() }.build(random)?), photo, 1000),
+        "vit-mnist" => (Network::new(VisionTransformer::digits().build(random)?), digit, 10),
+        "vit-s16" => (Network::new(VisionTransformer::s16().build(random)?), photo, 1000),
+        "vit-b16" => (Network::new(VisionTransformer::b16().build(random)?), photo, 1000),
+        "clip-image-b32" => {
+            let tower = VisionTransformer { classes: 512, ..VisionTransformer::b32() };
+            (Network::new(tower.build(random)?), photo, 512)
+        }
+        "clip-text" => (Network::new(Encoder::clip_text().build(random)?), vec![77, 512], 512),
+        "bert-base.128" => (Network::new(Encoder::bert_base().build(random)?), vec![128, 768], 2),
         _ => return Err(Failure::study(format!("no model is named {model:?}"))),
     })
 }

@@ -7,11 +7,11 @@
 //! ```
 
 use kernels::{Parallelism, embedding};
-use ndarray::{Array2, ArrayD, IxDyn};
+use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
 use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
-use crate::layer::{Layer, Parameter, single, single_shape};
+use crate::layer::{Layer, Parameter, bare_name, single, single_shape};
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
@@ -145,6 +145,8 @@ impl Kernel for LookUp {
 /// which the first `length` are used.
 pub struct LearnedPositions {
     weight: Parameter,
+    /// Whether the parameter has the layer's own name.
+    is_bare: bool,
     /// The shape of the last input.
     cache: Option<Vec<usize>>,
 }
@@ -196,11 +198,23 @@ impl LearnedPositions {
         crate::linear::Linear::check(positions, features)?;
         let bound = 0.02 * 3f32.sqrt();
         let weight = Array2::from_shape_simple_fn([positions, features], || random.uniform(-bound, bound));
-        Ok(Self { weight: Parameter::new(weight.into_dyn()), cache: None })
+        Ok(Self { weight: Parameter::new(weight.into_dyn()), is_bare: false, cache: None })
+    }
+
+    /// As models have it that hold the vectors without a layer around them: the parameter is named as the layer and has
+    /// shape `[1, ..., positions, features]`, of so many axes, at least two.
+    pub fn as_parameter(mut self, axes: usize) -> Self {
+        let mut vectors = self.weight.value().clone();
+        for _ in 2..axes {
+            vectors.insert_axis_inplace(Axis(0));
+        }
+        (self.weight, self.is_bare) = (Parameter::new(vectors), true);
+        self
     }
 
     fn size(&self) -> [usize; 2] {
-        [self.weight.value().shape()[0], self.weight.value().shape()[1]]
+        let shape = self.weight.value().shape();
+        [shape[shape.len() - 2], shape[shape.len() - 1]]
     }
 }
 
@@ -244,7 +258,10 @@ impl Layer for LearnedPositions {
     }
 
     fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
-        visitor(&format!("{prefix}weight"), &mut self.weight);
+        match self.is_bare {
+            true => visitor(bare_name(prefix), &mut self.weight),
+            false => visitor(&format!("{prefix}weight"), &mut self.weight),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Activations that let an element through as far as it is positive.
 //!
 //! ```text
-//! GELU   x P(x)              P: the share of a normal distribution below x
+//! GELU   x P(x)              P: the share of a normal distribution below x; or x / (1 + e^(-1.702 x)), nearly the same
 //! SiLU   x / (1 + e^-x)
 //! ```
 //!
@@ -33,6 +33,11 @@ impl GELU {
     /// The approximation by tanh, as GPT-2 and CLIP's successors have it.
     pub const fn tanh() -> Self {
         Self(Gate { function: Gated::GeluTanh, cache: None })
+    }
+
+    /// The approximation by a logistic function, as CLIP has it: `x / (1 + exp(-1.702 x))`.
+    pub const fn quick() -> Self {
+        Self(Gate { function: Gated::GeluQuick, cache: None })
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use kernels::Parallelism;
 use ndarray::ArrayD;
 
+use crate::attention::MultiHeadAttention;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Parameter};
 use crate::tensor::Tensor;
@@ -287,6 +288,14 @@ impl Layer for Graph {
         for node in &mut self.nodes {
             if let Some(layer) = &mut node.layer {
                 layer.visit_buffers(&format!("{prefix}{}.", node.name), visitor);
+            }
+        }
+    }
+
+    fn visit_attention(&self, prefix: &str, visitor: &mut dyn FnMut(&str, &MultiHeadAttention)) {
+        for node in &self.nodes {
+            if let Some(layer) = &node.layer {
+                layer.visit_attention(&format!("{prefix}{}.", node.name), visitor);
             }
         }
     }

@@ -14,6 +14,7 @@
 use kernels::Parallelism;
 use ndarray::ArrayD;
 
+use crate::attention::MultiHeadAttention;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::inference::{Fused, Kernel, Role};
@@ -72,6 +73,11 @@ pub trait Layer: Send {
 
     /// Shows each tensor that is part of the state but does not learn, as batch normalisation's `running_mean`.
     fn visit_buffers(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut ArrayD<f32>)) {
+        let _ = (prefix, visitor);
+    }
+
+    /// Shows each attention under its name, for those who want to see what it looks at.
+    fn visit_attention(&self, prefix: &str, visitor: &mut dyn FnMut(&str, &MultiHeadAttention)) {
         let _ = (prefix, visitor);
     }
 
@@ -174,6 +180,11 @@ impl Parameter {
     pub fn version(&self) -> u64 {
         self.version
     }
+}
+
+/// The name of a parameter that models hold without a layer around it: that of the layer, as `class_token`.
+pub(crate) fn bare_name(prefix: &str) -> &str {
+    prefix.strip_suffix('.').unwrap_or("weight")
 }
 
 /// The shape of the input of a layer that takes one.

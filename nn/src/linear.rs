@@ -4,13 +4,15 @@
 //! y[n, o] = bias[o] + sum over i of  x[n, i] * weight[o, i]
 //! ```
 
+use std::ops::Range;
+
 use kernels::gemm::{self, Bias, Epilogue, Gemm, PackedRhs};
 use kernels::{Parallelism, View, ViewMut, Workspace, linear};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
-use crate::init::kaiming_uniform;
+use crate::init::{kaiming_uniform, xavier_uniform};
 use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
@@ -42,6 +44,16 @@ impl Linear {
     pub fn new(inputs: usize, outputs: usize, random: &mut Random) -> Result<Self> {
         Self::check(inputs, outputs)?;
         let weight = kaiming_uniform(&[outputs, inputs], inputs, random);
+        Self::with_weights(weight, Some(Array1::zeros(outputs).into_dyn()))
+    }
+
+    /// A layer with Xavier-uniform weights and a bias of zeros: for sigmoids, and for the projections of attention.
+    ///
+    /// # Errors
+    /// Those of [`Linear::new`].
+    pub fn xavier(inputs: usize, outputs: usize, random: &mut Random) -> Result<Self> {
+        Self::check(inputs, outputs)?;
+        let weight = xavier_uniform(&[outputs, inputs], inputs, outputs, random);
         Self::with_weights(weight, Some(Array1::zeros(outputs).into_dyn()))
     }
 
@@ -88,36 +100,58 @@ impl Linear {
         }
     }
 
-    /// The forward pass with packed weights.
-    pub(crate) fn product(&self, fused: Fused) -> Result<Product> {
-        let weight = View::new(self.weight.elements(), self.size())?.transposed();
-        let bias = self.bias.as_ref().map(|bias| bias.elements().to_vec());
-        Ok(Product { weight: PackedRhs::new(weight, None)?, bias, fused })
+    /// The forward pass with packed weights, of some of the outputs.
+    pub(crate) fn product(&self, outputs: Range<usize>, fused: Fused) -> Result<Product> {
+        let inputs = self.size()[1];
+        let weight = &self.weight.elements()[outputs.start * inputs..outputs.end * inputs];
+        let weight = View::new(weight, [outputs.len(), inputs])?.transposed();
+        let bias = self.bias.as_ref().map(|bias| bias.elements()[outputs].to_vec());
+        Product::new(weight, bias, fused)
     }
 
-    /// Adds to the parameters' gradients; the gradient of the input only if there is room given for it.
-    fn run_backward(
+    /// Some of the outputs. Keeps nothing for `backward`.
+    pub(crate) fn forward_part(
         &mut self,
+        outputs: Range<usize>,
+        x: &Tensor,
+        parallelism: Parallelism<'_>,
+    ) -> Result<Tensor> {
+        let (x, inputs, batch) = (row_major(x), self.size()[1], self.rows(x.shape())?);
+        let kernel = linear::Linear::new(inputs, outputs.len());
+        let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
+        let weight = &self.weight.elements()[outputs.start * inputs..outputs.end * inputs];
+        let bias = self.bias.as_ref().map(|bias| &bias.elements()[outputs.clone()]);
+        let mut y = vec![0.0; batch * outputs.len()];
+        kernel.forward(batch, elements(&x), weight, bias, &mut y, workspace, parallelism)?;
+        tensor(&[&x.shape()[..x.ndim() - 1], &[outputs.len()]].concat(), y)
+    }
+
+    /// Adds to the parameters' gradients, given the gradient of some of the outputs for an input; the gradient of the
+    /// input only if there is room given for it.
+    pub(crate) fn backward_part(
+        &mut self,
+        outputs: Range<usize>,
+        x: &Tensor,
         d_output: &Tensor,
         dx: Option<&mut Vec<f32>>,
         parallelism: Parallelism<'_>,
-    ) -> Result<Vec<usize>> {
-        let x = self.cache.clone().ok_or(Error::NoForward)?;
-        let ([outputs, inputs], batch) = (self.size(), self.rows(x.shape())?);
-        check_gradient(d_output, &[&x.shape()[..x.ndim() - 1], &[outputs]].concat())?;
-        let dy = row_major(d_output);
-        let kernel = linear::Linear::new(inputs, outputs);
+    ) -> Result<()> {
+        let (inputs, batch) = (self.size()[1], self.rows(x.shape())?);
+        check_gradient(d_output, &[&x.shape()[..x.ndim() - 1], &[outputs.len()]].concat())?;
+        let (x, dy) = (row_major(x), row_major(d_output));
+        let kernel = linear::Linear::new(inputs, outputs.len());
         let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
         let dx = dx.map(|dx| {
             dx.resize(x.len(), 0.0);
             dx.as_mut_slice()
         });
+        let weights = outputs.start * inputs..outputs.end * inputs;
         let (weight, dw) = self.weight.elements_and_gradient();
-        let db = self.bias.as_mut().map(|bias| bias.elements_and_gradient().1);
-        let gradients = linear::Gradients { dx, dw: Some(dw), db, accumulate_dx: false, accumulate_parameters: true };
+        let (weight, dw) = (&weight[weights.clone()], Some(&mut dw[weights]));
+        let db = self.bias.as_mut().map(|bias| &mut bias.elements_and_gradient().1[outputs]);
+        let gradients = linear::Gradients { dx, dw, db, accumulate_dx: false, accumulate_parameters: true };
         kernel.backward(batch, elements(&x), weight, elements(&dy), gradients, workspace, parallelism)?;
-        self.cache = None;
-        Ok(x.shape().to_vec())
+        Ok(())
     }
 }
 
@@ -148,32 +182,30 @@ impl Layer for Linear {
     }
 
     fn kernel(&self, _: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
-        Ok(Box::new(self.product(fused)?))
+        Ok(Box::new(self.product(0..self.size()[0], fused)?))
     }
 
     /// x [..., inputs] -> y [..., outputs]
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
-        let x = row_major(single(inputs)?);
-        let ([outputs, inputs], batch) = (self.size(), self.rows(x.shape())?);
-        let kernel = linear::Linear::new(inputs, outputs);
-        let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
-        let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
-        let mut y = vec![0.0; batch * outputs];
-        kernel.forward(batch, elements(&x), weight, bias, &mut y, workspace, parallelism)?;
-        let shape = [&x.shape()[..x.ndim() - 1], &[outputs]].concat();
-        self.cache = Some(x);
-        tensor(&shape, y)
+        let x = single(inputs)?;
+        let y = self.forward_part(0..self.size()[0], x, parallelism)?;
+        self.cache = Some(x.clone());
+        Ok(y)
     }
 
     /// dx = dy weight;  dweight += dyᵀ x;  dbias += sum of dy over the batch
     fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
-        let mut dx = Vec::new();
-        let x_shape = self.run_backward(d_output, Some(&mut dx), parallelism)?;
-        Ok(vec![tensor(&x_shape, dx)?])
+        let (x, mut dx) = (self.cache.clone().ok_or(Error::NoForward)?, Vec::new());
+        self.backward_part(0..self.size()[0], &x, d_output, Some(&mut dx), parallelism)?;
+        self.cache = None;
+        Ok(vec![tensor(x.shape(), dx)?])
     }
 
     fn backward_parameters(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<()> {
-        self.run_backward(d_output, None, parallelism).map(drop)
+        let x = self.cache.clone().ok_or(Error::NoForward)?;
+        self.backward_part(0..self.size()[0], &x, d_output, None, parallelism)?;
+        self.cache = None;
+        Ok(())
     }
 
     fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
@@ -193,6 +225,11 @@ pub(crate) struct Product {
 }
 
 impl Product {
+    /// With `weight [inputs, outputs]`.
+    pub fn new(weight: View<'_, f32, 2>, bias: Option<Vec<f32>>, fused: Fused) -> Result<Self> {
+        Ok(Self { weight: PackedRhs::new(weight, None)?, bias, fused })
+    }
+
     /// Floats of scratch memory for so many rows.
     pub fn scratch_len(&self, rows: usize, slots: usize) -> Result<usize> {
         let [features, outputs] = self.weight.shape();

@@ -1,8 +1,9 @@
-//! A network as its user holds it: one input, one output, and the threads that it may use.
+//! A network as its user holds it: inputs, mostly one, an output, and the threads that it may use.
 
 use kernels::{Parallelism, Team};
 use ndarray::ArrayD;
 
+use crate::attention::MultiHeadAttention;
 use crate::error::{Error, Result};
 use crate::inference::{Layout, Memory, Program};
 use crate::layer::{Layer, Parameter};
@@ -119,16 +120,36 @@ impl Network {
     /// # Errors
     /// Those of the layers, with the layer's name.
     pub fn forward(&mut self, x: &Tensor) -> Result<Tensor> {
+        self.forward_all(&[x])
+    }
+
+    /// The output for several inputs, of a network that takes them: two towers, or a decoder beside its encoder.
+    ///
+    /// ```
+    /// use nn::{Graph, Network, Sum, tensor};
+    /// let mut graph = Graph::new();
+    /// let (x, y) = (graph.input("x")?, graph.input("y")?);
+    /// graph.add("sum", Sum::default(), &[x, y])?;
+    /// let (x, y) = (tensor(&[2], vec![1.0, 2.0])?, tensor(&[2], vec![3.0, 4.0])?);
+    /// assert_eq!(Network::new(graph).forward_all(&[&x, &y])?, tensor(&[2], vec![4.0, 6.0])?);
+    /// # Ok::<(), nn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Network::forward`], and [`Error::Invalid`] for another number of inputs than the network takes.
+    pub fn forward_all(&mut self, inputs: &[&Tensor]) -> Result<Tensor> {
         let parallelism = self.parallelism;
-        let x = row_major(x);
-        match self.planned(&x)? {
+        let inputs: Vec<Tensor> = inputs.iter().map(|x| row_major(x)).collect();
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        match self.planned(&inputs)? {
             Some((program, layout, memory)) => {
                 let mut y = vec![0.0; layout.output_len()];
-                as_team(parallelism, |team| layout.run(program, &[elements(&x)], &mut y, memory, team, None))?;
+                let inputs: Vec<&[f32]> = inputs.iter().map(|x| elements(x)).collect();
+                as_team(parallelism, |team| layout.run(program, &inputs, &mut y, memory, team, None))?;
                 let shape = layout.output_shape.clone();
                 tensor(&shape, y)
             }
-            None => as_team(parallelism, |team| self.layer.forward(&[&x], team)),
+            None => as_team(parallelism, |team| self.layer.forward(&inputs, team)),
         }
     }
 
@@ -140,7 +161,7 @@ impl Network {
     pub fn forward_into(&mut self, x: &Tensor, y: &mut [f32]) -> Result<()> {
         let parallelism = self.parallelism;
         let x = row_major(x);
-        if let Some((program, layout, memory)) = self.planned(&x)? {
+        if let Some((program, layout, memory)) = self.planned(&[&x])? {
             if y.len() != layout.output_len() {
                 return Err(Error::shape("y", format!("{:?}", layout.output_shape), &[y.len()]));
             }
@@ -154,24 +175,28 @@ impl Network {
         Ok(())
     }
 
-    /// The planned forward pass for an input, if the network is not in training and all layers have kernels.
-    fn planned(&mut self, x: &Tensor) -> Result<Option<(&Program, &mut Layout, &mut Memory)>> {
+    /// The planned forward pass for some inputs, if the network is not in training and all layers have kernels. Allocates
+    /// nothing for shapes that are known.
+    fn planned(&mut self, inputs: &[&Tensor]) -> Result<Option<(&Program, &mut Layout, &mut Memory)>> {
         if self.training {
             return Ok(None);
         }
         let slots = self.parallelism.threads();
+        let shapes = || inputs.iter().map(|x| x.shape().to_vec()).collect::<Vec<_>>();
         if let Plan::Unknown = self.plan {
-            self.plan = match Program::new(self.layer.as_ref(), &[x.shape().to_vec()])? {
+            self.plan = match Program::new(self.layer.as_ref(), &shapes())? {
                 Some(program) => Plan::Ready { program, layouts: Vec::new(), memory: Memory::default() },
                 None => Plan::Impossible,
             };
         }
         let Plan::Ready { program, layouts, memory } = &mut self.plan else { return Ok(None) };
-        let known = layouts.iter().position(|layout| layout.input_shapes[0] == x.shape());
+        let is_known =
+            |layout: &Layout| layout.input_shapes.iter().map(Vec::as_slice).eq(inputs.iter().map(|x| x.shape()));
+        let known = layouts.iter().position(is_known);
         let at = match known {
             Some(at) => at,
             None => {
-                let layout = Layout::new(program, self.layer.as_ref(), &[x.shape().to_vec()], slots)?;
+                let layout = Layout::new(program, self.layer.as_ref(), &shapes(), slots)?;
                 if layouts.len() == LAYOUTS {
                     layouts.remove(0);
                 }
@@ -215,6 +240,11 @@ impl Network {
         self.layer_mut().visit_buffers("", &mut visitor);
     }
 
+    /// Shows each attention under its name: after a `forward` in training, it knows what it looked at.
+    pub fn visit_attention(&self, mut visitor: impl FnMut(&str, &MultiHeadAttention)) {
+        self.layer.visit_attention("", &mut visitor);
+    }
+
     /// Sets the gradients of all parameters to zero.
     pub fn zero_gradients(&mut self) {
         self.visit(|_, parameter| parameter.zero_gradient());
@@ -243,8 +273,17 @@ impl Network {
     /// # Errors
     /// Those of [`Network::forward`].
     pub fn summary(&mut self, input: &[usize]) -> Result<Summary> {
+        self.summary_all(&[input])
+    }
+
+    /// As [`Network::summary`], for several inputs.
+    ///
+    /// # Errors
+    /// Those of [`Network::forward_all`].
+    pub fn summary_all(&mut self, inputs: &[&[usize]]) -> Result<Summary> {
         let parameters = self.parameter_count();
-        Summary::new(self.layer.as_ref(), parameters, &[input.to_vec()])
+        let inputs: Vec<Vec<usize>> = inputs.iter().map(|input| input.to_vec()).collect();
+        Summary::new(self.layer.as_ref(), parameters, &inputs)
     }
 
     /// Runs a pass and says what each layer took: `forward` alone in the mode for examination, where layers that run as one
@@ -265,7 +304,7 @@ impl Network {
     /// Those of [`Network::forward`] and [`Network::backward`].
     pub fn time_layers(&mut self, x: &Tensor) -> Result<Vec<LayerTime>> {
         let (x, parallelism) = (row_major(x), self.parallelism);
-        if let Some((program, layout, memory)) = self.planned(&x)? {
+        if let Some((program, layout, memory)) = self.planned(&[&x])? {
             let (mut y, mut times) = (vec![0.0; layout.output_len()], Vec::new());
             as_team(parallelism, |team| layout.run(program, &[elements(&x)], &mut y, memory, team, Some(&mut times)))?;
             return Ok(program.name_times(&times));

@@ -3,6 +3,7 @@
 use kernels::Parallelism;
 use ndarray::ArrayD;
 
+use crate::attention::MultiHeadAttention;
 use crate::error::Result;
 use crate::graph::{Graph, NodeId};
 use crate::layer::{Layer, Parameter};
@@ -95,6 +96,10 @@ impl Layer for Sequential {
 
     fn visit_buffers(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut ArrayD<f32>)) {
         self.graph.visit_buffers(prefix, visitor);
+    }
+
+    fn visit_attention(&self, prefix: &str, visitor: &mut dyn FnMut(&str, &MultiHeadAttention)) {
+        self.graph.visit_attention(prefix, visitor);
     }
 
     fn set_training(&mut self, training: bool) {

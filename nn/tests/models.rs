@@ -1,6 +1,6 @@
 //! The models against the figures that are published for them: parameters, operations, the shape behind each layer.
 
-use nn::models::{AlexNet, Fcn, GoogLeNet, LeNet5, NiN, Perceptron, Stacked};
+use nn::models::{AlexNet, Encoder, Fcn, GoogLeNet, LeNet5, NiN, Perceptron, Stacked, VisionTransformer};
 use nn::{Layer, Network, Random, Result, Summary, Tensor, tensor};
 
 const IMAGENET: [usize; 4] = [1, 3, 224, 224];
@@ -96,6 +96,82 @@ fn googlenet_is_that_of_torchvision() {
     assert_eq!(names.len(), 2 * 57);
     assert_eq!(names[..2], ["conv1.bn.running_mean", "conv1.bn.running_var"]);
     assert!(names.contains(&"inception5b.branch4.1.bn.running_var".to_string()));
+}
+
+/// How many numbers a Transformer's block learns: attention, linear layers, normalisation.
+fn of_block(features: usize, hidden: usize) -> usize {
+    4 * features * (features + 1) + 2 * features * hidden + features + hidden + 4 * features
+}
+
+#[test]
+fn the_vision_transformer_is_that_of_torchvision() {
+    let summary = summary(VisionTransformer::b16().build(&mut random()).unwrap(), &IMAGENET);
+    assert_eq!(summary.parameters(), 86_567_656);
+    // torchvision publishes 17.56 billion multiply-adds, with the classifier and the scores.
+    assert_eq!(format!("{:.2}", summary.flops() / 2e9), "17.56");
+    assert_eq!(shapes(&summary, &["Conv2d"]), [[768, 14, 14]]);
+    assert_eq!(
+        shapes(&summary, &["ToSequence", "ClassToken", "LearnedPositions"]),
+        [[196, 768], [197, 768], [197, 768]]
+    );
+    assert_eq!(shapes(&summary, &["MultiHeadAttention"]), vec![vec![197, 768]; 12]);
+    assert_eq!(shapes(&summary, &["GELU"]), vec![vec![197, 3072]; 12]);
+    assert_eq!(shapes(&summary, &["Pick", "Linear"])[24..], [vec![768], vec![1000]]);
+
+    let mut parameters = Vec::new();
+    let mut network = Network::new(VisionTransformer::b16().build(&mut random()).unwrap());
+    network.visit(|name, parameter| parameters.push((name.to_string(), parameter.value().shape().to_vec())));
+    let named = |name: &str| parameters.iter().find(|(known, _)| known == name).map(|(_, shape)| shape.as_slice());
+    assert_eq!(parameters.len(), 4 + 12 * 12 + 4);
+    assert_eq!(named("class_token"), Some(&[1, 1, 768][..]));
+    assert_eq!(named("conv_proj.weight"), Some(&[768, 3, 16, 16][..]));
+    assert_eq!(named("encoder.pos_embedding"), Some(&[1, 197, 768][..]));
+    let layer = "encoder.layers.encoder_layer_11";
+    assert_eq!(named(&format!("{layer}.self_attention.in_proj_weight")), Some(&[2304, 768][..]));
+    assert_eq!(named(&format!("{layer}.self_attention.in_proj_bias")), Some(&[2304][..]));
+    assert_eq!(named(&format!("{layer}.self_attention.out_proj.bias")), Some(&[768][..]));
+    for name in ["ln_1.weight", "ln_2.bias", "mlp.0.weight", "mlp.3.weight"] {
+        assert!(named(&format!("{layer}.{name}")).is_some(), "{name}");
+    }
+    assert!(named("encoder.ln.weight").is_some() && named("heads.head.weight").is_some());
+}
+
+#[test]
+fn smaller_vision_transformers_have_their_parameters() {
+    let count = |model: VisionTransformer| Network::new(model.build(&mut random()).unwrap()).parameter_count();
+    assert_eq!(count(VisionTransformer::s16()), 22_050_664);
+    assert_eq!(count(VisionTransformer::b32()), 88_224_232);
+    assert_eq!(count(VisionTransformer::digits()), 17 * 64 + 64 + 50 * 64 + 4 * of_block(64, 256) + 128 + 650);
+    let odd = VisionTransformer { patch: 5, ..VisionTransformer::digits() };
+    assert!(odd.build(&mut random()).is_err());
+    assert!(VisionTransformer { heads: 5, ..VisionTransformer::digits() }.build(&mut random()).is_err());
+}
+
+#[test]
+fn an_encoder_has_the_blocks_of_bert_base() {
+    let of_bert = summary(Encoder::bert_base().build(&mut random()).unwrap(), &[1, 128, 768]);
+    assert_eq!(of_bert.parameters(), 12 * of_block(768, 3072) + 2 * 768 + 2 * 769);
+    assert_eq!(of_bert.parameters(), 85_057_538);
+    assert_eq!(shapes(&of_bert, &["MultiHeadAttention"]), vec![vec![128, 768]; 12]);
+    // 24 d^2 for each position and block, and 4 d for each pair of positions.
+    let (pairs, of_position) = (128.0 * 128.0, 24.0 * 768.0 * 768.0);
+    assert_eq!(of_bert.flops(), 12.0 * (128.0 * of_position + 4.0 * 768.0 * pairs) + 2.0 * 2.0 * 768.0);
+    let of_clip = summary(Encoder::clip_text().build(&mut random()).unwrap(), &[1, 77, 512]);
+    assert_eq!(of_clip.parameters(), 12 * of_block(512, 2048) + 2 * 512 + 512 * 513);
+    assert_eq!(of_clip.rows.last().unwrap().shape, [1, 512]);
+}
+
+#[test]
+fn planned_vision_transformers_give_the_bits_of_their_layers() -> Result<()> {
+    let mut network = Network::new(VisionTransformer { depth: 2, ..VisionTransformer::digits() }.build(&mut random())?);
+    for batch in [1, 3] {
+        let x = tensor(&[batch, 1, 28, 28], (0..batch * 784).map(|at| (at % 29) as f32 / 29.0).collect())?;
+        network.train();
+        let y = network.forward(&x)?;
+        network.eval();
+        assert_eq!(network.forward(&x)?, y);
+    }
+    Ok(())
 }
 
 #[test]

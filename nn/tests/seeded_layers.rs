@@ -6,8 +6,8 @@ use kernels::conv::{Accuracy, Conv1dSpec, Conv2dSpec, ConvTranspose2dSpec, Layou
 use kernels::pool::Pool2dSpec;
 use kernels::{LocalResponse, reference};
 use nn::{
-    AdaptiveAvgPool2d, AvgPool2d, ClipLoss, Concat, Conv1d, Conv2d, ConvTranspose2d, Error, Layer, LocalResponseNorm,
-    MSELoss, MaxPool2d, Parallelism, Random, Result, Tensor, tensor,
+    AdaptiveAvgPool2d, AvgPool2d, ClipLoss, Concat, Conv1d, Conv2d, ConvTranspose2d, CosineLogits, Error, Layer,
+    LocalResponseNorm, MSELoss, MaxPool2d, Parallelism, Random, Result, Tensor, tensor,
 };
 
 use check::{DIFFERENCE, U, array, between, check, differences, distinct, eighths, for_seeds, wide};
@@ -308,10 +308,14 @@ fn the_contrastive_loss_and_its_gradients_are_those_of_the_formula() {
             x
         };
         let (images, texts) = (rows(), rows());
-        let mut loss = ClipLoss::new();
-        let value = loss.forward(&images, &texts, Parallelism::Current).unwrap() as f64;
-        let [d_images, d_texts] = loss.backward(Parallelism::Current).unwrap();
-        let scale = wide(loss.scale().elements());
+        let (mut cosines, mut loss) = (CosineLogits::new(), ClipLoss::default());
+        let z = cosines.forward(&[&images, &texts], Parallelism::Current).unwrap();
+        let value = loss.forward(&z, Parallelism::Current).unwrap() as f64;
+        let gradients = cosines.backward(&loss.backward().unwrap(), Parallelism::Current).unwrap();
+        let (mut scale, mut d_scale) = (Vec::new(), Vec::new());
+        cosines.visit("", &mut |_, parameter| {
+            (scale, d_scale) = (wide(parameter.elements()), wide(parameter.gradient_elements()));
+        });
         let lists = [wide(images.as_slice().unwrap()), wide(texts.as_slice().unwrap()), scale];
         let exact = clip(batch, features, &lists);
         // Cosines err by their features' roundings and logits by e^s times that; the losses by as much, twice.
@@ -324,16 +328,18 @@ fn the_contrastive_loss_and_its_gradients_are_those_of_the_formula() {
         // scale through logits of at most e^s. The differences' own error is STEP^2 / 6 of a third derivative of e^(3 s).
         let own = 1.0 / 4096f64.powi(2) / 6.0 * factor.powi(3);
         let bound = 4.0 * factor * (logit + U * (features as f64 + 40.0)) + own;
-        let d_scale = loss.scale().gradient_elements()[0];
-        let given = [wide(d_images.as_slice().unwrap()), wide(d_texts.as_slice().unwrap()), vec![d_scale as f64]];
+        let [d_images, d_texts] = [0, 1].map(|at: usize| wide(gradients[at].as_slice().unwrap()));
+        let given = [d_images, d_texts, d_scale];
         for (list, (given, slopes)) in given.iter().zip(&slopes).enumerate() {
             for (given, slope) in given.iter().zip(slopes) {
                 assert!((given - slope).abs() <= bound, "{}: {given} for {slope}", ["images", "texts", "scale"][list]);
             }
         }
-        assert_eq!(loss.backward(Parallelism::Serial), Err(Error::NoForward));
+        assert_eq!(loss.backward(), Err(Error::NoForward));
+        assert_eq!(cosines.backward(&z, Parallelism::Serial), Err(Error::NoForward));
         let other = tensor(&[batch, features + 1], vec![1.0; batch * (features + 1)]).unwrap();
-        assert!(loss.forward(&images, &other, Parallelism::Serial).is_err());
+        assert!(cosines.forward(&[&images, &other], Parallelism::Serial).is_err());
+        assert!(loss.forward(&other, Parallelism::Serial).is_err() || batch == features + 1);
     });
 }
 
@@ -361,12 +367,13 @@ fn bits(parallelism: Parallelism<'_>) -> Result<Vec<u32>> {
         layer.visit("", &mut |_, parameter| add(parameter.gradient_elements()));
     }
     let (images, texts) = (distinct(&[300, 64], random), distinct(&[300, 64], random));
-    let mut loss = ClipLoss::new();
-    add(&[loss.forward(&images, &texts, parallelism)?]);
-    for gradient in loss.backward(parallelism)? {
+    let (mut cosines, mut loss) = (CosineLogits::new(), ClipLoss::default());
+    let z = cosines.forward(&[&images, &texts], parallelism)?;
+    add(&[loss.forward(&z, parallelism)?]);
+    for gradient in cosines.backward(&loss.backward()?, parallelism)? {
         add(gradient.as_slice().unwrap());
     }
-    add(loss.scale().gradient_elements());
+    cosines.visit("", &mut |_, parameter| add(parameter.gradient_elements()));
     Ok(all)
 }
 

@@ -145,6 +145,7 @@ fn gates_are_those_of_the_loops() {
     };
     compare(&mut GELU::default(), &x, SHARE, &function(Gated::Gelu));
     compare(&mut GELU::tanh(), &x, SHARE, &function(Gated::GeluTanh));
+    compare(&mut GELU::quick(), &x, SHARE, &function(Gated::GeluQuick));
     compare(&mut SiLU::default(), &x, SHARE, &function(Gated::Silu));
 }
 

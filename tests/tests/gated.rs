@@ -51,6 +51,7 @@ fn outputs_err_by_no_more_than_promised_and_gaps_stay_untouched() {
                     let factor = match function {
                         Gated::Gelu => x * x / 2.0 + 14.0,
                         Gated::GeluTanh => 7.0 * argument(x) + 10.0,
+                        Gated::GeluQuick => 2.0 * (1.702 * x).abs() + 8.0,
                         _ => 8.0,
                     };
                     let relative = if exact == 0.0 { 0.0 } else { UNIT * exact.abs() * factor };
@@ -84,6 +85,7 @@ fn gradients_err_by_no_more_than_promised() {
                     let factor = match function {
                         Gated::Gelu => x * x / 2.0 + 16.0,
                         Gated::GeluTanh => 7.0 * argument(x) + 20.0,
+                        Gated::GeluQuick => 4.0 * (1.702 * x).abs() + 20.0,
                         _ => 16.0,
                     };
                     // The gate and x times its slope, which may cancel.

@@ -4,7 +4,8 @@
 //!             y                              dy/dx
 //! gelu        x P(x)                         P(x) + x p(x)       P, p: distribution and density of a normal variable
 //! gelu_tanh   x / (1 + exp(-2 z))            s + x s (1 - s) 2 z'   z = sqrt(2 / pi) (x + 0.044715 x^3)
-//! silu        x / (1 + exp(-x))              s + x s (1 - s)        s = 1 / (1 + exp(-2 z)), or of -x
+//! gelu_quick  x / (1 + exp(-1.702 x))        s + 1.702 x s (1 - s)
+//! silu        x / (1 + exp(-x))              s + x s (1 - s)        s = 1 / (1 + exp(-2 z)), or of -1.702 x, -x
 //! ```
 //!
 //! `x / (1 + exp(-2 z))` is `x (1 + tanh z) / 2`. Unlike the monotone activations, these are differentiated from their
@@ -17,7 +18,8 @@
 //! At -infinity all are -0 with a slope of 0, at infinity infinite with a slope of 1: the limits. NaN stays NaN.
 //!
 //! Source: D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units" (2016); S. Elfwing, E. Uchibe, K. Doya,
-//! "Sigmoid-Weighted Linear Units" (2017).
+//! "Sigmoid-Weighted Linear Units" (2017); 1.702 as in the code of A. Radford et al., "Learning Transferable Visual Models
+//! From Natural Language Supervision" (2021).
 
 use crate::error::{Error, check_len};
 use crate::execution::Execution;
@@ -28,6 +30,8 @@ use super::elementwise::{Backward, Forward, Function, Work, for_each_part};
 /// sqrt(2 / pi) * 2, so that the argument of the exponential is `-GELU_TANH (x + 0.044715 x^3)`.
 const GELU_TANH: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.044_715;
+/// The slope with which a logistic function is closest to the distribution function of a normal variable.
+const GELU_QUICK: f32 = 1.702;
 /// 1 / sqrt(2 pi)
 const NORMAL_DENSITY: f32 = 0.398_942_3;
 
@@ -39,19 +43,21 @@ pub enum Gated {
     Gelu,
     /// GELU by its approximation with tanh, as GPT-2 has it: `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`.
     GeluTanh,
+    /// GELU by its approximation with a logistic function, as CLIP has it: `x / (1 + exp(-1.702 x))`.
+    GeluQuick,
     /// `x / (1 + exp(-x))`, also called swish.
     Silu,
 }
 
 impl Gated {
     /// Every one.
-    pub const ALL: [Self; 3] = [Self::Gelu, Self::GeluTanh, Self::Silu];
+    pub const ALL: [Self; 4] = [Self::Gelu, Self::GeluTanh, Self::GeluQuick, Self::Silu];
 }
 
 /// `y = activation(x)`, element by element.
 ///
 /// With `u = 2^-24`, an element errs by at most `u |y|` times `x^2 / 2 + 14` (GELU), `7 |a| + 10` (GELU by tanh, `a` its
-/// `2 z`) or 8 (SiLU), and by `1.3e-38 |x|` where the gate is below 1.3e-38.
+/// `2 z`), `2 |a| + 8` (quick GELU, `a` its `1.702 x`) or 8 (SiLU), and by `1.3e-38 |x|` where the gate is below 1.3e-38.
 ///
 /// ```
 /// use kernels::Parallelism;
@@ -89,7 +95,7 @@ pub fn forward_in_place<'t>(
 /// `dx = dy * activation'(x)`, the derivative taken at the input `x` of the forward pass.
 ///
 /// With `u = 2^-24`, the gate `s` and the slope `s + x s'`, an element errs by at most `u |dy| (s + |x s'|)` times
-/// `x^2 / 2 + 16` (GELU), `7 |a| + 20` (GELU by tanh) or 16 (SiLU), and by `1.3e-38 |dy| (1 + |x|^3)` more where the gate
+/// `x^2 / 2 + 16` (GELU), `7 |a| + 20` (GELU by tanh), `4 |a| + 20` (quick GELU) or 16 (SiLU), and by `1.3e-38 |dy| (1 + |x|^3)` more where the gate
 /// or its slope is below 1.3e-38.
 ///
 /// ```
@@ -170,6 +176,7 @@ pub(crate) fn apply<S: Simd>(simd: S, activation: Gated, x: S::F) -> S::F {
     let gate = match activation {
         Gated::Gelu => normal(simd, x).0,
         Gated::GeluTanh => logistic(simd, gelu_argument(simd, x).1).0,
+        Gated::GeluQuick => logistic(simd, simd.mul(simd.splat(GELU_QUICK), x)).0,
         Gated::Silu => logistic(simd, x).0,
     };
     // 0 times -infinity is no limit.
@@ -188,6 +195,7 @@ impl Function for Gated {
         match self {
             Self::Gelu => work.with(simd, Self::Gelu),
             Self::GeluTanh => work.with(simd, Self::GeluTanh),
+            Self::GeluQuick => work.with(simd, Self::GeluQuick),
             Self::Silu => work.with(simd, Self::Silu),
         }
     }
@@ -210,6 +218,10 @@ impl Function for Gated {
                 let (gate, slope) = logistic(simd, a);
                 let inner = simd.mul(simd.splat(GELU_TANH), simd.fma(cubic, simd.splat(3.0), simd.splat(1.0)));
                 (gate, simd.select(simd.eq(slope, simd.zero()), slope, simd.mul(slope, inner)))
+            }
+            Self::GeluQuick => {
+                let (gate, slope) = logistic(simd, simd.mul(simd.splat(GELU_QUICK), x));
+                (gate, simd.mul(slope, simd.splat(GELU_QUICK)))
             }
             Self::Silu => logistic(simd, x),
         };

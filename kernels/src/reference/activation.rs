@@ -70,6 +70,7 @@ fn gate(activation: Gated, x: f64) -> (f64, f64) {
             let scale = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
             logistic(scale * (x + 0.044715 * x * x * x), scale * (1.0 + 3.0 * 0.044715 * x * x))
         }
+        Gated::GeluQuick => logistic(1.702 * x, 1.702),
         Gated::Silu => logistic(x, 1.0),
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use nn::data::{Images, Warp, read_csv, read_idx, shuffled_batches};
+use nn::optim::{Optimizer, Rule};
 use nn::{Network, OneCycle, Parallelism, Random, SCELoss, Sgd, classify};
 
 /// Every fifth image is for the examination only.
@@ -144,15 +145,21 @@ impl Course {
     /// Teaches a network by descent with momentum and one cycle of the rate; the share of the images held out that it
     /// reads correctly in the end.
     #[allow(dead_code)]
-    pub fn teach(
+    pub fn teach(&self, network: &mut Network, images: &[Images; 2], arguments: &Arguments) -> Result<f64, Failure> {
+        self.teach_by(&mut Sgd::new(0.9).decay(self.decay), network, images, arguments)
+    }
+
+    /// As `teach`, by another optimiser.
+    #[allow(dead_code)]
+    pub fn teach_by<R: Rule>(
         &self,
+        optimizer: &mut Optimizer<R>,
         network: &mut Network,
         [lessons, examination]: &[Images; 2],
         arguments: &Arguments,
     ) -> Result<f64, Failure> {
         let warp = self.warp(lessons);
-        let random = Random::new(arguments.seed).fork(1);
-        let (mut loss, mut sgd) = (SCELoss::default(), Sgd::new(0.9).decay(self.decay));
+        let (random, mut loss) = (Random::new(arguments.seed).fork(1), SCELoss::default());
         let mut progress = Progress::new(self, lessons, arguments)?;
         println!(
             "{}: {} images to learn from, {} held out, {} parameters, {} threads",
@@ -171,7 +178,7 @@ impl Course {
                 let z = network.forward(&x)?;
                 let mean = loss.forward(&z, &labels, Parallelism::Current)?;
                 network.backward(&loss.backward()?)?;
-                sgd.step(network, progress.rate())?;
+                optimizer.step(network, progress.rate())?;
                 progress.step(mean, batch.len());
             }
             network.eval();

@@ -8,26 +8,32 @@
 //! | [`AlexNet`] | 3x224x224 | 61,100,840 | Krizhevsky 2014, as torchvision has it |
 //! | [`NiN`] | 3x224x224 | 7,595,176 | Lin, Chen, Yan 2014 |
 //! | [`GoogLeNet`] | 3x224x224 | 6,624,904 | Szegedy et al. 2015, as torchvision has it; 6,998,552 as the paper has it |
+//! | [`VisionTransformer`] | 3x224x224 | 86,567,656 | Dosovitskiy et al. 2021: ViT-B/16 as torchvision has it |
+//! | [`Encoder`] | 128x768 | 85,057,538 | Devlin et al. 2019: the blocks of BERT-base |
 //! | [`Fcn`] | from 28x28 on | few | Long, Shelhamer, Darrell 2015: convolutions alone, for images of any size |
 //!
 //! All of them are made narrower by `width`, by which every number of hidden channels is multiplied, and take the number
 //! of classes that there are. Weights are first drawn from a [`Random`](crate::Random).
 
 mod alexnet;
+mod encoder;
 mod fcn;
 mod googlenet;
 mod lenet;
 mod nin;
 mod perceptron;
 mod stacked;
+mod vit;
 
 pub use alexnet::AlexNet;
+pub use encoder::Encoder;
 pub use fcn::Fcn;
 pub use googlenet::GoogLeNet;
 pub use lenet::LeNet5;
 pub use nin::NiN;
 pub use perceptron::Perceptron;
 pub use stacked::Stacked;
+pub use vit::VisionTransformer;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeId};

@@ -1,12 +1,9 @@
 //! The perceptron with one hidden layer: `[batch, ...] ── 784 ──► 512, sigmoid ──► 10`.
 
-use ndarray::Array1;
-
 use super::{check_width, scaled};
 use crate::activation::Sigmoid;
 use crate::error::Result;
 use crate::flatten::Flatten;
-use crate::init::xavier_uniform;
 use crate::linear::Linear;
 use crate::random::Random;
 use crate::sequential::Sequential;
@@ -38,15 +35,10 @@ impl Perceptron {
     pub fn build(&self, random: &mut Random) -> Result<Sequential> {
         check_width(self.width)?;
         let hidden = scaled(self.hidden, self.width);
-        let mut linear = |inputs: usize, outputs: usize| {
-            Linear::check(inputs, outputs)?;
-            let weight = xavier_uniform(&[outputs, inputs], inputs, outputs, random);
-            Linear::with_weights(weight, Some(Array1::zeros(outputs).into_dyn()))
-        };
         Sequential::new()
             .with(Flatten::default())?
-            .with(linear(self.inputs, hidden)?)?
+            .with(Linear::xavier(self.inputs, hidden, random)?)?
             .with(Sigmoid::default())?
-            .with(linear(hidden, self.classes)?)
+            .with(Linear::xavier(hidden, self.classes, random)?)
     }
 }
