@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::init::kaiming_uniform;
 use crate::layer::{Layer, Parameter, single, single_shape};
+use crate::memory::room;
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
 
@@ -33,6 +34,7 @@ pub struct Conv2d {
     forward: Option<Plan<conv::Conv2d>>,
     backward: Option<Plan<Conv2dBackward>>,
     workspace: Workspace,
+    /// Room for gradients that are to be added to others.
     d_weight: Vec<f32>,
     d_bias: Vec<f32>,
     /// The last input, [batch, in_channels, height, width], and the shape of its output.
@@ -66,7 +68,6 @@ impl Conv2d {
     pub fn without_bias(spec: Conv2dSpec, random: &mut Random) -> Result<Self> {
         let mut layer = Self::new(spec, random)?;
         layer.bias = None;
-        layer.d_bias = Vec::new();
         Ok(layer)
     }
 
@@ -107,8 +108,8 @@ impl Conv2d {
         }
         Ok(Self {
             spec,
-            d_weight: vec![0.0; weight.len()],
-            d_bias: vec![0.0; bias.as_ref().map_or(0, ArrayD::len)],
+            d_weight: Vec::new(),
+            d_bias: Vec::new(),
             weight: Parameter::new(weight),
             bias: bias.map(Parameter::new),
             forward: None,
@@ -187,17 +188,35 @@ impl Conv2d {
         let Some(Plan { kernel, .. }) = &self.backward else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
         let (x_elements, dy) = (elements(&x), elements(&dy));
-        let (dw, db) = (&mut self.d_weight, self.bias.is_some().then_some(self.d_bias.as_mut_slice()));
-        match dx {
+        // Where there is nothing to add to, the kernel writes to the parameters' gradients themselves.
+        let is_cleared = self.weight.is_cleared() && self.bias.as_ref().is_none_or(Parameter::is_cleared);
+        let (dw, db) = if is_cleared {
+            let db = self.bias.as_mut().map(|bias| bias.elements_and_room().1);
+            (self.weight.elements_and_room().1, db)
+        } else {
+            self.d_weight.resize(self.weight.value().len(), 0.0);
+            self.d_bias.resize(self.spec.out_channels, 0.0);
+            (self.d_weight.as_mut_slice(), self.bias.is_some().then_some(self.d_bias.as_mut_slice()))
+        };
+        let result = match dx {
             Some(dx) => {
-                dx.resize(x_elements.len(), 0.0);
-                kernel.both(shape, x_elements, dy, dx, dw, db, workspace, parallelism)?;
+                *dx = room(x_elements.len());
+                kernel.both(shape, x_elements, dy, dx, dw, db, workspace, parallelism)
             }
-            None => kernel.weights(shape, x_elements, dy, dw, db, workspace, parallelism)?,
-        }
-        self.weight.accumulate(&self.d_weight)?;
-        if let Some(bias) = &mut self.bias {
-            bias.accumulate(&self.d_bias)?;
+            None => kernel.weights(shape, x_elements, dy, dw, db, workspace, parallelism),
+        };
+        if is_cleared {
+            if result.is_err() {
+                self.weight.zero_gradient();
+                self.bias.as_mut().map(Parameter::zero_gradient);
+            }
+            result?;
+        } else {
+            result?;
+            self.weight.accumulate(&self.d_weight)?;
+            if let Some(bias) = &mut self.bias {
+                bias.accumulate(&self.d_bias)?;
+            }
         }
         self.cache = None;
         Ok(x.shape().to_vec())
@@ -242,7 +261,7 @@ impl Layer for Conv2d {
         self.prepare_forward(shape, parallelism)?;
         let Some(Plan { kernel, .. }) = &self.forward else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
-        let mut y = vec![0.0; sizes.y_len];
+        let mut y = room(sizes.y_len);
         kernel.forward(shape, elements(&x), None, &mut y, workspace, parallelism)?;
         let y_shape = [shape.batch, self.spec.out_channels, sizes.output[0], sizes.output[1]];
         self.cache = Some((x, y_shape));

@@ -18,7 +18,8 @@ use ndarray::ArrayD;
 use crate::attention::MultiHeadAttention;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Parameter};
-use crate::tensor::Tensor;
+use crate::memory::{is_pass, recycle, room};
+use crate::tensor::{Tensor, elements, row_major, tensor};
 
 /// A node of a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,7 +122,7 @@ impl Graph {
         parallelism: Parallelism<'_>,
     ) -> Result<()> {
         for node in &mut self.nodes {
-            node.gradient = None;
+            node.gradient.take().map(recycle);
         }
         for &(NodeId(at), gradient) in gradients {
             let node = self.nodes.get_mut(at).ok_or_else(|| Error::invalid("node", "one of this graph", at))?;
@@ -129,8 +130,9 @@ impl Graph {
             if value.shape() != gradient.shape() {
                 return Err(Error::shape("gradient", format!("{:?}", value.shape()), gradient.shape()));
             }
-            accumulate(&mut node.gradient, gradient.clone());
+            accumulate(&mut node.gradient, gradient.clone(), parallelism)?;
         }
+        let nobody_looks = is_pass();
         let learns = self.learning_nodes(to_inputs);
         for at in (0..self.nodes.len()).rev() {
             let (before, [node, ..]) = self.nodes.split_at_mut(at) else { continue };
@@ -141,12 +143,15 @@ impl Graph {
             if node.from.iter().any(|from| learns[from.0]) {
                 let inputs = layer.backward(gradient, parallelism).map_err(within)?;
                 for (from, gradient) in node.from.iter().zip(inputs) {
-                    accumulate(&mut before[from.0].gradient, gradient);
+                    accumulate(&mut before[from.0].gradient, gradient, parallelism)?;
                 }
             } else if node.parameters > 0 {
                 layer.backward_parameters(gradient, parallelism).map_err(within)?;
             }
             node.times[1] = start.elapsed();
+            if nobody_looks {
+                node.gradient.take().map(recycle);
+            }
         }
         Ok(())
     }
@@ -217,11 +222,36 @@ impl Graph {
 }
 
 /// Adds a term to a sum that may not have begun.
-fn accumulate(sum: &mut Option<Tensor>, term: Tensor) {
-    match sum {
-        Some(sum) => *sum += &term,
-        None => *sum = Some(term),
-    }
+fn accumulate(sum: &mut Option<Tensor>, term: Tensor, parallelism: Parallelism<'_>) -> Result<()> {
+    let Some(so_far) = sum.take() else {
+        *sum = Some(term);
+        return Ok(());
+    };
+    let (so_far, term) = (in_order(so_far), in_order(term));
+    // Whichever nobody else has becomes the sum: addition does not mind the order of two.
+    let (own, other) = match so_far.try_into_owned_nocopy() {
+        Ok(own) => (Ok(own), term),
+        Err(so_far) => (term.try_into_owned_nocopy(), so_far),
+    };
+    let total = match own {
+        Ok(mut own) => {
+            kernels::sum::add(elements(&other), own.as_slice_mut().unwrap_or_default(), parallelism)?;
+            own.into_shared()
+        }
+        Err(term) => {
+            let mut y = room(term.len());
+            kernels::sum::forward(&[elements(&other), elements(&term)], &mut y, parallelism)?;
+            tensor(term.shape(), y)?
+        }
+    };
+    recycle(other);
+    *sum = Some(total);
+    Ok(())
+}
+
+/// As [`row_major`], without another owner of the elements.
+fn in_order(x: Tensor) -> Tensor {
+    if x.is_standard_layout() { x } else { row_major(&x) }
 }
 
 impl Layer for Graph {
@@ -249,7 +279,7 @@ impl Layer for Graph {
         let output = self.output()?;
         self.check_count(inputs.len())?;
         for node in &mut self.nodes {
-            node.value = None;
+            node.value.take().map(recycle);
         }
         let mut inputs = inputs.iter();
         for at in 0..self.nodes.len() {
@@ -272,10 +302,12 @@ impl Layer for Graph {
     fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         self.backward_from(&[(self.output()?, d_output)], true, parallelism)?;
         let mut gradients = Vec::new();
-        for node in self.nodes.iter().filter(|node| node.layer.is_none()) {
+        for node in self.nodes.iter_mut().filter(|node| node.layer.is_none()) {
             // An input that the output does not depend on.
             let zeros = || node.value.as_ref().map(|value| Tensor::zeros(value.raw_dim()));
-            gradients.push(node.gradient.clone().or_else(zeros).ok_or(Error::NoForward)?);
+            // What only the caller has, the caller may add to.
+            let gradient = if is_pass() { node.gradient.take() } else { node.gradient.clone() };
+            gradients.push(gradient.or_else(zeros).ok_or(Error::NoForward)?);
         }
         Ok(gradients)
     }

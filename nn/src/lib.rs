@@ -65,6 +65,7 @@ mod linear;
 mod local_response_norm;
 mod loss;
 mod max_pool2d;
+mod memory;
 pub mod models;
 mod network;
 mod norm;

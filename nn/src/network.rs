@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::inference::{Layout, Memory, Program};
 use crate::layer::{Layer, Parameter};
 use crate::leaves::{Leaf, leaves};
+use crate::memory::Pool;
 use crate::summary::Summary;
 use crate::tensor::{Tensor, elements, row_major, tensor};
 use crate::time::LayerTime;
@@ -51,6 +52,9 @@ pub struct Network {
     parallelism: Parallelism<'static>,
     training: bool,
     plan: Plan,
+    /// The memory of values and gradients in training, and the shapes of the inputs that it was used for.
+    pool: Pool,
+    pooled: Vec<Vec<usize>>,
 }
 
 /// The planned forward pass.
@@ -67,7 +71,7 @@ enum Plan {
 }
 
 /// Does the work of a whole pass: workers of the current pool stay awake from its first layer to its last.
-fn as_team<R>(parallelism: Parallelism<'_>, pass: impl FnOnce(Parallelism<'_>) -> R) -> R {
+pub(crate) fn as_team<R>(parallelism: Parallelism<'_>, pass: impl FnOnce(Parallelism<'_>) -> R) -> R {
     match parallelism {
         Parallelism::Current => Team::scope(|team| pass(Parallelism::Team(team))),
         other => pass(other),
@@ -77,7 +81,14 @@ fn as_team<R>(parallelism: Parallelism<'_>, pass: impl FnOnce(Parallelism<'_>) -
 impl Network {
     /// A network that runs on the current rayon pool.
     pub fn new(layer: impl Layer + 'static) -> Self {
-        Self { layer: Box::new(layer), parallelism: Parallelism::Current, training: true, plan: Plan::Unknown }
+        Self {
+            layer: Box::new(layer),
+            parallelism: Parallelism::Current,
+            training: true,
+            plan: Plan::Unknown,
+            pool: Pool::default(),
+            pooled: Vec::new(),
+        }
     }
 
     /// The layer, for whoever may change its parameters: packed weights are stale from then on.
@@ -149,7 +160,7 @@ impl Network {
                 let shape = layout.output_shape.clone();
                 tensor(&shape, y)
             }
-            None => as_team(parallelism, |team| self.layer.forward(&inputs, team)),
+            None => self.run_layers(&inputs),
         }
     }
 
@@ -167,12 +178,23 @@ impl Network {
             }
             return as_team(parallelism, |team| layout.run(program, &[elements(&x)], y, memory, team, None));
         }
-        let output = row_major(&as_team(parallelism, |team| self.layer.forward(&[&x], team))?);
+        let output = row_major(&self.run_layers(&[&x])?);
         if y.len() != output.len() {
             return Err(Error::shape("y", format!("{:?}", output.shape()), &[y.len()]));
         }
         y.copy_from_slice(elements(&output));
         Ok(())
+    }
+
+    /// The forward pass layer by layer.
+    fn run_layers(&mut self, inputs: &[&Tensor]) -> Result<Tensor> {
+        if !self.pooled.iter().map(Vec::as_slice).eq(inputs.iter().map(|x| x.shape())) {
+            // Other sizes are needed now.
+            self.pool.clear();
+            self.pooled = inputs.iter().map(|x| x.shape().to_vec()).collect();
+        }
+        let (layer, parallelism) = (&mut self.layer, self.parallelism);
+        self.pool.lend(|| as_team(parallelism, |team| layer.forward(inputs, team)))
     }
 
     /// The planned forward pass for some inputs, if the network is not in training and all layers have kernels. Allocates
@@ -214,7 +236,8 @@ impl Network {
     /// has not the output's shape.
     pub fn backward(&mut self, d_output: &Tensor) -> Result<()> {
         self.check_training()?;
-        as_team(self.parallelism, |team| self.layer.backward_parameters(d_output, team))
+        let (layer, parallelism) = (&mut self.layer, self.parallelism);
+        self.pool.lend(|| as_team(parallelism, |team| layer.backward_parameters(d_output, team)))
     }
 
     /// As [`Network::backward`], and gives the gradient of the input too.
@@ -223,7 +246,9 @@ impl Network {
     /// Those of [`Network::backward`].
     pub fn backward_to_input(&mut self, d_output: &Tensor) -> Result<Tensor> {
         self.check_training()?;
-        as_team(self.parallelism, |team| self.layer.backward(d_output, team))?.pop().ok_or(Error::NoForward)
+        let (layer, parallelism) = (&mut self.layer, self.parallelism);
+        let gradients = self.pool.lend(|| as_team(parallelism, |team| layer.backward(d_output, team)));
+        gradients?.pop().ok_or(Error::NoForward)
     }
 
     fn check_training(&self) -> Result<()> {

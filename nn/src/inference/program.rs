@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kernels::{Activation, activation};
+use kernels::{Activation, activation, sum};
 
 use super::{Call, Fused, Kernel, Role};
 use crate::error::{Error, Result};
@@ -169,11 +169,14 @@ impl Task {
                 activation::forward(*function, call.inputs.get(0), call.y, call.parallelism)?;
             }
             Self::Sum => {
-                call.y.copy_from_slice(call.inputs.get(0));
-                for index in 1..call.inputs.len() {
-                    for (sum, term) in call.y.iter_mut().zip(call.inputs.get(index)) {
-                        *sum += term;
-                    }
+                // Two at a time: a list of all would have to be allocated.
+                let terms = call.inputs.len();
+                match terms {
+                    0 | 1 => call.y.copy_from_slice(call.inputs.get(0)),
+                    _ => sum::forward(&[call.inputs.get(0), call.inputs.get(1)], call.y, call.parallelism)?,
+                }
+                for index in 2..terms {
+                    sum::add(call.inputs.get(index), call.y, call.parallelism)?;
                 }
             }
             Self::Concat => {
