@@ -14,7 +14,7 @@ use kernels::{Parallelism, Workspace};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
-use crate::inference::{Call, Fused, Kernel, Role};
+use crate::inference::{Call, ChannelScale, Fused, Kernel, Role};
 use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
@@ -115,6 +115,18 @@ impl Layer for BatchNorm2d {
 
     fn role(&self) -> Role {
         Role::Compute { activation: false, residual: false }
+    }
+
+    /// `gamma (x - mean) / sqrt(var + epsilon) + beta`
+    fn channel_scale(&self) -> Option<ChannelScale> {
+        let kernel = self.kernel_of();
+        let (mut scale, mut shift) = (Vec::new(), Vec::new());
+        for c in 0..kernel.gamma.len() {
+            let [gamma, beta, mean] = [&kernel.gamma, &kernel.beta, &kernel.mean].map(|of| f64::from(of[c]));
+            scale.push(gamma / (f64::from(kernel.variance[c]) + f64::from(kernel.epsilon)).sqrt());
+            shift.push(beta - mean * scale[c]);
+        }
+        Some(ChannelScale { scale, shift })
     }
 
     fn kernel(&self, _: &[Vec<usize>], _: Fused) -> Result<Box<dyn Kernel>> {

@@ -9,7 +9,7 @@ use kernels::{Activation, Parallelism, Workspace};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
-use crate::inference::{Call, Fused, Kernel, Role};
+use crate::inference::{Call, ChannelScale, Fused, Kernel, Role};
 use crate::init::kaiming_uniform;
 use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::memory::room;
@@ -250,6 +250,32 @@ impl Layer for Conv2d {
         let shape = self.shape_of(single_shape(hint)?)?;
         let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
         let plan = conv::Conv2d::new(self.spec.activation(fused.activation), weight, bias, shape)?;
+        Ok(Box::new(Planned { plan, residual: fused.residual }))
+    }
+
+    fn takes_scale(&self, channels: usize) -> bool {
+        channels == self.spec.out_channels
+    }
+
+    fn scaled_kernel(
+        &self,
+        hint: &[Vec<usize>],
+        fused: Fused,
+        ChannelScale { scale, shift }: &ChannelScale,
+    ) -> Result<Box<dyn Kernel>> {
+        if scale.len() != self.spec.out_channels || shift.len() != scale.len() {
+            return Err(Error::shape("scale", format!("[{}]", self.spec.out_channels), &[scale.len()]));
+        }
+        let shape = self.shape_of(single_shape(hint)?)?;
+        let mut weight = self.weight.elements().to_vec();
+        let filter = weight.len() / scale.len();
+        let mut bias = Vec::with_capacity(scale.len());
+        for (oc, filter) in weight.chunks_exact_mut(filter.max(1)).enumerate() {
+            filter.iter_mut().for_each(|weight| *weight = (scale[oc] * f64::from(*weight)) as f32);
+            let own = self.bias.as_ref().map_or(0.0, |bias| f64::from(bias.elements()[oc]));
+            bias.push((scale[oc] * own + shift[oc]) as f32);
+        }
+        let plan = conv::Conv2d::new(self.spec.activation(fused.activation), &weight, Some(&bias), shape)?;
         Ok(Box::new(Planned { plan, residual: fused.residual }))
     }
 

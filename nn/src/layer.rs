@@ -19,7 +19,7 @@ use ndarray::ArrayD;
 use crate::attention::MultiHeadAttention;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::inference::{Fused, Kernel, Role};
+use crate::inference::{ChannelScale, Fused, Kernel, Role};
 use crate::tensor::Tensor;
 
 /// A function with parameters, and its derivative.
@@ -106,6 +106,27 @@ pub trait Layer: Send {
     fn kernel(&self, hint: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
         let _ = (hint, fused);
         Err(Error::invalid("layer", "one with a kernel for planned forward passes", self.kind()))
+    }
+
+    /// For a layer that, in examination, does no more than to scale and shift each channel: by how much.
+    fn channel_scale(&self) -> Option<ChannelScale> {
+        None
+    }
+
+    /// Whether a scale and shift of so many channels can be taken into the layer's weights: [`Layer::scaled_kernel`].
+    fn takes_scale(&self, channels: usize) -> bool {
+        let _ = channels;
+        false
+    }
+
+    /// As [`Layer::kernel`], the output's channels scaled and shifted before all that is fused, for a layer that
+    /// [`Layer::takes_scale`].
+    ///
+    /// # Errors
+    /// Those of [`Layer::kernel`].
+    fn scaled_kernel(&self, hint: &[Vec<usize>], fused: Fused, scale: &ChannelScale) -> Result<Box<dyn Kernel>> {
+        let _ = (hint, fused, scale);
+        Err(Error::invalid("layer", "one that takes a scale into its weights", self.kind()))
     }
 }
 

@@ -99,7 +99,7 @@ pub use flatten::Flatten;
 pub use from_sequence::{MeanPositions, Pick};
 pub use gated::{GELU, SiLU};
 pub use graph::{Graph, NodeId};
-pub use inference::{Call, Fused, Inputs, Kernel, Role};
+pub use inference::{Call, ChannelScale, Fused, Inputs, Kernel, Role};
 pub use kernels::Parallelism;
 pub use layer::{Layer, Parameter};
 pub use linear::Linear;

@@ -32,7 +32,9 @@ const LAYOUTS: usize = 8;
 /// A new network is in the mode for training: `forward` keeps what `backward` needs. After [`Network::eval`] it computes
 /// outputs only: the first `forward` packs the weights and joins layers (a convolution, the sum with a residual and the
 /// activation become one kernel), the first for each shape of the input says which value stands where in memory, and every
-/// later one runs nothing but kernels. It gives the same bits as before, and sees every later change of the weights.
+/// later one runs nothing but kernels. It gives the same bits as before (but for batch normalisation behind a convolution,
+/// whose factors become part of the weights: the results differ by their rounding), and sees every later change of the
+/// weights.
 ///
 /// ```
 /// use nn::{Linear, Network, Random, ReLU, Sequential, tensor};

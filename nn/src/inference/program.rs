@@ -80,12 +80,24 @@ impl Program {
                 Role::Activation(activation) => step.task = Task::Activation(activation),
                 Role::Compute { activation, residual } => {
                     let mut fused = Fused::default();
+                    let from: Vec<Vec<usize>> = leaf.from.iter().map(|&from| shapes[from].clone()).collect();
+                    // What follows the layer is taken over by the layer that ends the step, so far.
+                    let mut last = at;
                     let mut next = only_reader(at);
+                    let scale = next.and_then(|next| leaves[next].layer?.channel_scale());
+                    let scale = scale.filter(|scale| layer.takes_scale(scale.scale.len()));
+                    if let (Some(norm), Some(_)) = (next, &scale) {
+                        step.output = norm;
+                        step.kind = format!("{} + {}", step.kind, leaves[norm].kind());
+                        taken[norm] = true;
+                        last = norm;
+                        next = only_reader(norm);
+                    }
                     if let Some(sum) = next.filter(|&next| residual && role(next) == Role::Sum && !taken[next])
                         && let [a, b] = leaves[sum].from[..]
                     {
                         fused.residual = true;
-                        step.inputs.push(if a == at { b } else { a });
+                        step.inputs.push(if a == last { b } else { a });
                         step.output = sum;
                         step.kind += " + Sum";
                         taken[sum] = true;
@@ -99,8 +111,10 @@ impl Program {
                         step.kind = format!("{} + {}", step.kind, leaves[next].kind());
                         taken[next] = true;
                     }
-                    let from: Vec<Vec<usize>> = leaf.from.iter().map(|&from| shapes[from].clone()).collect();
-                    let kernel = layer.kernel(&from, fused);
+                    let kernel = match &scale {
+                        Some(scale) => layer.scaled_kernel(&from, fused, scale),
+                        None => layer.kernel(&from, fused),
+                    };
                     step.task = Task::Kernel(kernel.map_err(|error| leaf.within(error))?);
                 }
             }
