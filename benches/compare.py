@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""The layers of a shape file in PyTorch, ONNX Runtime and OpenVINO, beside kernelbench.
+"""The layers or networks of a file in PyTorch, ONNX Runtime and OpenVINO, beside kernelbench.
 
-    pip install torch onnxruntime onnx openvino numpy
+    pip install torch torchvision onnxruntime onnx openvino numpy
     cargo build --release
     python3 benches/compare.py benches/shapes/conv_networks.csv --threads 2
     python3 benches/compare.py benches/shapes/conv_training.csv --threads 2 --pass backward
+    python3 benches/compare.py benches/shapes/models.csv --threads 2
+    python3 benches/compare.py benches/shapes/models.csv --threads 2 --pass train
 
-A library that is not installed is left out, and so is a direction that it has not: backward runs in PyTorch alone.
+A library that is not installed is left out, and so is a direction that it has not: backward and train run in PyTorch
+alone. A file with the columns name,model,batch,train is one of networks, those of networks.py. Their passes are forward
+and train: forward, softmax cross-entropy, backward and a step of SGD with momentum 0.9.
 
 How it is measured. Each library lives in a process of its own, so that no library's threads or allocator disturb
 another's. For each layer all of them are asked in turn, --rounds times; the best call of all rounds counts,
@@ -14,7 +18,8 @@ because what slows a machine down for a while must not hit one library alone. A 
 calls for a quarter of a second, at least five. Libraries that can prepare weights ahead of time do, as plans do here.
 PyTorch is given the layer in both memory formats, and the faster one counts.
 
-Speeds are GFLOP/s of a direct convolution, twice that for backward (data, weights and bias). The last column is
+Speeds are GFLOP/s of a direct convolution, twice that for backward (data, weights and bias); those of networks are
+samples a second. The last column is
 the speed of kernelbench over that of the fastest library: above 1, kernelbench is ahead.
 """
 
@@ -30,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 FIELDS = "name n c h w k r s stride_h stride_w pad_h pad_w dilation_h dilation_w groups".split()
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -87,6 +92,25 @@ class Layer:
         return forward if direction == "forward" else 2 * forward
 
 
+@dataclass
+class Network:
+    """One line of a file of networks."""
+
+    name: str
+    model: str
+    batch: int
+    train: int
+
+    @staticmethod
+    def read(path):
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                yield Network(row["name"], row["model"], int(row["batch"]), int(row["train"]))
+
+    def operations(self, direction):
+        return 1e9 * self.batch  # samples a second are printed
+
+
 def best_of(call):
     """The seconds of the fastest call."""
     call()
@@ -102,7 +126,7 @@ def best_of(call):
 
 class PyTorch:
     module = "torch"
-    directions = ("forward", "backward")
+    directions = ("forward", "backward", "train")
 
     def __init__(self, threads):
         import torch
@@ -116,6 +140,8 @@ class PyTorch:
 
     def in_format(self, layer, direction, memory):
         torch = self.torch
+        if isinstance(layer, Network):
+            return self.network_in_format(layer, direction, memory)
         x = torch.rand(layer.x_shape).sub_(0.5).to(memory_format=memory)
         w = torch.rand(layer.w_shape).sub_(0.5).to(memory_format=memory)
         b = torch.rand(layer.k)
@@ -130,11 +156,39 @@ class PyTorch:
             rest = ([layer.k], stride, padding, dilation, False, (0, 0), layer.groups, (True, True, True))
             return best_of(lambda: backward(dy, x, w, *rest))
 
+    def network_in_format(self, network, direction, memory):
+        from networks import build
+
+        torch = self.torch
+        net, shape, classes = build(network.model)
+        x = torch.randn(network.batch, *shape)
+        if len(shape) == 3:
+            x, net = x.to(memory_format=memory), net.to(memory_format=memory)
+        if direction == "forward":
+            net.eval()
+            with torch.inference_mode():
+                return best_of(lambda: net(x))
+        net.train()
+        labels = torch.randint(0, classes, (network.batch,))
+        sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, foreach=True)
+
+        def step():
+            sgd.zero_grad()
+            torch.nn.functional.cross_entropy(net(x), labels).backward()
+            sgd.step()
+
+        return best_of(step)
+
 
 def onnx_model(layer):
-    """The layer as an ONNX file, with its weights inside."""
+    """The layer or network as an ONNX file with its weights inside, and an input."""
     import numpy
     import onnx
+
+    if isinstance(layer, Network):
+        from networks import exported
+
+        return exported(layer.model, layer.batch)
 
     random = numpy.random.default_rng(1)
     tensor = onnx.numpy_helper.from_array
@@ -172,6 +226,8 @@ class OnnxRuntime:
     def seconds(self, layer, direction):
         model, x = onnx_model(layer)
         session = self.onnxruntime.InferenceSession(model, self.options, providers=["CPUExecutionProvider"])
+        if isinstance(layer, Network):
+            return best_of(lambda: session.run(None, {"x": x}))
         # Input and output stay where they are: no copy is timed.
         binding = session.io_binding()
         binding.bind_ortvalue_input("x", self.onnxruntime.OrtValue.ortvalue_from_numpy(x))
@@ -236,13 +292,14 @@ class KernelBench:
 
     name = "kernelbench"
 
-    def __init__(self, program, threads):
-        self.command = [program, "conv", "--format", "json", "--threads", str(threads)]
+    def __init__(self, program, study, threads):
+        self.command = [program, study, "--format", "json", "--threads", str(threads)]
 
     def seconds(self, layer, direction):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "layer.csv")
-            path.write_text(",".join(FIELDS) + "\n" + ",".join(str(getattr(layer, f)) for f in FIELDS) + "\n")
+            columns = [field.name for field in fields(layer)]
+            path.write_text(",".join(columns) + "\n" + ",".join(str(getattr(layer, c)) for c in columns) + "\n")
             command = self.command + ["--shapes", str(path), "--pass", direction]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
@@ -258,7 +315,7 @@ def geometric_mean(ratios):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", help="a CSV file such as benches/shapes/conv_networks.csv")
-    parser.add_argument("--pass", dest="direction", choices=("forward", "backward"), default="forward")
+    parser.add_argument("--pass", dest="direction", choices=("forward", "backward", "train"), default="forward")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="only layers whose name contains this")
@@ -266,16 +323,22 @@ def main():
     parser.add_argument("--out", help="also write the best seconds to this JSON file")
     args = parser.parse_args()
 
-    layers = [layer for layer in Layer.read(args.shapes) if args.only in layer.name]
+    with open(args.shapes, newline="") as file:
+        kind, study = (Network, "model") if "model" in next(csv.reader(file)) else (Layer, "conv")
+    if args.direction == ("backward" if kind is Network else "train"):
+        sys.exit(f"{args.shapes}: there is no pass {args.direction} for these")
+    layers = [layer for layer in kind.read(args.shapes) if args.only in layer.name]
+    layers = [layer for layer in layers if args.direction != "train" or layer.train]
     if not layers:
         sys.exit(f"no layer of {args.shapes} has {args.only!r} in its name")
     contenders = [
         Process(name, args.threads)
         for name, library in LIBRARIES.items()
         if args.direction in library.directions and importlib.util.find_spec(library.module)
-    ] + [KernelBench(args.kernelbench, args.threads)]
+    ] + [KernelBench(args.kernelbench, study, args.threads)]
 
-    print(f"{args.direction}, {args.threads} threads, GFLOP/s\n")
+    unit = "samples/s" if kind is Network else "GFLOP/s"
+    print(f"{args.direction}, {args.threads} threads, {unit}\n")
     print(f"{'layer':24}" + "".join(f"{contender.name:>14}" for contender in contenders) + f"{'ratio':>9}")
     results, ratios = [], {}
     for layer in layers:
