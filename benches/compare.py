@@ -252,7 +252,7 @@ class OpenVino:
 
     def seconds(self, layer, direction):
         model, x = onnx_model(layer)
-        request = self.core.compile_model(model, b"", "CPU", self.config).create_infer_request()
+        request = self.core.compile_model(self.core.read_model(model, b""), "CPU", self.config).create_infer_request()
         request.set_input_tensor(self.openvino.Tensor(x, shared_memory=True))
         return best_of(request.infer)
 
