@@ -208,7 +208,9 @@ impl Conv2d {
         if is_cleared {
             if result.is_err() {
                 self.weight.zero_gradient();
-                self.bias.as_mut().map(Parameter::zero_gradient);
+                if let Some(bias) = &mut self.bias {
+                    bias.zero_gradient();
+                }
             }
             result?;
         } else {

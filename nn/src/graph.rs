@@ -122,7 +122,9 @@ impl Graph {
         parallelism: Parallelism<'_>,
     ) -> Result<()> {
         for node in &mut self.nodes {
-            node.gradient.take().map(recycle);
+            if let Some(gradient) = node.gradient.take() {
+                recycle(gradient);
+            }
         }
         for &(NodeId(at), gradient) in gradients {
             let node = self.nodes.get_mut(at).ok_or_else(|| Error::invalid("node", "one of this graph", at))?;
@@ -149,8 +151,8 @@ impl Graph {
                 layer.backward_parameters(gradient, parallelism).map_err(within)?;
             }
             node.times[1] = start.elapsed();
-            if nobody_looks {
-                node.gradient.take().map(recycle);
+            if nobody_looks && let Some(gradient) = node.gradient.take() {
+                recycle(gradient);
             }
         }
         Ok(())
@@ -279,7 +281,9 @@ impl Layer for Graph {
         let output = self.output()?;
         self.check_count(inputs.len())?;
         for node in &mut self.nodes {
-            node.value.take().map(recycle);
+            if let Some(value) = node.value.take() {
+                recycle(value);
+            }
         }
         let mut inputs = inputs.iter();
         for at in 0..self.nodes.len() {

@@ -161,7 +161,9 @@ impl Linear {
         let result = kernel.backward(batch, elements(&x), weight, elements(&dy), gradients, workspace, parallelism);
         if result.is_err() && writes {
             self.weight.zero_gradient();
-            self.bias.as_mut().map(Parameter::zero_gradient);
+            if let Some(bias) = &mut self.bias {
+                bias.zero_gradient();
+            }
         }
         Ok(result?)
     }

@@ -165,8 +165,9 @@ impl Layer for MultiHeadAttention {
 
     fn kernel(&self, hint: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
         let features = features(self.plan.spec());
-        let cuts = if hint.len() == 2 { vec![0..features, features..3 * features] } else { vec![0..3 * features] };
-        let projections = cuts.into_iter().map(|cut| self.qkv.product(cut, Fused::default()));
+        let ends = if hint.len() == 2 { vec![0, features, 3 * features] } else { vec![0, 3 * features] };
+        let cuts = ends.windows(2).map(|ends| ends[0]..ends[1]);
+        let projections = cuts.map(|cut| self.qkv.product(cut, Fused::default()));
         Ok(Box::new(Planned {
             projections: projections.collect::<Result<_>>()?,
             proj: self.proj.product(0..features, fused)?,
