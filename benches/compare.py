@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
-"""The layers or attentions of a shape file in PyTorch, ONNX Runtime and OpenVINO, beside kernelbench.
+"""The layers, attentions or networks of a file in PyTorch, ONNX Runtime and OpenVINO, beside kernelbench.
 
-    pip install torch onnxruntime onnx openvino numpy
+    pip install torch torchvision onnxruntime onnx openvino numpy
     cargo build --release
     python3 benches/compare.py benches/shapes/conv_networks.csv --threads 2
     python3 benches/compare.py benches/shapes/conv_training.csv --threads 2 --pass backward
     python3 benches/compare.py benches/shapes/attention.csv --threads 2
+    python3 benches/compare.py benches/shapes/models.csv --threads 2
+    python3 benches/compare.py benches/shapes/models.csv --threads 2 --pass train
 
-A library that is not installed is left out, and so is a direction that it has not: backward runs in PyTorch alone.
+A library that is not installed is left out, and so is a direction that it has not: backward and train run in PyTorch
+alone. A file with the columns name,model,batch,train is one of networks, those of networks.py. Their passes are forward
+and train: forward, softmax cross-entropy, backward and a step of SGD with momentum 0.9.
 
 How it is measured. Each library lives in a process of its own, so that no library's threads or allocator disturb
 another's. For each layer all of them are asked in turn, --rounds times; the best call of all rounds counts,
@@ -16,8 +20,8 @@ calls for a quarter of a second, at least five. Libraries that can prepare weigh
 PyTorch is given the layer in both memory formats, and the faster one counts.
 
 Speeds are GFLOP/s of a direct convolution, twice that for backward (data, weights and bias); of the products of an
-attention that its pairs need, 2.5 times that for backward. ONNX Runtime and OpenVINO know no grouped heads; OpenVINO is
-given static and dynamic shapes, and the faster kernel counts. The last column is
+attention that its pairs need, 2.5 times that for backward; those of networks are samples a second. ONNX Runtime and
+OpenVINO know no grouped heads; OpenVINO is given static and dynamic shapes, and the faster kernel counts. The last column is
 the speed of kernelbench over that of the fastest library: above 1, kernelbench is ahead.
 """
 
@@ -36,6 +40,7 @@ import time
 from dataclasses import dataclass
 
 HEAD_FIELDS = "name batch heads kv_heads q_len kv_len head_dim causal".split()
+NETWORK_FIELDS = "name model batch train".split()
 FIELDS = "name n c h w k r s stride_h stride_w pad_h pad_w dilation_h dilation_w groups".split()
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -123,12 +128,28 @@ class Heads:
         return forward if direction == "forward" else 2.5 * forward
 
 
+@dataclass
+class Network:
+    """One line of a file of networks."""
+
+    kind, fields = "model", NETWORK_FIELDS
+
+    name: str
+    model: str
+    batch: int
+    train: int
+
+    def operations(self, direction):
+        return 1e9 * self.batch  # samples a second are printed
+
+
 def read(path):
-    """The lines of a shape file, of whichever kind."""
+    """The lines of a file, of whichever kind."""
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
-            kind = Heads if "head_dim" in row else Layer
-            yield kind(row["name"], *(int(row[field]) for field in kind.fields[1:]))
+            kind = Heads if "head_dim" in row else Network if "model" in row else Layer
+            texts = ("name", "model")
+            yield kind(*(row[field] if field in texts else int(row[field]) for field in kind.fields))
 
 
 def best_of(call):
@@ -146,7 +167,7 @@ def best_of(call):
 
 class PyTorch:
     module = "torch"
-    directions = ("forward", "backward")
+    directions = ("forward", "backward", "train")
 
     def __init__(self, threads):
         import torch
@@ -176,6 +197,10 @@ class PyTorch:
         formats = (self.torch.contiguous_format, self.torch.channels_last)
         return min(self.in_format(layer, direction, memory) for memory in formats)
 
+    def model(self, network, direction):
+        formats = (self.torch.contiguous_format, self.torch.channels_last)
+        return min(self.network_in_format(network, direction, memory) for memory in formats)
+
     def in_format(self, layer, direction, memory):
         torch = self.torch
         x = torch.rand(layer.x_shape).sub_(0.5).to(memory_format=memory)
@@ -192,9 +217,39 @@ class PyTorch:
             rest = ([layer.k], stride, padding, dilation, False, (0, 0), layer.groups, (True, True, True))
             return best_of(lambda: backward(dy, x, w, *rest))
 
+    def network_in_format(self, network, direction, memory):
+        from networks import build
+
+        torch = self.torch
+        net, shape, classes = build(network.model)
+        x = torch.randn(network.batch, *shape)
+        if len(shape) == 3:
+            x, net = x.to(memory_format=memory), net.to(memory_format=memory)
+        if direction == "forward":
+            net.eval()
+            with torch.inference_mode():
+                return best_of(lambda: net(x))
+        net.train()
+        labels = torch.randint(0, classes, (network.batch,))
+        sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, foreach=True)
+
+        def step():
+            sgd.zero_grad()
+            torch.nn.functional.cross_entropy(net(x), labels).backward()
+            sgd.step()
+
+        return best_of(step)
+
+
+def exported(network):
+    """The network as an ONNX file with its weights inside, and an input."""
+    import networks
+
+    return networks.exported(network.model, network.batch)
+
 
 def onnx_model(layer):
-    """The layer as an ONNX file, with its weights inside."""
+    """The layer as an ONNX file with its weights inside, and an input."""
     import numpy
     import onnx
 
@@ -272,6 +327,11 @@ class OnnxRuntime:
         binding.bind_ortvalue_output("y", y)
         return best_of(lambda: session.run_with_iobinding(binding))
 
+    def model(self, network, direction):
+        model, x = exported(network)
+        session = self.onnxruntime.InferenceSession(model, self.options, providers=["CPUExecutionProvider"])
+        return best_of(lambda: session.run(None, {"x": x}))
+
     def conv(self, layer, direction):
         model, x = onnx_model(layer)
         session = self.onnxruntime.InferenceSession(model, self.options, providers=["CPUExecutionProvider"])
@@ -319,8 +379,13 @@ class OpenVino:
         return min(declared(shapes), declared([(-1, shape[1], -1, shape[3]) for shape in shapes]))
 
     def conv(self, layer, direction):
-        model, x = onnx_model(layer)
-        request = self.core.compile_model(model, b"", "CPU", self.config).create_infer_request()
+        return self.seconds(*onnx_model(layer))
+
+    def model(self, network, direction):
+        return self.seconds(*exported(network))
+
+    def seconds(self, model, x):
+        request = self.core.compile_model(self.core.read_model(model, b""), "CPU", self.config).create_infer_request()
         request.set_input_tensor(self.openvino.Tensor(x, shared_memory=True))
         return best_of(request.infer)
 
@@ -384,7 +449,7 @@ def geometric_mean(ratios):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", help="a CSV file such as benches/shapes/conv_networks.csv")
-    parser.add_argument("--pass", dest="direction", choices=("forward", "backward"), default="forward")
+    parser.add_argument("--pass", dest="direction", choices=("forward", "backward", "train"), default="forward")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="only layers whose name contains this")
@@ -393,6 +458,7 @@ def main():
     args = parser.parse_args()
 
     layers = [layer for layer in read(args.shapes) if args.only in layer.name]
+    layers = [layer for layer in layers if args.direction != "train" or layer.train]
     if not layers:
         sys.exit(f"no layer of {args.shapes} has {args.only!r} in its name")
     contenders = [
@@ -401,7 +467,8 @@ def main():
         if args.direction in library.directions and importlib.util.find_spec(library.module)
     ] + [KernelBench(args.kernelbench, args.threads)]
 
-    print(f"{args.direction}, {args.threads} threads, GFLOP/s\n")
+    unit = "samples/s" if layers[0].kind == "model" else "GFLOP/s"
+    print(f"{args.direction}, {args.threads} threads, {unit}\n")
     print(f"{'layer':24}" + "".join(f"{contender.name:>14}" for contender in contenders) + f"{'ratio':>9}")
     results, ratios = [], {}
     for layer in layers:

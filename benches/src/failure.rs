@@ -45,6 +45,12 @@ impl From<kernels::Error> for Failure {
     }
 }
 
+impl From<nn::Error> for Failure {
+    fn from(error: nn::Error) -> Self {
+        Self::study(error)
+    }
+}
+
 impl From<lexopt::Error> for Failure {
     fn from(error: lexopt::Error) -> Self {
         Self::Usage(error.to_string())

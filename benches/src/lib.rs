@@ -1,7 +1,7 @@
 //! Performance studies: what `kernelbench` and the Criterion suites share.
 //!
 //! ```text
-//! main ──► overview | conv | attention | gemm | memory | parallel
+//! main ──► overview | conv | attention | model | gemm | memory | parallel
 //!             │
 //!             ├── shapes    layers by name, from CSV files
 //!             ├── random_layers   layers that nobody named
@@ -18,6 +18,7 @@ pub mod failure;
 pub mod gemm;
 pub mod machine;
 pub mod memory;
+pub mod model;
 pub mod options;
 pub mod overview;
 pub mod parallel;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use benches::failure::Failure;
 use benches::options::{Command, HELP, Options};
-use benches::{attention, conv, gemm, machine, memory, overview, parallel};
+use benches::{attention, conv, gemm, machine, memory, model, overview, parallel};
 
 fn run() -> Result<(), Failure> {
     let options = Options::parse(lexopt::Parser::from_env())?;
@@ -14,6 +14,7 @@ fn run() -> Result<(), Failure> {
         Command::Overview => overview::run(options.isa, machine::hardware_threads(), &mut out)?,
         Command::Conv => conv::run(&options, &mut out)?,
         Command::Attention => attention::run(&options, &mut out)?,
+        Command::Model => model::run(&options, &mut out)?,
         Command::Gemm => {
             // SAFETY: no other thread has been started yet.
             unsafe { std::env::set_var(gemm::MATRIXMULTIPLY_THREADS, options.threads.to_string()) };

@@ -18,6 +18,8 @@ kernelbench: how fast this machine runs the kernels, and how close that is to wh
     kernelbench conv [OPTIONS]      convolutions, checked against the definition and then timed
     kernelbench attention [OPTIONS] attentions, checked and timed; takes --threads, --isa, --format, --only, --pass, and
                                     --shapes FILE.csv with name,batch,heads,kv_heads,q_len,kv_len,head_dim,causal
+    kernelbench model [OPTIONS]     whole networks, forward or a step of training; takes --threads, --format, --only,
+                                    --pass forward|train, --layers, and --shapes FILE.csv with name,model,batch,train
     kernelbench gemm [OPTIONS]      matrix products beside the crates matrixmultiply and gemm; takes --threads, --isa,
                                     --format and --shapes FILE.csv with the header name,m,n,k
     kernelbench memory [OPTIONS]    activations, softmax, norms, embeddings, dropout beside the speed of a copy; takes
@@ -30,8 +32,10 @@ Options
                                     (default: layers of known networks)
     --random N                      N layers made at random, the same ones each time
     --stages                        beside each row, the seconds of its stages, summed over the threads
+    --layers                        below each network, the times of its layers
     --only TEXT                     only those whose name contains the text
-    --pass forward|backward         backward is data, weights and bias in one call (default: forward)
+    --pass forward|backward|train   backward is data, weights and bias in one call, train a step of a network
+                                    (default: forward)
     --threads N                     (default: as many as the CPU has)
     --algorithm NAME|all            auto, direct, im2col, depthwise, grouped, gemm, winograd2, winograd2x4,
                                     winograd4, winograd6, baseline (default: auto)
@@ -55,6 +59,8 @@ pub enum Command {
     Conv,
     /// Attentions.
     Attention,
+    /// Whole networks.
+    Model,
     /// Matrix products.
     Gemm,
     /// Kernels that memory should hold up.
@@ -87,6 +93,9 @@ impl Pass {
     }
 }
 
+/// A step of training, as on the command line.
+pub const TRAIN: &str = "train";
+
 /// How rows are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -112,8 +121,12 @@ pub struct Options {
     pub random: Option<usize>,
     /// Whether the time of each stage is shown.
     pub stages: bool,
+    /// Whether the time of each layer is shown.
+    pub layers: bool,
     /// The direction.
     pub pass: Pass,
+    /// Whether networks are trained: forward, loss, backward and the optimiser's step.
+    pub train: bool,
     /// Threads that work at once.
     pub threads: usize,
     /// The algorithms to be timed, `None` for all of them.
@@ -174,7 +187,7 @@ impl Options {
     pub fn parse(mut parser: Parser) -> Result<Self, Failure> {
         let mut command = None;
         let (mut shapes, mut only, mut chosen_isa) = (None, None, None);
-        let (mut random, mut stages) = (None, false);
+        let (mut random, mut stages, mut layers, mut train) = (None, false, false, false);
         let (mut pass, mut format, mut layout) = (Pass::default(), Format::default(), Layout::default());
         let (mut accuracy, mut chosen_algorithm) = (Accuracy::default(), Some(Algorithm::Auto));
         let mut chosen_threads = machine::hardware_threads();
@@ -188,6 +201,7 @@ impl Options {
                     let among = [
                         ("conv", Command::Conv),
                         ("attention", Command::Attention),
+                        ("model", Command::Model),
                         ("gemm", Command::Gemm),
                         ("memory", Command::Memory),
                         ("parallel", Command::Parallel),
@@ -196,7 +210,7 @@ impl Options {
                     let found = among.into_iter().find(|(known, _)| *known == name).map(|(_, command)| command);
                     let unknown = || {
                         Failure::Usage(format!(
-                            "unknown command `{name}`; expected conv, attention, gemm, memory, parallel or help"
+                            "unknown command `{name}`; expected conv, attention, model, gemm, memory, parallel or help"
                         ))
                     };
                     command = Some(found.ok_or_else(unknown)?);
@@ -208,12 +222,15 @@ impl Options {
                         "only" => only = Some(parser.value()?.string()?),
                         "random" => random = Some(count("random", &parser.value()?.string()?, MOST_LAYERS)?),
                         "stages" => stages = true,
+                        "layers" => layers = true,
                         "isa" => chosen_isa = Some(isa(&parser.value()?.string()?)?),
                         "threads" => chosen_threads = count("threads", &parser.value()?.string()?, MOST_THREADS)?,
                         "algorithm" => chosen_algorithm = algorithm(&parser.value()?.string()?)?,
                         "pass" => {
-                            let among = [Pass::Forward, Pass::Backward].map(|pass| (pass.name(), pass));
-                            pass = choose("pass", &parser.value()?.string()?, &among)?;
+                            let [forward, backward] =
+                                [Pass::Forward, Pass::Backward].map(|pass| (pass.name(), (pass, false)));
+                            let among = [forward, backward, (TRAIN, (Pass::default(), true))];
+                            (pass, train) = choose("pass", &parser.value()?.string()?, &among)?;
                         }
                         "format" => {
                             let among = [("text", Format::Text), ("json", Format::Json), ("csv", Format::Csv)];
@@ -241,6 +258,11 @@ impl Options {
         if command == Command::Overview && options {
             return Err(Failure::Usage("options need a command, for example `kernelbench conv --threads 1`".into()));
         }
+        let given = if train { TRAIN } else { pass.name() };
+        let other = if command == Command::Model { TRAIN } else { Pass::Backward.name() };
+        if ![Pass::Forward.name(), other].contains(&given) {
+            return Err(Failure::Usage(format!("--pass: expected forward or {other} here, given {given}")));
+        }
         let isa = match chosen_isa {
             Some(isa) => isa,
             None => Isa::choose()?,
@@ -251,7 +273,9 @@ impl Options {
             only,
             random,
             stages,
+            layers,
             pass,
+            train,
             threads: chosen_threads,
             algorithm: chosen_algorithm,
             accuracy,
@@ -287,11 +311,12 @@ mod tests {
         let message = |line: &str| parse(line).unwrap_err().to_string();
         assert_eq!(
             message("convolve"),
-            "unknown command `convolve`; expected conv, attention, gemm, memory, parallel or help"
+            "unknown command `convolve`; expected conv, attention, model, gemm, memory, parallel or help"
         );
         assert_eq!(message("conv --thread 2"), "unknown option `--thread`");
         assert_eq!(message("conv --threads 0"), "--threads: expected a number from 1 to 4096, given 0");
-        assert_eq!(message("conv --pass sideways"), "--pass: expected forward, backward, given sideways");
+        assert_eq!(message("conv --pass sideways"), "--pass: expected forward, backward, train, given sideways");
+        assert_eq!(message("model --pass backward"), "--pass: expected forward or train here, given backward");
         assert_eq!(message("conv --isa sse9"), "--isa: expected avx512, avx2 or portable, given sse9");
         assert!(message("conv --algorithm magic").contains("im2col"));
         assert!(message("--threads 2").contains("need a command"));

@@ -319,8 +319,8 @@ impl Problem {
                 Numbers::Real => (&self.real, &self.real_truth),
             };
             match &mut plan {
-                Plan::Forward(plan) => plan.set_weights(&data.weights, Some(&data.bias))?,
-                Plan::Backward(plan) => plan.set_weights(&data.weights)?,
+                Plan::Forward(plan) => plan.set_weights(&data.weights, Some(&data.bias), Parallelism::Serial)?,
+                Plan::Backward(plan) => plan.set_weights(&data.weights, Parallelism::Serial)?,
             }
             for result in &mut results {
                 // What a kernel forgets to write will not pass for a number.

@@ -25,6 +25,7 @@ mod simd;
 pub mod softmax;
 mod stages;
 pub mod study;
+pub mod sum;
 mod tensor;
 mod workspace;
 

@@ -12,6 +12,7 @@ use kernels::{Activation, Parallelism, activation};
 use crate::error::{Error, Result};
 use crate::inference::Role;
 use crate::layer::{Layer, single, single_shape};
+use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
 /// `max(x, 0)`. A NaN stays one.
@@ -33,7 +34,7 @@ struct Cache(Option<Tensor>);
 impl Cache {
     fn forward(&mut self, function: Activation, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
-        let mut y = vec![0.0; x.len()];
+        let mut y = room(x.len());
         activation::forward(function, elements(&x), &mut y, parallelism)?;
         let y = tensor(x.shape(), y)?;
         self.0 = Some(y.clone());
@@ -48,7 +49,7 @@ impl Cache {
     ) -> Result<Vec<Tensor>> {
         let y = self.0.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, y.shape())?;
-        let mut dx = vec![0.0; y.len()];
+        let mut dx = room(y.len());
         activation::backward(function, elements(y), elements(&row_major(d_output)), &mut dx, parallelism)?;
         let dx = tensor(y.shape(), dx)?;
         self.0 = None;

@@ -11,6 +11,7 @@ use kernels::{Parallelism, pool};
 use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, single, single_shape};
+use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
 
 /// The mean of windows that cover images `[batch, channels, height, width]` evenly.
@@ -77,7 +78,7 @@ impl Layer for AdaptiveAvgPool2d {
         let x = row_major(single(inputs)?);
         let y_shape = self.output_shape(&[x.shape().to_vec()])?;
         let (shape, channels) = image_shape(x.shape())?;
-        let mut y = vec![0.0; y_shape.iter().product()];
+        let mut y = room(y_shape.iter().product());
         pool::adaptive_average_forward(self.output, Layout::Nchw, shape, channels, elements(&x), &mut y, parallelism)?;
         let y = tensor(&y_shape, y)?;
         self.cache = Some([x.shape().to_vec(), y_shape]);
@@ -88,7 +89,7 @@ impl Layer for AdaptiveAvgPool2d {
         let [x_shape, y_shape] = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, y_shape)?;
         let ((shape, channels), dy) = (image_shape(x_shape)?, row_major(d_output));
-        let mut dx = vec![0.0; x_shape.iter().product()];
+        let mut dx = room(x_shape.iter().product());
         pool::adaptive_average_backward(
             self.output,
             Layout::Nchw,

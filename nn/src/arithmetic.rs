@@ -10,13 +10,14 @@
 //!
 //! Where several inputs equal the minimum or maximum, each of them gets the whole gradient.
 
-use kernels::Parallelism;
+use kernels::{Parallelism, sum};
 use ndarray::Zip;
 
 use crate::error::{Error, Result};
 use crate::inference::Role;
 use crate::layer::Layer;
-use crate::tensor::{Tensor, check_gradient};
+use crate::memory::room;
+use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
 /// The sum of its inputs.
 #[derive(Default)]
@@ -56,8 +57,14 @@ impl Layer for Sum {
         Role::Sum
     }
 
-    fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
-        let y = fold(inputs, |sum, x| sum + x)?;
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        let shapes: Vec<Vec<usize>> = inputs.iter().map(|x| x.shape().to_vec()).collect();
+        let shape = common_shape(&shapes)?;
+        let terms: Vec<Tensor> = inputs.iter().map(|x| row_major(x)).collect();
+        let terms: Vec<&[f32]> = terms.iter().map(elements).collect();
+        let mut y = room(shape.iter().product());
+        sum::forward(&terms, &mut y, parallelism)?;
+        let y = tensor(&shape, y)?;
         self.cache = Some((inputs.len(), y.shape().to_vec()));
         Ok(y)
     }

@@ -12,6 +12,7 @@ use kernels::pool::{self, Pool2dSpec};
 use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, single, single_shape};
+use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
 
 /// Average pooling over images `[batch, channels, height, width]`.
@@ -76,7 +77,7 @@ impl Layer for AvgPool2d {
         let x = row_major(single(inputs)?);
         let (shape, channels) = image_shape(x.shape())?;
         let sizes = self.spec.sizes(shape, channels)?;
-        let mut y = vec![0.0; sizes.y_len];
+        let mut y = room(sizes.y_len);
         pool::average_forward(&self.spec, shape, channels, elements(&x), &mut y, parallelism)?;
         let y = tensor(&[shape.batch, channels, sizes.output[0], sizes.output[1]], y)?;
         self.cache = Some([x.shape().to_vec(), y.shape().to_vec()]);
@@ -87,7 +88,7 @@ impl Layer for AvgPool2d {
         let [x_shape, y_shape] = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, y_shape)?;
         let ((shape, channels), dy) = (image_shape(x_shape)?, row_major(d_output));
-        let mut dx = vec![0.0; x_shape.iter().product()];
+        let mut dx = room(x_shape.iter().product());
         pool::average_backward(&self.spec, shape, channels, elements(&dy), &mut dx, parallelism)?;
         let dx = tensor(x_shape, dx)?;
         self.cache = None;

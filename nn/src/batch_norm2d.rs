@@ -14,8 +14,9 @@ use kernels::{Parallelism, Workspace};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
-use crate::inference::{Call, Fused, Kernel, Role};
+use crate::inference::{Call, ChannelScale, Fused, Kernel, Role};
 use crate::layer::{Layer, Parameter, single, single_shape};
+use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
 
 /// Each channel of `[batch, channels, height, width]` with mean 0 and variance 1, then scaled by `weight` and shifted by
@@ -116,6 +117,18 @@ impl Layer for BatchNorm2d {
         Role::Compute { activation: false, residual: false }
     }
 
+    /// `gamma (x - mean) / sqrt(var + epsilon) + beta`
+    fn channel_scale(&self) -> Option<ChannelScale> {
+        let kernel = self.kernel_of();
+        let (mut scale, mut shift) = (Vec::new(), Vec::new());
+        for c in 0..kernel.gamma.len() {
+            let [gamma, beta, mean] = [&kernel.gamma, &kernel.beta, &kernel.mean].map(|of| f64::from(of[c]));
+            scale.push(gamma / (f64::from(kernel.variance[c]) + f64::from(kernel.epsilon)).sqrt());
+            shift.push(beta - mean * scale[c]);
+        }
+        Some(ChannelScale { scale, shift })
+    }
+
     fn kernel(&self, _: &[Vec<usize>], _: Fused) -> Result<Box<dyn Kernel>> {
         Ok(Box::new(self.kernel_of()))
     }
@@ -124,7 +137,7 @@ impl Layer for BatchNorm2d {
         let x = row_major(single(inputs)?);
         let shape = self.shape_of(x.shape())?;
         let workspace = self.workspace.grow(batch::workspace_len(shape)?)?;
-        let mut y = vec![0.0; x.len()];
+        let mut y = room(x.len());
         if !self.training {
             self.cache = None;
             let (mean, variance) = (self.running_mean.as_slice(), self.running_var.as_slice());
@@ -164,7 +177,7 @@ impl Layer for BatchNorm2d {
         check_gradient(d_output, x.shape())?;
         let (shape, dy) = (self.shape_of(x.shape())?, row_major(d_output));
         let workspace = self.workspace.grow(batch::workspace_len(shape)?)?;
-        let mut dx = vec![0.0; x.len()];
+        let mut dx = room(x.len());
         let [dgamma, dbeta] = &mut self.d_parameters;
         batch::backward(
             shape,

@@ -9,6 +9,7 @@ use kernels::Parallelism;
 use crate::error::{Error, Result};
 use crate::inference::Role;
 use crate::layer::Layer;
+use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
 /// Joins `[batch, a, ...]`, `[batch, b, ...]`, ... into `[batch, a + b + ..., ...]`.
@@ -51,15 +52,18 @@ impl Layer for Concat {
         Role::Concat
     }
 
-    fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let shapes: Vec<Vec<usize>> = inputs.iter().map(|x| x.shape().to_vec()).collect();
         let shape = self.output_shape(&shapes)?;
         let parts: Vec<Tensor> = inputs.iter().map(|x| row_major(x)).collect();
-        let mut y = Vec::with_capacity(shape.iter().product());
+        let mut y = room(shape.iter().product());
+        let mut rest = y.as_mut_slice();
         for n in 0..shape[0] {
             for part in &parts {
                 let len = part.len() / shape[0];
-                y.extend_from_slice(&elements(part)[n * len..][..len]);
+                let (own, others) = rest.split_at_mut(len);
+                kernels::sum::forward(&[&elements(part)[n * len..][..len]], own, parallelism)?;
+                rest = others;
             }
         }
         let y = tensor(&shape, y)?;
@@ -67,16 +71,17 @@ impl Layer for Concat {
         Ok(y)
     }
 
-    fn backward(&mut self, d_output: &Tensor, _: Parallelism<'_>) -> Result<Vec<Tensor>> {
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         let (shapes, shape) = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, shape)?;
         let dy = row_major(d_output);
         let mut rest = elements(&dy);
-        let mut parts: Vec<Vec<f32>> = vec![Vec::new(); shapes.len()];
-        for _ in 0..shape[0] {
+        let mut parts: Vec<Vec<f32>> = shapes.iter().map(|shape| room(shape.iter().product())).collect();
+        for n in 0..shape[0] {
             for (part, shape) in parts.iter_mut().zip(shapes) {
-                let (own, others) = rest.split_at(shape[1..].iter().product());
-                part.extend_from_slice(own);
+                let len = shape[1..].iter().product();
+                let (own, others) = rest.split_at(len);
+                kernels::sum::forward(&[own], &mut part[n * len..][..len], parallelism)?;
                 rest = others;
             }
         }

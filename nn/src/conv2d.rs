@@ -9,9 +9,10 @@ use kernels::{Activation, Parallelism, Workspace};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
-use crate::inference::{Call, Fused, Kernel, Role};
+use crate::inference::{Call, ChannelScale, Fused, Kernel, Role};
 use crate::init::kaiming_uniform;
 use crate::layer::{Layer, Parameter, single, single_shape};
+use crate::memory::room;
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
 
@@ -33,6 +34,7 @@ pub struct Conv2d {
     forward: Option<Plan<conv::Conv2d>>,
     backward: Option<Plan<Conv2dBackward>>,
     workspace: Workspace,
+    /// Room for gradients that are to be added to others.
     d_weight: Vec<f32>,
     d_bias: Vec<f32>,
     /// The last input, [batch, in_channels, height, width], and the shape of its output.
@@ -66,7 +68,6 @@ impl Conv2d {
     pub fn without_bias(spec: Conv2dSpec, random: &mut Random) -> Result<Self> {
         let mut layer = Self::new(spec, random)?;
         layer.bias = None;
-        layer.d_bias = Vec::new();
         Ok(layer)
     }
 
@@ -107,8 +108,8 @@ impl Conv2d {
         }
         Ok(Self {
             spec,
-            d_weight: vec![0.0; weight.len()],
-            d_bias: vec![0.0; bias.as_ref().map_or(0, ArrayD::len)],
+            d_weight: Vec::new(),
+            d_bias: Vec::new(),
             weight: Parameter::new(weight),
             bias: bias.map(Parameter::new),
             forward: None,
@@ -138,13 +139,13 @@ impl Conv2d {
     }
 
     /// Brings the packed weights of the forward plan up to date; makes the plan for the first shape that comes.
-    fn prepare_forward(&mut self, shape: Shape) -> Result<()> {
+    fn prepare_forward(&mut self, shape: Shape, parallelism: Parallelism<'_>) -> Result<()> {
         let version = self.version();
         let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
         match &mut self.forward {
             Some(plan) if plan.version == version => {}
             Some(plan) => {
-                plan.kernel.set_weights(weight, bias)?;
+                plan.kernel.set_weights(weight, bias, parallelism)?;
                 plan.version = version;
             }
             None => {
@@ -156,12 +157,12 @@ impl Conv2d {
     }
 
     /// The same for the backward plan.
-    fn prepare_backward(&mut self, shape: Shape) -> Result<()> {
+    fn prepare_backward(&mut self, shape: Shape, parallelism: Parallelism<'_>) -> Result<()> {
         let version = self.version();
         match &mut self.backward {
             Some(plan) if plan.version == version => {}
             Some(plan) => {
-                plan.kernel.set_weights(self.weight.elements())?;
+                plan.kernel.set_weights(self.weight.elements(), parallelism)?;
                 plan.version = version;
             }
             None => {
@@ -183,21 +184,41 @@ impl Conv2d {
         check_gradient(d_output, y_shape)?;
         let x = x.clone();
         let (dy, shape) = (row_major(d_output), self.shape_of(x.shape())?);
-        self.prepare_backward(shape)?;
+        self.prepare_backward(shape, parallelism)?;
         let Some(Plan { kernel, .. }) = &self.backward else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
         let (x_elements, dy) = (elements(&x), elements(&dy));
-        let (dw, db) = (&mut self.d_weight, self.bias.is_some().then_some(self.d_bias.as_mut_slice()));
-        match dx {
+        // Where there is nothing to add to, the kernel writes to the parameters' gradients themselves.
+        let is_cleared = self.weight.is_cleared() && self.bias.as_ref().is_none_or(Parameter::is_cleared);
+        let (dw, db) = if is_cleared {
+            let db = self.bias.as_mut().map(|bias| bias.elements_and_room().1);
+            (self.weight.elements_and_room().1, db)
+        } else {
+            self.d_weight.resize(self.weight.value().len(), 0.0);
+            self.d_bias.resize(self.spec.out_channels, 0.0);
+            (self.d_weight.as_mut_slice(), self.bias.is_some().then_some(self.d_bias.as_mut_slice()))
+        };
+        let result = match dx {
             Some(dx) => {
-                dx.resize(x_elements.len(), 0.0);
-                kernel.both(shape, x_elements, dy, dx, dw, db, workspace, parallelism)?;
+                *dx = room(x_elements.len());
+                kernel.both(shape, x_elements, dy, dx, dw, db, workspace, parallelism)
             }
-            None => kernel.weights(shape, x_elements, dy, dw, db, workspace, parallelism)?,
-        }
-        self.weight.accumulate(&self.d_weight)?;
-        if let Some(bias) = &mut self.bias {
-            bias.accumulate(&self.d_bias)?;
+            None => kernel.weights(shape, x_elements, dy, dw, db, workspace, parallelism),
+        };
+        if is_cleared {
+            if result.is_err() {
+                self.weight.zero_gradient();
+                if let Some(bias) = &mut self.bias {
+                    bias.zero_gradient();
+                }
+            }
+            result?;
+        } else {
+            result?;
+            self.weight.accumulate(&self.d_weight)?;
+            if let Some(bias) = &mut self.bias {
+                bias.accumulate(&self.d_bias)?;
+            }
         }
         self.cache = None;
         Ok(x.shape().to_vec())
@@ -234,15 +255,41 @@ impl Layer for Conv2d {
         Ok(Box::new(Planned { plan, residual: fused.residual }))
     }
 
+    fn takes_scale(&self, channels: usize) -> bool {
+        channels == self.spec.out_channels
+    }
+
+    fn scaled_kernel(
+        &self,
+        hint: &[Vec<usize>],
+        fused: Fused,
+        ChannelScale { scale, shift }: &ChannelScale,
+    ) -> Result<Box<dyn Kernel>> {
+        if scale.len() != self.spec.out_channels || shift.len() != scale.len() {
+            return Err(Error::shape("scale", format!("[{}]", self.spec.out_channels), &[scale.len()]));
+        }
+        let shape = self.shape_of(single_shape(hint)?)?;
+        let mut weight = self.weight.elements().to_vec();
+        let filter = weight.len() / scale.len();
+        let mut bias = Vec::with_capacity(scale.len());
+        for (oc, filter) in weight.chunks_exact_mut(filter.max(1)).enumerate() {
+            filter.iter_mut().for_each(|weight| *weight = (scale[oc] * f64::from(*weight)) as f32);
+            let own = self.bias.as_ref().map_or(0.0, |bias| f64::from(bias.elements()[oc]));
+            bias.push((scale[oc] * own + shift[oc]) as f32);
+        }
+        let plan = conv::Conv2d::new(self.spec.activation(fused.activation), &weight, Some(&bias), shape)?;
+        Ok(Box::new(Planned { plan, residual: fused.residual }))
+    }
+
     /// x [batch, in_channels, height, width] -> y [batch, out_channels, output height, output width]
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
         let shape = self.shape_of(x.shape())?;
         let sizes = self.spec.sizes(shape)?;
-        self.prepare_forward(shape)?;
+        self.prepare_forward(shape, parallelism)?;
         let Some(Plan { kernel, .. }) = &self.forward else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
-        let mut y = vec![0.0; sizes.y_len];
+        let mut y = room(sizes.y_len);
         kernel.forward(shape, elements(&x), None, &mut y, workspace, parallelism)?;
         let y_shape = [shape.batch, self.spec.out_channels, sizes.output[0], sizes.output[1]];
         self.cache = Some((x, y_shape));

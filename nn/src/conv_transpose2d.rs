@@ -101,13 +101,13 @@ impl ConvTranspose2d {
     }
 
     /// Brings the packed weights up to date; makes the plan for the first shape that comes.
-    fn prepare(&mut self, shape: Shape) -> Result<()> {
+    fn prepare(&mut self, shape: Shape, parallelism: Parallelism<'_>) -> Result<()> {
         let version = [self.weight.version(), self.bias.as_ref().map_or(0, Parameter::version)];
         let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
         match &mut self.plan {
             Some((_, packed)) if *packed == version => {}
             Some((kernel, packed)) => {
-                kernel.set_weights(weight, bias)?;
+                kernel.set_weights(weight, bias, parallelism)?;
                 *packed = version;
             }
             None => self.plan = Some((conv::ConvTranspose2d::new(self.spec, weight, bias, shape)?, version)),
@@ -125,7 +125,7 @@ impl ConvTranspose2d {
         let (x, y_shape) = self.cache.clone().ok_or(Error::NoForward)?;
         check_gradient(d_output, &y_shape)?;
         let (dy, shape) = (row_major(d_output), self.shape_of(x.shape())?);
-        self.prepare(shape)?;
+        self.prepare(shape, parallelism)?;
         let Some((kernel, _)) = &self.plan else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
         if let Some(dx) = dx {
@@ -181,7 +181,7 @@ impl Layer for ConvTranspose2d {
         let x = row_major(single(inputs)?);
         let shape = self.shape_of(x.shape())?;
         let sizes = self.spec.sizes(shape)?;
-        self.prepare(shape)?;
+        self.prepare(shape, parallelism)?;
         let Some((kernel, _)) = &self.plan else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
         let mut y = vec![0.0; sizes.y_len];

@@ -13,6 +13,7 @@ use kernels::{Dropout as Mask, Parallelism};
 use crate::error::{Error, Result};
 use crate::inference::Role;
 use crate::layer::{Layer, single, single_shape};
+use crate::memory::room;
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
@@ -61,7 +62,7 @@ impl Layer for Dropout {
             self.cache = Some((None, x.shape().to_vec()));
             return Ok(x);
         }
-        let mut y = vec![0.0; x.len()];
+        let mut y = room(x.len());
         self.mask.forward(elements(&x), &mut y, parallelism)?;
         self.cache = Some((Some(self.mask), x.shape().to_vec()));
         self.mask.stream = self.mask.stream.wrapping_add(1);
@@ -75,7 +76,7 @@ impl Layer for Dropout {
         let dx = match mask {
             None => dy,
             Some(mask) => {
-                let mut dx = vec![0.0; dy.len()];
+                let mut dx = room(dy.len());
                 mask.backward(elements(&dy), &mut dx, parallelism)?;
                 tensor(shape, dx)?
             }

@@ -13,6 +13,7 @@ use kernels::activation::gated::{self, Gated};
 use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, single, single_shape};
+use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
 /// `x P(x)`, with the distribution function `P` of a normal variable. Hendrycks, Gimpel, "Gaussian error linear units",
@@ -62,7 +63,7 @@ struct Gate {
 impl Gate {
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
-        let mut y = vec![0.0; x.len()];
+        let mut y = room(x.len());
         gated::forward(self.function, elements(&x), &mut y, parallelism)?;
         let y = tensor(x.shape(), y)?;
         self.cache = Some(x);
@@ -72,7 +73,7 @@ impl Gate {
     fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         let x = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, x.shape())?;
-        let mut dx = vec![0.0; x.len()];
+        let mut dx = room(x.len());
         gated::backward(self.function, elements(x), elements(&row_major(d_output)), &mut dx, parallelism)?;
         let dx = tensor(x.shape(), dx)?;
         self.cache = None;

@@ -10,13 +10,16 @@
 //! A node may only use nodes that are there already, so no cycle can arise and the order of adding is an order of
 //! computing. The chain rule is in [`Graph::backward_from`].
 
+use std::time::{Duration, Instant};
+
 use kernels::Parallelism;
 use ndarray::ArrayD;
 
 use crate::attention::MultiHeadAttention;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Parameter};
-use crate::tensor::Tensor;
+use crate::memory::{is_pass, recycle, room};
+use crate::tensor::{Tensor, elements, row_major, tensor};
 
 /// A node of a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +34,8 @@ struct Node {
     from: Vec<NodeId>,
     value: Option<Tensor>,
     gradient: Option<Tensor>,
+    /// What the last `forward` and the last `backward` of the layer took.
+    times: [Duration; 2],
 }
 
 /// A network of any shape. Its output is the node that was added last.
@@ -91,7 +96,7 @@ impl Graph {
             layer.visit("", &mut |_, parameter| parameters += parameter.value().len());
         }
         let (name, from) = (name.to_string(), from.to_vec());
-        self.nodes.push(Node { name, layer, parameters, from, value: None, gradient: None });
+        self.nodes.push(Node { name, layer, parameters, from, value: None, gradient: None, times: Default::default() });
         Ok(NodeId(self.nodes.len() - 1))
     }
 
@@ -117,7 +122,9 @@ impl Graph {
         parallelism: Parallelism<'_>,
     ) -> Result<()> {
         for node in &mut self.nodes {
-            node.gradient = None;
+            if let Some(gradient) = node.gradient.take() {
+                recycle(gradient);
+            }
         }
         for &(NodeId(at), gradient) in gradients {
             let node = self.nodes.get_mut(at).ok_or_else(|| Error::invalid("node", "one of this graph", at))?;
@@ -125,21 +132,27 @@ impl Graph {
             if value.shape() != gradient.shape() {
                 return Err(Error::shape("gradient", format!("{:?}", value.shape()), gradient.shape()));
             }
-            accumulate(&mut node.gradient, gradient.clone());
+            accumulate(&mut node.gradient, gradient.clone(), parallelism)?;
         }
+        let nobody_looks = is_pass();
         let learns = self.learning_nodes(to_inputs);
         for at in (0..self.nodes.len()).rev() {
             let (before, [node, ..]) = self.nodes.split_at_mut(at) else { continue };
             let (Some(layer), Some(gradient)) = (&mut node.layer, &node.gradient) else { continue };
             let kind = layer.kind();
             let within = |error: Error| error.within(&node.name, kind);
+            let start = Instant::now();
             if node.from.iter().any(|from| learns[from.0]) {
                 let inputs = layer.backward(gradient, parallelism).map_err(within)?;
                 for (from, gradient) in node.from.iter().zip(inputs) {
-                    accumulate(&mut before[from.0].gradient, gradient);
+                    accumulate(&mut before[from.0].gradient, gradient, parallelism)?;
                 }
             } else if node.parameters > 0 {
                 layer.backward_parameters(gradient, parallelism).map_err(within)?;
+            }
+            node.times[1] = start.elapsed();
+            if nobody_looks && let Some(gradient) = node.gradient.take() {
+                recycle(gradient);
             }
         }
         Ok(())
@@ -159,6 +172,11 @@ impl Graph {
     /// values it takes. In the order of adding.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (&str, Option<&dyn Layer>, usize, &[NodeId])> {
         self.nodes.iter().map(|node| (node.name.as_str(), node.layer.as_deref(), node.parameters, node.from.as_slice()))
+    }
+
+    /// What the last `forward` and the last `backward` of each node's layer took.
+    pub(crate) fn times(&self) -> impl Iterator<Item = [Duration; 2]> {
+        self.nodes.iter().map(|node| node.times)
     }
 
     /// The shape of every node's value.
@@ -206,11 +224,36 @@ impl Graph {
 }
 
 /// Adds a term to a sum that may not have begun.
-fn accumulate(sum: &mut Option<Tensor>, term: Tensor) {
-    match sum {
-        Some(sum) => *sum += &term,
-        None => *sum = Some(term),
-    }
+fn accumulate(sum: &mut Option<Tensor>, term: Tensor, parallelism: Parallelism<'_>) -> Result<()> {
+    let Some(so_far) = sum.take() else {
+        *sum = Some(term);
+        return Ok(());
+    };
+    let (so_far, term) = (in_order(so_far), in_order(term));
+    // Whichever nobody else has becomes the sum: addition does not mind the order of two.
+    let (own, other) = match so_far.try_into_owned_nocopy() {
+        Ok(own) => (Ok(own), term),
+        Err(so_far) => (term.try_into_owned_nocopy(), so_far),
+    };
+    let total = match own {
+        Ok(mut own) => {
+            kernels::sum::add(elements(&other), own.as_slice_mut().unwrap_or_default(), parallelism)?;
+            own.into_shared()
+        }
+        Err(term) => {
+            let mut y = room(term.len());
+            kernels::sum::forward(&[elements(&other), elements(&term)], &mut y, parallelism)?;
+            tensor(term.shape(), y)?
+        }
+    };
+    recycle(other);
+    *sum = Some(total);
+    Ok(())
+}
+
+/// As [`row_major`], without another owner of the elements.
+fn in_order(x: Tensor) -> Tensor {
+    if x.is_standard_layout() { x } else { row_major(&x) }
 }
 
 impl Layer for Graph {
@@ -238,7 +281,9 @@ impl Layer for Graph {
         let output = self.output()?;
         self.check_count(inputs.len())?;
         for node in &mut self.nodes {
-            node.value = None;
+            if let Some(value) = node.value.take() {
+                recycle(value);
+            }
         }
         let mut inputs = inputs.iter();
         for at in 0..self.nodes.len() {
@@ -248,7 +293,9 @@ impl Layer for Graph {
                 Some(layer) => {
                     let from: Vec<&Tensor> =
                         node.from.iter().filter_map(|from| before[from.0].value.as_ref()).collect();
+                    let start = Instant::now();
                     let value = layer.forward(&from, parallelism);
+                    node.times[0] = start.elapsed();
                     Some(value.map_err(|error| error.within(&node.name, layer.kind()))?)
                 }
             };
@@ -259,10 +306,12 @@ impl Layer for Graph {
     fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         self.backward_from(&[(self.output()?, d_output)], true, parallelism)?;
         let mut gradients = Vec::new();
-        for node in self.nodes.iter().filter(|node| node.layer.is_none()) {
+        for node in self.nodes.iter_mut().filter(|node| node.layer.is_none()) {
             // An input that the output does not depend on.
             let zeros = || node.value.as_ref().map(|value| Tensor::zeros(value.raw_dim()));
-            gradients.push(node.gradient.clone().or_else(zeros).ok_or(Error::NoForward)?);
+            // What only the caller has, the caller may add to.
+            let gradient = if is_pass() { node.gradient.take() } else { node.gradient.clone() };
+            gradients.push(gradient.or_else(zeros).ok_or(Error::NoForward)?);
         }
         Ok(gradients)
     }

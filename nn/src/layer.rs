@@ -11,13 +11,15 @@
 //!               gradients of the parameters
 //! ```
 
+use std::sync::OnceLock;
+
 use kernels::Parallelism;
 use ndarray::ArrayD;
 
 use crate::attention::MultiHeadAttention;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::inference::{Fused, Kernel, Role};
+use crate::inference::{ChannelScale, Fused, Kernel, Role};
 use crate::tensor::Tensor;
 
 /// A function with parameters, and its derivative.
@@ -105,13 +107,39 @@ pub trait Layer: Send {
         let _ = (hint, fused);
         Err(Error::invalid("layer", "one with a kernel for planned forward passes", self.kind()))
     }
+
+    /// For a layer that, in examination, does no more than to scale and shift each channel: by how much.
+    fn channel_scale(&self) -> Option<ChannelScale> {
+        None
+    }
+
+    /// Whether a scale and shift of so many channels can be taken into the layer's weights: [`Layer::scaled_kernel`].
+    fn takes_scale(&self, channels: usize) -> bool {
+        let _ = channels;
+        false
+    }
+
+    /// As [`Layer::kernel`], the output's channels scaled and shifted before all that is fused, for a layer that
+    /// [`Layer::takes_scale`].
+    ///
+    /// # Errors
+    /// Those of [`Layer::kernel`].
+    fn scaled_kernel(&self, hint: &[Vec<usize>], fused: Fused, scale: &ChannelScale) -> Result<Box<dyn Kernel>> {
+        let _ = (hint, fused, scale);
+        Err(Error::invalid("layer", "one that takes a scale into its weights", self.kind()))
+    }
 }
 
 /// A tensor that learns, and the gradient of the loss with respect to it.
 #[derive(Clone, Debug)]
 pub struct Parameter {
     value: ArrayD<f32>,
+    /// Anything while `is_cleared`: the first layer that has something to add writes it instead, which spares memory
+    /// the zeros.
     gradient: ArrayD<f32>,
+    is_cleared: bool,
+    /// What is shown for a gradient that is cleared.
+    zeros: OnceLock<ArrayD<f32>>,
     version: u64,
 }
 
@@ -120,7 +148,7 @@ impl Parameter {
     pub fn new(value: ArrayD<f32>) -> Self {
         let value = if value.is_standard_layout() { value } else { value.as_standard_layout().into_owned() };
         let gradient = ArrayD::zeros(value.raw_dim());
-        Self { value, gradient, version: 0 }
+        Self { value, gradient, is_cleared: true, zeros: OnceLock::new(), version: 0 }
     }
 
     /// The value.
@@ -135,24 +163,40 @@ impl Parameter {
 
     /// The gradient of the loss, summed over every `backward` since [`Parameter::zero_gradient`].
     pub fn gradient(&self) -> &ArrayD<f32> {
-        &self.gradient
+        if self.is_cleared { self.zeros.get_or_init(|| ArrayD::zeros(self.value.raw_dim())) } else { &self.gradient }
     }
 
     /// The gradient's elements in row-major order.
     pub fn gradient_elements(&self) -> &[f32] {
-        self.gradient.as_slice().expect("row-major by construction")
+        self.gradient().as_slice().expect("row-major by construction")
     }
 
     /// Elements of value and gradient, for an optimiser's step. The layer packs its weights again before it
     /// computes with them.
     pub fn update(&mut self) -> (&mut [f32], &[f32]) {
         self.version += 1;
+        self.write_zeros();
         let value = self.value.as_slice_mut().expect("row-major by construction");
         (value, self.gradient.as_slice().expect("row-major by construction"))
     }
 
     /// Elements of value and gradient, for a layer that adds to the gradient.
     pub fn elements_and_gradient(&mut self) -> (&[f32], &mut [f32]) {
+        self.write_zeros();
+        self.elements_and_room()
+    }
+
+    /// Whether the gradient is zero since [`Parameter::zero_gradient`]: a layer may write its own with
+    /// [`Parameter::elements_and_room`] instead of adding to it.
+    pub(crate) fn is_cleared(&self) -> bool {
+        self.is_cleared
+    }
+
+    /// Elements of value and gradient, for a layer that writes all of the gradient, which may hold anything before. One
+    /// that fails has to call [`Parameter::zero_gradient`].
+    pub(crate) fn elements_and_room(&mut self) -> (&[f32], &mut [f32]) {
+        self.is_cleared = false;
+        self.zeros.take();
         let value = self.value.as_slice().expect("row-major by construction");
         (value, self.gradient.as_slice_mut().expect("row-major by construction"))
     }
@@ -165,6 +209,10 @@ impl Parameter {
         if gradient.len() != self.gradient.len() {
             return Err(Error::shape("gradient", format!("{:?}", self.value.shape()), &[gradient.len()]));
         }
+        if self.is_cleared {
+            self.elements_and_room().1.copy_from_slice(gradient);
+            return Ok(());
+        }
         for (sum, &term) in self.elements_and_gradient().1.iter_mut().zip(gradient) {
             *sum += term;
         }
@@ -173,7 +221,16 @@ impl Parameter {
 
     /// Sets the gradient to zero.
     pub fn zero_gradient(&mut self) {
-        self.gradient.fill(0.0);
+        self.is_cleared = true;
+    }
+
+    /// Makes the gradient what it is said to be.
+    fn write_zeros(&mut self) {
+        if self.is_cleared {
+            self.gradient.fill(0.0);
+            self.is_cleared = false;
+            self.zeros.take();
+        }
     }
 
     /// Counts the updates of the value: packed weights of an older version are stale.

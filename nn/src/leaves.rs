@@ -1,5 +1,7 @@
 //! A network as its layers alone, graphs in graphs taken apart: what is drawn, listed and planned.
 
+use std::time::Duration;
+
 use crate::error::Error;
 use crate::graph::Graph;
 use crate::layer::Layer;
@@ -14,6 +16,8 @@ pub(crate) struct Leaf<'a> {
     pub parameters: usize,
     /// The leaves whose values it takes.
     pub from: Vec<usize>,
+    /// What its last `forward` and its last `backward` took.
+    pub times: [Duration; 2],
 }
 
 impl Leaf<'_> {
@@ -39,8 +43,20 @@ pub(crate) fn leaves(layer: &dyn Layer, parameters: usize) -> (Vec<Leaf<'_>>, Op
     let output = match layer.as_graph() {
         Some(graph) => take_apart(graph, &[], None, &mut leaves),
         None => {
-            leaves.push(Leaf { path: vec!["x"], layer: None, parameters: 0, from: Vec::new() });
-            leaves.push(Leaf { path: Vec::new(), layer: Some(layer), parameters, from: vec![0] });
+            leaves.push(Leaf {
+                path: vec!["x"],
+                layer: None,
+                parameters: 0,
+                from: Vec::new(),
+                times: Default::default(),
+            });
+            leaves.push(Leaf {
+                path: Vec::new(),
+                layer: Some(layer),
+                parameters,
+                from: vec![0],
+                times: Default::default(),
+            });
             Some(1)
         }
     };
@@ -58,7 +74,7 @@ fn take_apart<'a>(
     let mut outer = inputs.map(|inputs| inputs.iter());
     // The leaf of each node's value.
     let mut values: Vec<usize> = Vec::new();
-    for (name, layer, parameters, from) in graph.nodes() {
+    for ((name, layer, parameters, from), times) in graph.nodes().zip(graph.times()) {
         let from: Vec<usize> = from.iter().map(|id| values[id.0]).collect();
         let path: Vec<&str> = path.iter().copied().chain([name]).collect();
         let inner = layer.and_then(Layer::as_graph);
@@ -66,7 +82,7 @@ fn take_apart<'a>(
             (None, _, Some(outer)) => *outer.next()?,
             (Some(_), Some(inner), _) => take_apart(inner, &path, Some(&from), leaves)?,
             _ => {
-                leaves.push(Leaf { path, layer, parameters, from });
+                leaves.push(Leaf { path, layer, parameters, from, times });
                 leaves.len() - 1
             }
         };

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::init::{kaiming_uniform, xavier_uniform};
 use crate::layer::{Layer, Parameter, single, single_shape};
+use crate::memory::room;
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
@@ -121,13 +122,13 @@ impl Linear {
         let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
         let weight = &self.weight.elements()[outputs.start * inputs..outputs.end * inputs];
         let bias = self.bias.as_ref().map(|bias| &bias.elements()[outputs.clone()]);
-        let mut y = vec![0.0; batch * outputs.len()];
+        let mut y = room(batch * outputs.len());
         kernel.forward(batch, elements(&x), weight, bias, &mut y, workspace, parallelism)?;
         tensor(&[&x.shape()[..x.ndim() - 1], &[outputs.len()]].concat(), y)
     }
 
     /// Adds to the parameters' gradients, given the gradient of some of the outputs for an input; the gradient of the
-    /// input only if there is room given for it.
+    /// input only if there is a vector given for it, to which it is added unless it is empty.
     pub(crate) fn backward_part(
         &mut self,
         outputs: Range<usize>,
@@ -137,22 +138,40 @@ impl Linear {
         parallelism: Parallelism<'_>,
     ) -> Result<()> {
         let (inputs, batch) = (self.size()[1], self.rows(x.shape())?);
+        let is_whole = outputs.len() == self.size()[0];
         check_gradient(d_output, &[&x.shape()[..x.ndim() - 1], &[outputs.len()]].concat())?;
         let (x, dy) = (row_major(x), row_major(d_output));
         let kernel = linear::Linear::new(inputs, outputs.len());
         let workspace = self.workspace.grow(kernel.workspace_len(batch, parallelism.threads())?)?;
+        let accumulate_dx = dx.as_ref().is_some_and(|dx| !dx.is_empty());
         let dx = dx.map(|dx| {
-            dx.resize(x.len(), 0.0);
+            if !accumulate_dx {
+                *dx = room(x.len());
+            }
             dx.as_mut_slice()
         });
+        // Where there is nothing to add to, the kernel writes to the parameters' gradients without reading them.
+        let is_cleared = self.weight.is_cleared() && self.bias.as_ref().is_none_or(Parameter::is_cleared);
+        let writes = is_whole && is_cleared;
         let weights = outputs.start * inputs..outputs.end * inputs;
-        let (weight, dw) = self.weight.elements_and_gradient();
+        let (weight, dw) = room_for(&mut self.weight, writes);
         let (weight, dw) = (&weight[weights.clone()], Some(&mut dw[weights]));
-        let db = self.bias.as_mut().map(|bias| &mut bias.elements_and_gradient().1[outputs]);
-        let gradients = linear::Gradients { dx, dw, db, accumulate_dx: false, accumulate_parameters: true };
-        kernel.backward(batch, elements(&x), weight, elements(&dy), gradients, workspace, parallelism)?;
-        Ok(())
+        let db = self.bias.as_mut().map(|bias| &mut room_for(bias, writes).1[outputs]);
+        let gradients = linear::Gradients { dx, dw, db, accumulate_dx, accumulate_parameters: !writes };
+        let result = kernel.backward(batch, elements(&x), weight, elements(&dy), gradients, workspace, parallelism);
+        if result.is_err() && writes {
+            self.weight.zero_gradient();
+            if let Some(bias) = &mut self.bias {
+                bias.zero_gradient();
+            }
+        }
+        Ok(result?)
     }
+}
+
+/// The elements of a parameter, and its gradient to be written, or to be added to.
+fn room_for(parameter: &mut Parameter, writes: bool) -> (&[f32], &mut [f32]) {
+    if writes { parameter.elements_and_room() } else { parameter.elements_and_gradient() }
 }
 
 impl Layer for Linear {

@@ -10,6 +10,7 @@ use kernels::{LocalResponse, Parallelism};
 use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, single, single_shape};
+use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
 /// Damps each value of `[batch, channels, ...]` by those beside it in neighbouring channels.
@@ -64,7 +65,7 @@ impl Layer for LocalResponseNorm {
 
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
-        let mut y = vec![0.0; x.len()];
+        let mut y = room(x.len());
         self.norm.forward(planes(x.shape())?, elements(&x), &mut y, parallelism)?;
         let y = tensor(x.shape(), y)?;
         self.cache = Some((x, y.clone()));
@@ -74,7 +75,7 @@ impl Layer for LocalResponseNorm {
     fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         let (x, y) = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, x.shape())?;
-        let (dy, mut dx) = (row_major(d_output), vec![0.0; x.len()]);
+        let (dy, mut dx) = (row_major(d_output), room(x.len()));
         self.norm.backward(planes(x.shape())?, elements(x), elements(y), elements(&dy), &mut dx, parallelism)?;
         let dx = tensor(x.shape(), dx)?;
         self.cache = None;

@@ -12,6 +12,7 @@ use kernels::pool::{self, Pool2dSpec};
 use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, single, single_shape};
+use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
 
 /// Max pooling over images `[batch, channels, height, width]`.
@@ -64,7 +65,7 @@ impl Layer for MaxPool2d {
         let x = row_major(single(inputs)?);
         let (shape, channels) = image_shape(x.shape())?;
         let sizes = self.spec.sizes(shape, channels)?;
-        let mut y = vec![0.0; sizes.y_len];
+        let mut y = room(sizes.y_len);
         pool::max_forward(&self.spec, shape, channels, elements(&x), &mut y, parallelism)?;
         let y = tensor(&[shape.batch, channels, sizes.output[0], sizes.output[1]], y)?;
         self.cache = Some((x, y.clone()));
@@ -75,7 +76,7 @@ impl Layer for MaxPool2d {
         let (x, y) = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, y.shape())?;
         let ((shape, channels), dy) = (image_shape(x.shape())?, row_major(d_output));
-        let mut dx = vec![0.0; x.len()];
+        let mut dx = room(x.len());
         let (spec, x_elements) = (&self.spec, elements(x));
         pool::max_backward(spec, shape, channels, x_elements, elements(y), elements(&dy), &mut dx, parallelism)?;
         let dx = tensor(x.shape(), dx)?;

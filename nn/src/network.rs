@@ -1,14 +1,17 @@
 //! A network as its user holds it: inputs, mostly one, an output, and the threads that it may use.
 
-use kernels::Parallelism;
+use kernels::{Parallelism, Team};
 use ndarray::ArrayD;
 
 use crate::attention::MultiHeadAttention;
 use crate::error::{Error, Result};
 use crate::inference::{Layout, Memory, Program};
 use crate::layer::{Layer, Parameter};
+use crate::leaves::{Leaf, leaves};
+use crate::memory::Pool;
 use crate::summary::Summary;
 use crate::tensor::{Tensor, elements, row_major, tensor};
+use crate::time::LayerTime;
 
 /// For how many shapes of the input the places of all values are remembered.
 const LAYOUTS: usize = 8;
@@ -29,7 +32,9 @@ const LAYOUTS: usize = 8;
 /// A new network is in the mode for training: `forward` keeps what `backward` needs. After [`Network::eval`] it computes
 /// outputs only: the first `forward` packs the weights and joins layers (a convolution, the sum with a residual and the
 /// activation become one kernel), the first for each shape of the input says which value stands where in memory, and every
-/// later one runs nothing but kernels. It gives the same bits as before, and sees every later change of the weights.
+/// later one runs nothing but kernels. It gives the same bits as before (but for batch normalisation behind a convolution,
+/// whose factors become part of the weights: the results differ by their rounding), and sees every later change of the
+/// weights.
 ///
 /// ```
 /// use nn::{Linear, Network, Random, ReLU, Sequential, tensor};
@@ -49,6 +54,9 @@ pub struct Network {
     parallelism: Parallelism<'static>,
     training: bool,
     plan: Plan,
+    /// The memory of values and gradients in training, and the shapes of the inputs that it was used for.
+    pool: Pool,
+    pooled: Vec<Vec<usize>>,
 }
 
 /// The planned forward pass.
@@ -64,10 +72,25 @@ enum Plan {
     },
 }
 
+/// Does the work of a whole pass: workers of the current pool stay awake from its first layer to its last.
+pub(crate) fn as_team<R>(parallelism: Parallelism<'_>, pass: impl FnOnce(Parallelism<'_>) -> R) -> R {
+    match parallelism {
+        Parallelism::Current => Team::scope(|team| pass(Parallelism::Team(team))),
+        other => pass(other),
+    }
+}
+
 impl Network {
     /// A network that runs on the current rayon pool.
     pub fn new(layer: impl Layer + 'static) -> Self {
-        Self { layer: Box::new(layer), parallelism: Parallelism::Current, training: true, plan: Plan::Unknown }
+        Self {
+            layer: Box::new(layer),
+            parallelism: Parallelism::Current,
+            training: true,
+            plan: Plan::Unknown,
+            pool: Pool::default(),
+            pooled: Vec::new(),
+        }
     }
 
     /// The layer, for whoever may change its parameters: packed weights are stale from then on.
@@ -135,11 +158,11 @@ impl Network {
             Some((program, layout, memory)) => {
                 let mut y = vec![0.0; layout.output_len()];
                 let inputs: Vec<&[f32]> = inputs.iter().map(|x| elements(x)).collect();
-                layout.run(program, &inputs, &mut y, memory, parallelism)?;
+                as_team(parallelism, |team| layout.run(program, &inputs, &mut y, memory, team, None))?;
                 let shape = layout.output_shape.clone();
                 tensor(&shape, y)
             }
-            None => self.layer.forward(&inputs, parallelism),
+            None => self.run_layers(&inputs),
         }
     }
 
@@ -155,14 +178,25 @@ impl Network {
             if y.len() != layout.output_len() {
                 return Err(Error::shape("y", format!("{:?}", layout.output_shape), &[y.len()]));
             }
-            return layout.run(program, &[elements(&x)], y, memory, parallelism);
+            return as_team(parallelism, |team| layout.run(program, &[elements(&x)], y, memory, team, None));
         }
-        let output = row_major(&self.layer.forward(&[&x], parallelism)?);
+        let output = row_major(&self.run_layers(&[&x])?);
         if y.len() != output.len() {
             return Err(Error::shape("y", format!("{:?}", output.shape()), &[y.len()]));
         }
         y.copy_from_slice(elements(&output));
         Ok(())
+    }
+
+    /// The forward pass layer by layer.
+    fn run_layers(&mut self, inputs: &[&Tensor]) -> Result<Tensor> {
+        if !self.pooled.iter().map(Vec::as_slice).eq(inputs.iter().map(|x| x.shape())) {
+            // Other sizes are needed now.
+            self.pool.clear();
+            self.pooled = inputs.iter().map(|x| x.shape().to_vec()).collect();
+        }
+        let (layer, parallelism) = (&mut self.layer, self.parallelism);
+        self.pool.lend(|| as_team(parallelism, |team| layer.forward(inputs, team)))
     }
 
     /// The planned forward pass for some inputs, if the network is not in training and all layers have kernels. Allocates
@@ -204,7 +238,8 @@ impl Network {
     /// has not the output's shape.
     pub fn backward(&mut self, d_output: &Tensor) -> Result<()> {
         self.check_training()?;
-        self.layer.backward_parameters(d_output, self.parallelism)
+        let (layer, parallelism) = (&mut self.layer, self.parallelism);
+        self.pool.lend(|| as_team(parallelism, |team| layer.backward_parameters(d_output, team)))
     }
 
     /// As [`Network::backward`], and gives the gradient of the input too.
@@ -213,7 +248,9 @@ impl Network {
     /// Those of [`Network::backward`].
     pub fn backward_to_input(&mut self, d_output: &Tensor) -> Result<Tensor> {
         self.check_training()?;
-        self.layer.backward(d_output, self.parallelism)?.pop().ok_or(Error::NoForward)
+        let (layer, parallelism) = (&mut self.layer, self.parallelism);
+        let gradients = self.pool.lend(|| as_team(parallelism, |team| layer.backward(d_output, team)));
+        gradients?.pop().ok_or(Error::NoForward)
     }
 
     fn check_training(&self) -> Result<()> {
@@ -274,6 +311,42 @@ impl Network {
         let parameters = self.parameter_count();
         let inputs: Vec<Vec<usize>> = inputs.iter().map(|input| input.to_vec()).collect();
         Summary::new(self.layer.as_ref(), parameters, &inputs)
+    }
+
+    /// Runs a pass and says what each layer took: `forward` alone in the mode for examination, where layers that run as one
+    /// kernel are one; in the mode for training `backward` too, from a gradient of zeros, which adds nothing.
+    ///
+    /// ```
+    /// use nn::{Linear, Network, Random, ReLU, Sequential, tensor};
+    /// let layers = Sequential::new().with(Linear::new(3, 2, &mut Random::new(0))?)?.with(ReLU::default())?;
+    /// let mut network = Network::new(layers);
+    /// let x = tensor(&[1, 3], vec![1.0, 2.0, 3.0])?;
+    /// assert_eq!(network.time_layers(&x)?.len(), 2);
+    /// network.eval();
+    /// assert_eq!(network.time_layers(&x)?[0].kind, "Linear + ReLU");
+    /// # Ok::<(), nn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Network::forward`] and [`Network::backward`].
+    pub fn time_layers(&mut self, x: &Tensor) -> Result<Vec<LayerTime>> {
+        let (x, parallelism) = (row_major(x), self.parallelism);
+        if let Some((program, layout, memory)) = self.planned(&[&x])? {
+            let (mut y, mut times) = (vec![0.0; layout.output_len()], Vec::new());
+            as_team(parallelism, |team| layout.run(program, &[elements(&x)], &mut y, memory, team, Some(&mut times)))?;
+            return Ok(program.name_times(&times));
+        }
+        let y = self.forward(&x)?;
+        if self.training {
+            self.backward(&Tensor::zeros(y.raw_dim()))?;
+        }
+        let (leaves, _) = leaves(self.layer.as_ref(), 0);
+        let layers = leaves.iter().filter(|leaf| leaf.layer.is_some());
+        let time = |leaf: &Leaf<'_>| {
+            let [forward, backward] = leaf.times;
+            LayerTime { name: leaf.name(), kind: leaf.kind().to_string(), forward, backward }
+        };
+        Ok(layers.map(time).collect())
     }
 
     /// The network's graph in the language of Graphviz, see [`Graph::to_dot`](crate::Graph::to_dot); nothing for a single

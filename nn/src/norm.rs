@@ -18,6 +18,7 @@ use ndarray::Array1;
 use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, Parameter, single, single_shape};
+use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
 /// Rows `[..., features]` with mean 0 and variance 1, then scaled and shifted. Ba, Kiros, Hinton, "Layer normalization",
@@ -285,7 +286,7 @@ impl<S: Sharing> Layer for Norm<S> {
         let x = row_major(single(inputs)?);
         let affine = Affine { gamma: Some(self.weight.elements()), beta: self.bias.as_ref().map(Parameter::elements) };
         let call = Operands { sizes: self.sizes(x.shape())?, x: elements(&x), affine, epsilon: self.epsilon };
-        let mut y = vec![0.0; x.len()];
+        let mut y = room(x.len());
         S::forward(call, &mut y, parallelism)?;
         let y = tensor(x.shape(), y)?;
         self.cache = Some(x);
@@ -297,7 +298,7 @@ impl<S: Sharing> Layer for Norm<S> {
         check_gradient(d_output, x.shape())?;
         let (sizes, dy) = (self.sizes(x.shape())?, row_major(d_output));
         let workspace = self.workspace.grow(S::workspace_len(sizes)?)?;
-        let mut dx = vec![0.0; x.len()];
+        let mut dx = room(x.len());
         let affine = Affine { gamma: Some(self.weight.elements()), beta: None };
         let call = Operands { sizes, x: elements(&x), affine, epsilon: self.epsilon };
         let dbeta = self.bias.is_some().then_some(self.d_bias.as_mut_slice());

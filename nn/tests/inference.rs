@@ -82,6 +82,66 @@ fn residuals_and_activations_are_fused_where_nobody_else_needs_them() -> Result<
     Ok(())
 }
 
+/// A convolution with normalisation behind it, and the running mean and variance of each channel.
+fn normalised(epsilon: f32, seed: u64, of: impl Fn(&str, usize, &mut Random) -> f32) -> Result<Graph> {
+    let random = &mut Random::new(seed);
+    let mut graph = Graph::new();
+    let x = graph.input("x")?;
+    let conv = graph.add("conv", conv(4, 4, random), &[x])?;
+    let norm = graph.add("norm", nn::BatchNorm2d::new(4)?.epsilon(epsilon), &[conv])?;
+    let sum = graph.add("sum", Sum::default(), &[x, norm])?;
+    graph.add("relu", ReLU::default(), &[sum])?;
+    graph.visit("", &mut |name, parameter| {
+        parameter.update().0.iter_mut().enumerate().for_each(|(at, value)| *value = of(name, at, random));
+    });
+    graph.visit_buffers("", &mut |name, buffer| {
+        buffer.iter_mut().enumerate().for_each(|(at, value)| *value = of(name, at, random));
+    });
+    Ok(graph)
+}
+
+/// The output of a network in the mode for examination, planned and layer by layer.
+fn both_ways(graph: Graph, x: &Tensor) -> Result<[Tensor; 2]> {
+    let mut graph = graph;
+    graph.set_training(false);
+    let layers = graph.forward(&[x], Parallelism::Serial)?;
+    let mut network = Network::new(graph);
+    network.eval();
+    assert_eq!(network.time_layers(x)?.len(), 1, "one kernel for all four layers");
+    Ok([network.forward(x)?, layers])
+}
+
+#[test]
+fn folded_normalisation_is_exact_where_nothing_rounds() -> Result<()> {
+    // Deviations of 1/2, 1, 2 and 4; all else integers.
+    let graph = normalised(0.0, 10, |name, at, random| match name {
+        "norm.running_var" => [0.25, 1.0, 4.0, 16.0][at],
+        _ => random.uniform(-9.0, 9.0).round(),
+    })?;
+    let x = image(&[2, 4, 7, 6], 3).mapv(|x| (8.0 * x).round()).into_shared();
+    let [planned, layers] = both_ways(graph, &x)?;
+    assert_eq!(planned, layers);
+    Ok(())
+}
+
+#[test]
+fn folded_normalisation_differs_by_rounding_alone() -> Result<()> {
+    let of = |name: &str, _: usize, random: &mut Random| match name {
+        "norm.running_var" => random.uniform(0.1, 3.0),
+        _ => random.uniform(-1.0, 1.0),
+    };
+    let x = image(&[2, 4, 7, 6], 3);
+    let [planned, layers] = both_ways(normalised(1e-5, 11, of)?, &x)?;
+    // Chains of 4 * 9 products; the factor of a channel is at most 1 / sqrt(0.1). Either way rounds each term fewer than 48
+    // times, and the terms of an output are at most so large together.
+    let terms = (36.0 + 2.0) * 10f32.sqrt() + 2.0;
+    let bound = 2.0 * 48.0 * f32::EPSILON / 2.0 * terms;
+    for (planned, layers) in planned.iter().zip(&layers) {
+        assert!((planned - layers).abs() <= bound, "{planned} for {layers}");
+    }
+    Ok(())
+}
+
 #[test]
 fn values_may_be_inputs_outputs_and_parts_at_once() -> Result<()> {
     let random = &mut Random::new(4);

@@ -124,7 +124,7 @@ impl Subject for Library {
         let (other, other_bias) = (other_weights(weights.len()), bias.map(|bias| other_weights(bias.len())));
         let hint = Shape { batch: 1, ..case.shape };
         let mut plan = Conv2d::with_options(case.spec, &other, other_bias.as_deref(), hint, options)?;
-        plan.set_weights(weights, bias)?;
+        plan.set_weights(weights, bias, Parallelism::Current)?;
         Ok(Box::new(plan))
     }
 
@@ -135,7 +135,7 @@ impl Subject for Library {
         }
         let hint = Shape { batch: 1, ..case.shape };
         let mut plan = Conv2dBackward::with_options(case.spec, &other_weights(weights.len()), hint, options)?;
-        plan.set_weights(weights)?;
+        plan.set_weights(weights, Parallelism::Current)?;
         Ok(Box::new(plan))
     }
 }

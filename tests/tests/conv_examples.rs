@@ -199,9 +199,9 @@ fn weights_and_biases_of_other_lengths_are_refused() {
     assert!(Conv2d::new(spec, &[0.0; 6], Some(&[0.0; 2]), shape).is_err());
     assert!(Conv2dBackward::new(spec, &[0.0; 5], shape).is_err());
     let mut plan = Conv2d::new(spec, &[0.0; 6], Some(&[0.0; 3]), shape).unwrap();
-    assert!(plan.set_weights(&[0.0; 5], Some(&[0.0; 3])).is_err());
-    assert!(plan.set_weights(&[0.0; 6], Some(&[0.0; 4])).is_err());
-    assert!(plan.set_weights(&[1.0; 6], Some(&[0.0; 3])).is_ok());
+    assert!(plan.set_weights(&[0.0; 5], Some(&[0.0; 3]), Parallelism::Serial).is_err());
+    assert!(plan.set_weights(&[0.0; 6], Some(&[0.0; 4]), Parallelism::Serial).is_err());
+    assert!(plan.set_weights(&[1.0; 6], Some(&[0.0; 3]), Parallelism::Serial).is_ok());
     let (mut y, mut workspace) = ([7.0; 48], vec![0.0; plan.workspace_len(shape, 1).unwrap()]);
     let short = [0.0; 47];
     let result = plan.forward(shape, &[0.0; 32], Some(&short), &mut y, &mut workspace, Parallelism::Serial);

@@ -15,7 +15,7 @@ use super::finish::finish;
 use super::grouped::{GroupedBackwardData, GroupedBackwardWeights};
 use super::patch_gradient::PatchGradient;
 use super::pixel_lanes::{Call, Post};
-use super::plan::{Options, choose, describe, slots};
+use super::plan::{Options, are_finite, choose, describe, slots};
 use super::spec::{Conv2dSpec, Shape, Sizes};
 use super::weight_gradient::WeightGradient;
 use super::winograd::{Direction, Winograd, WinogradWeights};
@@ -128,7 +128,7 @@ impl Conv2dBackward {
             _ => Weights::Dense(WeightGradient::new(&spec, isa, blocking)),
         };
         let mut plan = Self { spec, isa, weights: weights.to_vec(), finite: true, data, gradient, costs };
-        plan.pack();
+        plan.pack(Parallelism::Serial);
         Ok(plan)
     }
 
@@ -136,21 +136,21 @@ impl Conv2dBackward {
     ///
     /// # Errors
     /// [`Error::Length`] for weights of another length.
-    pub fn set_weights(&mut self, weights: &[f32]) -> Result<(), Error> {
+    pub fn set_weights(&mut self, weights: &[f32], parallelism: Parallelism<'_>) -> Result<(), Error> {
         check_len("weights", self.weights.len(), weights.len())?;
         self.weights.copy_from_slice(weights);
-        self.pack();
+        self.pack(parallelism);
         Ok(())
     }
 
-    fn pack(&mut self) {
-        self.finite = self.weights.iter().all(|weight| weight.is_finite());
+    fn pack(&mut self, parallelism: Parallelism<'_>) {
+        self.finite = are_finite(&self.weights);
         match &mut self.data {
             Data::Dense(_, kernel) => kernel.pack(&self.weights),
             Data::Depthwise(kernel) => kernel.pack(&self.weights),
             Data::Grouped(kernel) => kernel.pack(&self.weights),
             Data::Gemm(kernel) => kernel.pack(&self.weights),
-            Data::Winograd(_, kernel) => kernel.pack(&self.weights),
+            Data::Winograd(_, kernel) => kernel.pack(&self.weights, parallelism),
             #[cfg(feature = "baseline")]
             Data::Baseline(kernel) => kernel.pack(&self.weights),
         }

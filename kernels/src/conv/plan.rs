@@ -66,6 +66,11 @@ enum Kernel {
     Baseline(Baseline),
 }
 
+/// Whether no number is infinite or NaN. Has no branch for each of them, so that it runs at the speed of memory.
+pub(super) fn are_finite(weights: &[f32]) -> bool {
+    weights.chunks(4096).all(|part| part.iter().fold(true, |finite, weight| finite & weight.is_finite()))
+}
+
 /// A convolution with its weights: made once, run often, from any thread.
 ///
 /// ```
@@ -142,7 +147,7 @@ impl Conv2d {
         };
         let (weights, bias) = (weights.to_vec(), bias.map(<[f32]>::to_vec));
         let mut plan = Self { spec, isa, weights, finite: true, bias, kernel, costs };
-        plan.pack();
+        plan.pack(Parallelism::Serial);
         Ok(plan)
     }
 
@@ -150,24 +155,29 @@ impl Conv2d {
     ///
     /// # Errors
     /// [`Error::Length`] for weights or a bias of another length than before.
-    pub fn set_weights(&mut self, weights: &[f32], bias: Option<&[f32]>) -> Result<(), Error> {
+    pub fn set_weights(
+        &mut self,
+        weights: &[f32],
+        bias: Option<&[f32]>,
+        parallelism: Parallelism<'_>,
+    ) -> Result<(), Error> {
         check_len("weights", self.weights.len(), weights.len())?;
         check_len("bias", self.bias.as_ref().map_or(0, Vec::len), bias.map_or(0, <[f32]>::len))?;
         self.weights.copy_from_slice(weights);
         if let (Some(to), Some(from)) = (&mut self.bias, bias) {
             to.copy_from_slice(from);
         }
-        self.pack();
+        self.pack(parallelism);
         Ok(())
     }
 
-    fn pack(&mut self) {
-        self.finite = self.weights.iter().all(|weight| weight.is_finite());
+    fn pack(&mut self, parallelism: Parallelism<'_>) {
+        self.finite = are_finite(&self.weights);
         match &mut self.kernel {
             Kernel::Dense(_, kernel) => kernel.pack(&self.weights),
             Kernel::Depthwise(kernel) => kernel.pack(&self.weights),
             Kernel::Grouped(kernel) => kernel.pack(&self.weights),
-            Kernel::Winograd(_, kernel) => kernel.pack(&self.weights),
+            Kernel::Winograd(_, kernel) => kernel.pack(&self.weights, parallelism),
             #[cfg(feature = "baseline")]
             Kernel::Baseline(kernel) => kernel.pack(&self.weights),
         }

@@ -260,10 +260,15 @@ impl ConvTranspose2d {
     ///
     /// # Errors
     /// [`Error::Length`] for weights or a bias of another length than before.
-    pub fn set_weights(&mut self, weights: &[f32], bias: Option<&[f32]>) -> Result<(), Error> {
+    pub fn set_weights(
+        &mut self,
+        weights: &[f32],
+        bias: Option<&[f32]>,
+        parallelism: Parallelism<'_>,
+    ) -> Result<(), Error> {
         check_len("bias", self.bias.as_ref().map_or(0, Vec::len), bias.map_or(0, <[f32]>::len))?;
-        self.gradient.set_weights(weights)?;
-        self.conv.set_weights(weights, None)?;
+        self.gradient.set_weights(weights, parallelism)?;
+        self.conv.set_weights(weights, None, parallelism)?;
         if let (Some(to), Some(from)) = (&mut self.bias, bias) {
             to.copy_from_slice(from);
         }

@@ -19,6 +19,7 @@
 //! bits do not depend on threads.
 
 mod adaptive;
+mod max_backward;
 mod nchw;
 mod nhwc;
 mod spec;
@@ -133,7 +134,7 @@ pub fn max_backward<'t>(
     check_len("dy", sizes.y_len, dy.len())?;
     check_len("dx", sizes.x_len, dx.len())?;
     for_each_band(&geometry, dx, execution.into(), &|isa, band, dx| match spec.layout {
-        Layout::Nchw => dispatch(isa, nchw::MaxBackward { geometry: &geometry, x, y, dy, band, dx }),
+        Layout::Nchw => dispatch(isa, max_backward::MaxBackward { geometry: &geometry, x, y, dy, band, dx }),
         Layout::Nhwc => dispatch(isa, nhwc::MaxBackward { geometry: &geometry, x, y, dy, band, dx }),
     })
 }

@@ -22,30 +22,30 @@ use crate::simd::{Job, Simd};
 /// Floats of a strip: 8 KiB, so that it stays in L1 beside the rows that it is made from.
 const STRIP: usize = 2048;
 /// The second step reads whole vectors: at stride 2 it may pass the end of the strip by two of them and a tap.
-const SLACK: usize = 48;
+pub(super) const SLACK: usize = 48;
 
 type Strip = [f32; STRIP + SLACK];
 
 /// A piece of an output row, and the padded columns of its windows.
-struct Piece {
+pub(super) struct Piece {
     /// The first window.
-    first: usize,
+    pub first: usize,
     /// The number of windows.
-    count: usize,
+    pub count: usize,
     /// Columns of all windows together.
-    len: usize,
+    pub len: usize,
     /// The columns of the strip that lie in the image.
-    low: usize,
-    high: usize,
+    pub low: usize,
+    pub high: usize,
     /// The image's column under `low`.
-    column: usize,
+    pub column: usize,
 }
 
 impl Piece {
-    /// The piece that starts with window `first` and fits a strip. Windows are at most [`STRIP`] wide.
+    /// The piece that starts with window `first` and fits a strip of `most` columns. No window is wider.
     #[inline(always)]
-    fn at(axis: &Axis, first: usize) -> Self {
-        let fit = (STRIP - axis.window) / axis.stride + 1;
+    pub fn at(axis: &Axis, first: usize, most: usize) -> Self {
+        let fit = (most - axis.window) / axis.stride + 1;
         // Whole vectors, where there are several.
         let fit = if fit > 16 { fit - fit % 16 } else { fit };
         let count = fit.min(axis.output - first);
@@ -148,7 +148,7 @@ unsafe fn row<S: Simd, P: Pooling>(
     debug_assert!(geometry.columns.window <= STRIP && y.len() == geometry.columns.output);
     let mut first = 0;
     while first < y.len() {
-        let piece = Piece::at(&geometry.columns, first);
+        let piece = Piece::at(&geometry.columns, first, STRIP);
         // SAFETY: the caller's contract; a piece's strip is at most STRIP long, and its windows are within `y`.
         unsafe {
             down::<S, P>(simd, geometry, x, oh, &piece, strip);
@@ -245,128 +245,6 @@ unsafe fn along<S: Simd, P: Pooling>(simd: S, columns: &Axis, piece: &Piece, str
     }
 }
 
-/// The gradient of max pooling for one band.
-pub(super) struct MaxBackward<'a> {
-    pub geometry: &'a Geometry,
-    pub x: &'a [f32],
-    pub y: &'a [f32],
-    pub dy: &'a [f32],
-    pub band: Band,
-    pub dx: &'a mut [f32],
-}
-
-impl Job for MaxBackward<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { geometry, x, y, dy, band, dx } = self;
-        let (rows, columns) = (&geometry.rows, &geometry.columns);
-        let x = &x[band.plane * rows.size * columns.size..][..rows.size * columns.size];
-        // Offsets within a window go through 32-bit lanes.
-        let reach = rows.window.saturating_mul(columns.size).saturating_add(columns.window);
-        let has_vectors = columns.stride <= 2 && reach < i32::MAX as usize;
-        let interior = columns.interior();
-        // The last column that a vector of windows reads, counted from its first.
-        let extent = (columns.kernel - 1) * columns.dilation + columns.stride * S::LANES;
-        dx.fill(0.0);
-        for oh in band.first..band.last {
-            let taps = rows.taps(oh);
-            if taps.is_empty() {
-                continue;
-            }
-            let at = (band.plane * rows.output + oh) * columns.output;
-            let (y, dy) = (&y[at..][..columns.output], &dy[at..][..columns.output]);
-            let top = rows.pixel(oh, taps.start);
-            let mut ow = 0;
-            while ow < columns.output {
-                let fits = has_vectors
-                    && ow >= interior.start
-                    && ow + S::LANES <= interior.end
-                    && columns.pixel(ow, 0) + extent <= columns.size;
-                if fits {
-                    let base = top * columns.size + columns.pixel(ow, 0);
-                    let (y, dy) = (&y[ow..][..S::LANES], &dy[ow..][..S::LANES]);
-                    // SAFETY: the windows are in the image as a whole, and the row has room for the loads' extent.
-                    let offsets = unsafe { find(simd, geometry, taps.len(), x.as_ptr().add(base), y) };
-                    if let Some(offsets) = offsets {
-                        let base = base - band.top * columns.size;
-                        for l in 0..S::LANES {
-                            let offset = offsets[l].to_bits() as i32;
-                            if offset >= 0 {
-                                dx[base + l * columns.stride + offset as usize] += dy[l];
-                            }
-                        }
-                        ow += S::LANES;
-                        continue;
-                    }
-                }
-                // What does not fit goes one by one: a whole vector's worth where it holds NaN.
-                for ow in ow..ow + if fits { S::LANES } else { 1 } {
-                    if let Some(found) = find_one(geometry, x, y[ow], oh, ow) {
-                        dx[found - band.top * columns.size] += dy[ow];
-                    }
-                }
-                ow += if fits { S::LANES } else { 1 };
-            }
-        }
-    }
-}
-
-/// Where the first maxima of a vector of windows are, in elements from the start of each window (as bits; -1 where none
-/// is), or `None` if one of the maxima is NaN.
-///
-/// # Safety
-/// - `x` is the first tap in the image of the first window, and all `row_taps` rows of the windows are in the plane;
-///   `(kernel - 1) * dilation + stride * LANES` elements are readable in each.
-#[inline(always)]
-unsafe fn find<S: Simd>(simd: S, geometry: &Geometry, row_taps: usize, x: *const f32, y: &[f32]) -> Option<[f32; 16]> {
-    let (rows, columns) = (&geometry.rows, &geometry.columns);
-    debug_assert!(y.len() == S::LANES && S::LANES <= 16);
-    // SAFETY: `y` has a vector of elements; the taps are the caller's contract.
-    unsafe {
-        let y = simd.load(y.as_ptr());
-        if simd.bits(simd.is_nan(y)) != 0 {
-            return None;
-        }
-        let mut found = simd.int_to_bits(simd.splat_int(-1));
-        // Backwards, so that the first tap has the last word.
-        for kh in (0..row_taps).rev() {
-            for kw in (0..columns.kernel).rev() {
-                let offset = kh * rows.dilation * columns.size + kw * columns.dilation;
-                let at = x.add(offset);
-                let v = if columns.stride == 1 {
-                    simd.load(at)
-                } else {
-                    simd.even_odd(simd.load(at), simd.load(at.add(S::LANES))).0
-                };
-                let index = simd.int_to_bits(simd.splat_int(offset as i32));
-                found = simd.select(simd.eq(v, y), index, found);
-            }
-        }
-        let mut offsets = [0.0f32; 16];
-        simd.store(offsets.as_mut_ptr(), found);
-        Some(offsets)
-    }
-}
-
-/// The index within the plane of the first maximum of one window; of the last NaN, if the maximum is NaN.
-#[inline(always)]
-fn find_one(geometry: &Geometry, x: &[f32], y: f32, oh: usize, ow: usize) -> Option<usize> {
-    let (rows, columns) = (&geometry.rows, &geometry.columns);
-    let mut found = None;
-    for kh in rows.taps(oh) {
-        for kw in columns.taps(ow) {
-            let at = rows.pixel(oh, kh) * columns.size + columns.pixel(ow, kw);
-            if y.is_nan() && x[at].is_nan() {
-                found = Some(at);
-            } else if x[at] == y {
-                return Some(at);
-            }
-        }
-    }
-    found
-}
-
 /// The gradient of average pooling for one band.
 pub(super) struct AverageBackward<'a> {
     pub geometry: &'a Geometry,
@@ -392,7 +270,7 @@ impl Job for AverageBackward<'_> {
             }
             let mut first = 0;
             while first < columns.output {
-                let piece = Piece::at(columns, first);
+                let piece = Piece::at(columns, first, STRIP);
                 spread_along(geometry, oh, &piece, dy, &mut shares, &mut strip);
                 for kh in rows.taps(oh) {
                     let row = &mut dx[(rows.pixel(oh, kh) - band.top) * columns.size..][..columns.size];

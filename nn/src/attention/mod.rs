@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::inference::{Fused, Kernel, Role};
 use crate::layer::{Layer, Parameter};
 use crate::linear::Linear;
+use crate::memory::{recycle, room};
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, tensor};
 use parts::{features, part, turn, view};
@@ -196,7 +197,7 @@ impl Layer for MultiHeadAttention {
         {
             turn(rotary, &spec, q_len, qkv)?;
         }
-        let mut out = vec![0.0; batch * q_len * features];
+        let mut out = room(batch * q_len * features);
         let mut lse = vec![0.0; batch * spec.heads * q_len];
         if !out.is_empty() {
             let len = self.plan.workspace_len(Shape::new(batch, q_len, kv_len), parallelism.threads())?;
@@ -220,11 +221,9 @@ impl Layer for MultiHeadAttention {
         let (spec, features) = (*self.plan.spec(), features(self.plan.spec()));
         let [batch, q_len] = [out.shape()[0], out.shape()[1]];
         let kv_len = inputs.last().map_or(q_len, |memory| memory.shape()[1]);
-        // The gradients of q, k and v are found one behind the other, and put side by side afterwards.
+        // The gradients of q, k and v go back through their parts of the projection one by one.
         let [q_all, kv_all] = [out.len(), batch * kv_len * features];
-        let mut apart = vec![0.0; q_all + 2 * kv_all];
-        let (dq, rest) = apart.split_at_mut(q_all);
-        let (dk, dv) = rest.split_at_mut(kv_all);
+        let (mut dq, mut dk, mut dv) = (room(q_all), room(kv_all), room(kv_all));
         if q_all > 0 && kv_all > 0 {
             let sizes = [batch, q_len, kv_len];
             let shape = Shape::new(batch, q_len, kv_len);
@@ -232,9 +231,9 @@ impl Layer for MultiHeadAttention {
             let (_, of_q, q_strides) = part(&spec, [batch, q_len], 1, 0);
             let (_, of_kv, kv_strides) = part(&spec, [batch, kv_len], 1, 0);
             let gradients = Gradients::new(
-                ViewMut::strided(dq, 0, of_q, q_strides)?,
-                ViewMut::strided(dk, 0, of_kv, kv_strides)?,
-                ViewMut::strided(dv, 0, of_kv, kv_strides)?,
+                ViewMut::strided(&mut dq, 0, of_q, q_strides)?,
+                ViewMut::strided(&mut dk, 0, of_kv, kv_strides)?,
+                ViewMut::strided(&mut dv, 0, of_kv, kv_strides)?,
             );
             let [out, d_out] = [out, &d_out].map(|x| view(&spec, [batch, q_len], elements(x), 1, 0));
             let heads = heads(&spec, sizes, projected)?;
@@ -242,27 +241,25 @@ impl Layer for MultiHeadAttention {
             if let Some(rotary) = &self.rotary {
                 let shape =
                     kernels::rotary::Shape { outer: batch, length: q_len, inner: spec.heads, head_dim: spec.head_dim };
-                rotary.backward_in_place(shape, 0, dq, parallelism)?;
-                rotary.backward_in_place(shape, 0, dk, parallelism)?;
+                rotary.backward_in_place(shape, 0, &mut dq, parallelism)?;
+                rotary.backward_in_place(shape, 0, &mut dk, parallelism)?;
             }
         }
-        let mut d_inputs = Vec::with_capacity(inputs.len());
-        match &inputs[..] {
-            [x, memory] => {
-                let dq = tensor(&[batch, q_len, features], dq.to_vec())?;
-                let dkv = tensor(&[batch, kv_len, 2 * features], side_by_side(&[dk, dv], features))?;
-                let (mut dx, mut d_memory) = (Vec::new(), Vec::new());
-                self.qkv.backward_part(0..features, x, &dq, Some(&mut dx), parallelism)?;
-                self.qkv.backward_part(features..3 * features, memory, &dkv, Some(&mut d_memory), parallelism)?;
-                d_inputs.push(tensor(x.shape(), dx)?);
-                d_inputs.push(tensor(memory.shape(), d_memory)?);
-            }
-            inputs => {
-                let d = tensor(&[batch, q_len, 3 * features], side_by_side(&[dq, dk, dv], features))?;
-                let mut dx = Vec::new();
-                self.qkv.backward_part(0..3 * features, &inputs[0], &d, Some(&mut dx), parallelism)?;
-                d_inputs.push(tensor(inputs[0].shape(), dx)?);
-            }
+        let (x, memory) = (&inputs[0], inputs.get(1));
+        let (mut dx, mut d_memory) = (Vec::new(), Vec::new());
+        for (at, (len, d)) in [(q_len, dq), (kv_len, dk), (kv_len, dv)].into_iter().enumerate() {
+            let d = tensor(&[batch, len, features], d)?;
+            let (from, to) = match memory {
+                Some(memory) if at > 0 => (memory, &mut d_memory),
+                _ => (x, &mut dx),
+            };
+            self.qkv.backward_part(at * features..(at + 1) * features, from, &d, Some(to), parallelism)?;
+            recycle(d);
+        }
+        recycle(d_out);
+        let mut d_inputs = vec![tensor(x.shape(), dx)?];
+        if let Some(memory) = memory {
+            d_inputs.push(tensor(memory.shape(), d_memory)?);
         }
         self.cache = None;
         Ok(d_inputs)
@@ -283,15 +280,4 @@ impl Layer for MultiHeadAttention {
 fn heads<'a>(spec: &AttentionSpec, [batch, q_len, kv_len]: [usize; 3], projected: &'a [Tensor]) -> Result<Inputs<'a>> {
     let of: Vec<&[f32]> = projected.iter().map(elements).collect();
     parts::heads(spec, [batch, q_len, kv_len], &of)
-}
-
-/// Rows of `features` elements, one from each part in turn.
-fn side_by_side(parts: &[&mut [f32]], features: usize) -> Vec<f32> {
-    let mut joined = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
-    for at in (0..parts[0].len()).step_by(features) {
-        for part in parts {
-            joined.extend_from_slice(&part[at..][..features]);
-        }
-    }
-    joined
 }

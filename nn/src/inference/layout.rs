@@ -8,6 +8,7 @@
 //! ```
 
 use std::mem;
+use std::time::{Duration, Instant};
 
 use kernels::{Parallelism, Workspace};
 
@@ -130,7 +131,8 @@ impl Layout {
         self.output_shape.iter().product()
     }
 
-    /// Runs the program. Allocates nothing once buffers and workspace are large enough.
+    /// Runs the program. Allocates nothing once buffers and workspace are large enough, unless the time of each step is
+    /// asked for.
     pub fn run(
         &mut self,
         program: &Program,
@@ -138,6 +140,7 @@ impl Layout {
         y: &mut [f32],
         memory: &mut Memory,
         parallelism: Parallelism<'_>,
+        mut times: Option<&mut Vec<(Option<usize>, Duration)>>,
     ) -> Result<()> {
         if self.workspace.0 != parallelism.threads() {
             self.ask_for_workspace(program, parallelism.threads())?;
@@ -160,6 +163,7 @@ impl Layout {
             let all: &mut [f32] = if home == Home::Output { &mut *y } else { &mut written };
             let y = &mut all[offset..][..len];
             let inputs = Inputs { network: inputs, buffers, places };
+            let start = times.is_some().then(Instant::now);
             let result = match step {
                 Some(step) => program.steps[*step].task.run(Call { inputs, shapes, y, workspace, parallelism }),
                 None => {
@@ -167,6 +171,9 @@ impl Layout {
                     Ok(())
                 }
             };
+            if let (Some(times), Some(start)) = (times.as_deref_mut(), start) {
+                times.push((*step, start.elapsed()));
+            }
             if let Home::Buffer(buffer) = home {
                 mem::swap(&mut written, &mut buffers[buffer]);
             }

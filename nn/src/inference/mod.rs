@@ -9,12 +9,15 @@
 //! conv ──► sum ──► relu     one kernel:  y = relu(conv(x) + bias + other)
 //!           ▲
 //! other ────┘
+//! conv ──► batch norm       one kernel with other weights:  (scale w) * x + (scale bias + shift)
 //! linear ──► sigmoid        one kernel
 //! flatten                   no kernel: the same elements under another shape
 //! concat                    for a single image no kernel: each branch writes its part of the result
 //! ```
 //!
-//! A fused kernel rounds as its parts do one after the other, so results have the bits of the layers' `forward`.
+//! A fused kernel rounds as its parts do one after the other, so results have the bits of the layers' `forward`. Batch
+//! normalisation that was folded into weights is the exception: each weight is rounded once more, and the normalisation's own
+//! roundings fall away.
 
 mod layout;
 mod program;
@@ -56,6 +59,15 @@ pub struct Fused {
     pub activation: Activation,
     /// Whether there is one more input, which is added before the activation.
     pub residual: bool,
+}
+
+/// `y[n, c, ...] = scale[c] * x[n, c, ...] + shift[c]`, in f64, so that folding it into weights rounds once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelScale {
+    /// One factor for each channel.
+    pub scale: Vec<f64>,
+    /// One term for each channel.
+    pub shift: Vec<f64>,
 }
 
 /// The forward pass of a layer with its weights packed.

@@ -1,11 +1,14 @@
 //! A network's layers, joined where one kernel can do the work of several, with weights packed.
 
-use kernels::{Activation, activation};
+use std::time::Duration;
+
+use kernels::{Activation, activation, sum};
 
 use super::{Call, Fused, Kernel, Role};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::leaves::{Leaf, leaves};
+use crate::time::LayerTime;
 
 /// What runs.
 pub(crate) enum Task {
@@ -18,6 +21,10 @@ pub(crate) enum Task {
 /// A kernel, the leaves that it takes and the one whose value it computes.
 pub(crate) struct Step {
     pub task: Task,
+    /// The path of its first layer.
+    pub name: String,
+    /// The kinds of the layers that it does the work of.
+    pub kind: String,
     pub inputs: Vec<usize>,
     /// The leaves whose shapes the inputs have: those that only show others' elements under a shape of their own, too.
     pub shown: Vec<usize>,
@@ -61,7 +68,10 @@ impl Program {
         let mut steps: Vec<Step> = Vec::new();
         for (at, leaf) in leaves.iter().enumerate() {
             let Some(layer) = leaf.layer else { continue };
-            let mut step = Step { task: Task::Sum, inputs: leaf.from.clone(), shown: Vec::new(), output: at };
+            let name = leaf.name();
+            let kind = leaf.kind().to_string();
+            let mut step =
+                Step { task: Task::Sum, name, kind, inputs: leaf.from.clone(), shown: Vec::new(), output: at };
             match role(at) {
                 _ if taken[at] => continue,
                 Role::Opaque | Role::View => continue,
@@ -70,13 +80,26 @@ impl Program {
                 Role::Activation(activation) => step.task = Task::Activation(activation),
                 Role::Compute { activation, residual } => {
                     let mut fused = Fused::default();
+                    let from: Vec<Vec<usize>> = leaf.from.iter().map(|&from| shapes[from].clone()).collect();
+                    // What follows the layer is taken over by the layer that ends the step, so far.
+                    let mut last = at;
                     let mut next = only_reader(at);
+                    let scale = next.and_then(|next| leaves[next].layer?.channel_scale());
+                    let scale = scale.filter(|scale| layer.takes_scale(scale.scale.len()));
+                    if let (Some(norm), Some(_)) = (next, &scale) {
+                        step.output = norm;
+                        step.kind = format!("{} + {}", step.kind, leaves[norm].kind());
+                        taken[norm] = true;
+                        last = norm;
+                        next = only_reader(norm);
+                    }
                     if let Some(sum) = next.filter(|&next| residual && role(next) == Role::Sum && !taken[next])
                         && let [a, b] = leaves[sum].from[..]
                     {
                         fused.residual = true;
-                        step.inputs.push(if a == at { b } else { a });
+                        step.inputs.push(if a == last { b } else { a });
                         step.output = sum;
+                        step.kind += " + Sum";
                         taken[sum] = true;
                         next = only_reader(sum);
                     }
@@ -85,10 +108,13 @@ impl Program {
                     {
                         fused.activation = function;
                         step.output = next;
+                        step.kind = format!("{} + {}", step.kind, leaves[next].kind());
                         taken[next] = true;
                     }
-                    let from: Vec<Vec<usize>> = leaf.from.iter().map(|&from| shapes[from].clone()).collect();
-                    let kernel = layer.kernel(&from, fused);
+                    let kernel = match &scale {
+                        Some(scale) => layer.scaled_kernel(&from, fused, scale),
+                        None => layer.kernel(&from, fused),
+                    };
                     step.task = Task::Kernel(kernel.map_err(|error| leaf.within(error))?);
                 }
             }
@@ -102,6 +128,18 @@ impl Program {
         }
         let inputs = (0..leaves.len()).filter(|&at| leaves[at].layer.is_none()).collect();
         Ok(Some(Self { steps, source, inputs, output }))
+    }
+
+    /// The times of steps under the names of their layers. What is no step is the copy of a value to the output.
+    pub fn name_times(&self, times: &[(Option<usize>, Duration)]) -> Vec<LayerTime> {
+        let time = |&(step, forward): &(Option<usize>, Duration)| {
+            let (name, kind) = match step {
+                Some(at) => (self.steps[at].name.clone(), self.steps[at].kind.clone()),
+                None => (String::from("output"), String::from("copy")),
+            };
+            LayerTime { name, kind, forward, backward: Duration::ZERO }
+        };
+        times.iter().map(time).collect()
     }
 }
 
@@ -145,11 +183,14 @@ impl Task {
                 activation::forward(*function, call.inputs.get(0), call.y, call.parallelism)?;
             }
             Self::Sum => {
-                call.y.copy_from_slice(call.inputs.get(0));
-                for index in 1..call.inputs.len() {
-                    for (sum, term) in call.y.iter_mut().zip(call.inputs.get(index)) {
-                        *sum += term;
-                    }
+                // Two at a time: a list of all would have to be allocated.
+                let terms = call.inputs.len();
+                match terms {
+                    0 | 1 => call.y.copy_from_slice(call.inputs.get(0)),
+                    _ => sum::forward(&[call.inputs.get(0), call.inputs.get(1)], call.y, call.parallelism)?,
+                }
+                for index in 2..terms {
+                    sum::add(call.inputs.get(index), call.y, call.parallelism)?;
                 }
             }
             Self::Concat => {

@@ -24,7 +24,7 @@ pub use schedule::{OneCycle, Schedule};
 pub use sgd::{GradientDescent, Momentum, Plain, Sgd};
 
 use crate::error::{Error, Result};
-use crate::network::Network;
+use crate::network::{Network, as_team};
 use crate::state_dict::StateDict;
 
 /// What an optimiser does to each parameter.
@@ -109,22 +109,24 @@ impl<R: Rule> Optimizer<R> {
     /// number of the rule that is outside of its domain. Nothing is changed then.
     pub fn step(&mut self, network: &mut Network, rate: f32) -> Result<()> {
         self.meet(network)?;
-        let step = Step { rate, count: self.count.saturating_add(1), parallelism: network.parallelism() };
-        let (rule, slots) = (&self.rule, &mut self.slots);
+        let (rule, slots, count) = (&self.rule, &mut self.slots, self.count.saturating_add(1));
         let mut result = Ok(());
-        network.visit(|name, parameter| {
-            let Some(slot) = slots.get_mut(name).filter(|_| result.is_ok()) else { return };
-            let (value, gradient) = parameter.update();
-            result = rule.update(step, value, gradient, &mut slot.states);
-            if result.is_ok() {
-                parameter.zero_gradient();
-            }
+        as_team(network.parallelism(), |parallelism| {
+            let step = Step { rate, count, parallelism };
+            network.visit(|name, parameter| {
+                let Some(slot) = slots.get_mut(name).filter(|_| result.is_ok()) else { return };
+                let (value, gradient) = parameter.update();
+                result = rule.update(step, value, gradient, &mut slot.states);
+                if result.is_ok() {
+                    parameter.zero_gradient();
+                }
+            });
         });
         if result.is_err() && self.count == 0 {
             self.slots.clear();
         }
         result?;
-        self.count = step.count;
+        self.count = count;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //!   x ──► tiles of (m + r - 1)², overlapping ──► Bᵀ d B ──► v[frequency][tile][in channel]
 //!                                                               │  one matrix product per frequency
-//!   w ──► G w Gᵀ, in f64, when the plan is made ──► u ──────────┤  m[f] = v[f] * u[f]
+//!   w ──► G w Gᵀ, in f64, when weights are set ──► u ───────────┤  m[f] = v[f] * u[f]
 //!                                                               ▼
 //!   y ◄── bias, residual, activation ◄── tiles of m² ◄── Aᵀ m A ◄── m[frequency][tile][out channel]
 //! ```
@@ -19,6 +19,7 @@
 mod cut;
 mod input;
 mod output;
+mod pack;
 pub(crate) mod points;
 mod products;
 #[cfg(test)]
@@ -41,6 +42,7 @@ use crate::workspace::{LINE, Workspace, aligned, round_up};
 use cut::{Block, Cut, GROUP};
 use input::{Image, InputTransform, Place, Transform};
 use output::OutputTransform;
+use pack::PackFilters;
 pub(crate) use points::Axis;
 use products::Products;
 pub(super) use weights::WinogradWeights;
@@ -178,43 +180,21 @@ impl Winograd {
     }
 
     /// Transforms the weights. Allocates nothing.
-    pub fn pack(&mut self, weights: &[f32]) {
-        let Self { axes, in_channels, out_channels, groups, direction, .. } = *self;
-        let [down, along] = axes;
-        let taps = down.taps * along.taps;
-        let lanes = self.isa.lanes();
+    pub fn pack(&mut self, weights: &[f32], parallelism: Parallelism<'_>) {
+        let (len, u) = (self.u.len(), Scratch(self.u.as_mut_ptr()));
+        let plan = &*self;
+        let lanes = plan.isa.lanes();
         let panel = NV * lanes;
-        for group in 0..groups {
-            for oc in 0..out_channels {
-                let first = oc / panel * panel;
-                let width = if out_channels - first > lanes { panel } else { lanes };
-                for ic in 0..in_channels {
-                    let filter = match direction {
-                        Direction::Forward => (group * out_channels + oc) * in_channels + ic,
-                        Direction::BackwardData => (group * in_channels + ic) * out_channels + oc,
-                    };
-                    let filter = &weights[filter * taps..][..taps];
-                    // G w, then times G transposed.
-                    let mut columns = [[0.0f64; points::MOST]; points::MOST];
-                    for p in 0..down.points() {
-                        for kw in 0..along.taps {
-                            for kh in 0..down.taps {
-                                let tap = kh * along.taps + kw;
-                                let tap = if direction == Direction::Forward { tap } else { taps - 1 - tap };
-                                columns[p][kw] += down.weight(p, kh) * f64::from(filter[tap]);
-                            }
-                        }
-                    }
-                    for p in 0..down.points() {
-                        for q in 0..along.points() {
-                            let sum: f64 = (0..along.taps).map(|kw| columns[p][kw] * along.weight(q, kw)).sum();
-                            let at = self.frequency(group, p * along.points() + q);
-                            self.u[at + first * in_channels + ic * width + oc - first] = sum as f32;
-                        }
-                    }
-                }
-            }
-        }
+        let (panels, chunks) = (plan.out_channels.div_ceil(panel), plan.in_channels.div_ceil(pack::CHANNELS));
+        let parallelism = parallelism.for_seconds(len as f64 * PACK_SECONDS);
+        parallelism.for_each(plan.groups * panels * chunks, parallelism.threads(), &|task, _| {
+            let (chunk, first) = (task % chunks, task / chunks % panels * panel);
+            let start = chunk * pack::CHANNELS;
+            let channels = start..plan.in_channels.min(start + pack::CHANNELS);
+            let width = if plan.out_channels - first > lanes { panel } else { lanes };
+            let group = task / chunks / panels;
+            dispatch(plan.isa, PackFilters { plan, weights, group, first, width, channels, u: u.at(0) });
+        });
     }
 
     /// Scratch of a call, in elements.
@@ -358,6 +338,8 @@ const TILE_DEPTH: f64 = 4.0;
 
 /// The speed by which work is judged too small for several threads.
 const FLOPS_PER_SECOND: f64 = 80e9;
+/// A transformed weight, to tell whether threads are worth waking.
+const PACK_SECONDS: f64 = 0.4e-9;
 
 /// Channels of a group that a direction reads and computes.
 fn channels(spec: &Conv2dSpec, direction: Direction) -> [usize; 2] {

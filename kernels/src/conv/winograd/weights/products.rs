@@ -17,7 +17,7 @@ use std::ops::Range;
 use super::super::cut::GROUP;
 use super::Context;
 use crate::gemm::micro::PackedPanel;
-use crate::gemm::tile::{Ends, NV, Panels, max_height, tiles_of};
+use crate::gemm::tile::{Ends, IN_PLACE, NV, Panels, max_height, tiles_of};
 use crate::gemm::{Ahead, Strips};
 use crate::simd::{Job, Simd};
 
@@ -60,7 +60,8 @@ impl Job for Products<'_> {
                     let nv = if context.part[0] - ic > S::LANES { NV } else { 1 };
                     let width = nv * S::LANES;
                     let start = x.wrapping_add(ic / cut.panel * cut.x_panel + k * width);
-                    let rhs = Panels { start, row_stride: width as isize, step: 0, count: 1 };
+                    let rhs =
+                        Panels { start, row_stride: width as isize, step: 0, count: 1, pack_to: std::ptr::null_mut() };
                     for oc in ocs.clone().step_by(GROUP) {
                         let strips = Strips::new(GROUP.min(ocs.end - oc), max_height(S::REGISTERS, nv));
                         for strip in 0..strips.count {
@@ -72,7 +73,7 @@ impl Job for Products<'_> {
                             let ends = Ends { from, from_stride: stride, to, to_stride: stride, columns: width };
                             let (lhs, size) = (PackedPanel::<GROUP>(lhs), [strips.height(strip), nv]);
                             // SAFETY: the maker's promise; strips and panels are inside of `dy`, `x` and `sums`.
-                            unsafe { tiles_of::<S, _, false>(simd, size, lhs, rhs, depth, ends, &mut ahead) };
+                            unsafe { tiles_of::<S, _, IN_PLACE>(simd, size, lhs, rhs, depth, ends, &mut ahead) };
                         }
                     }
                 }
