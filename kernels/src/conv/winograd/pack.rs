@@ -13,7 +13,7 @@ use super::points::MOST;
 use super::{Direction, Winograd};
 use crate::simd::{Job, Simd};
 
-/// Filters side by side: a register of f64 on AVX-512; a divisor of every panel's width.
+/// Filters side by side: a register of f64 on AVX-512. Only a panel of one short vector is narrower.
 const SIDE: usize = 8;
 
 /// Input channels of a task: a few microseconds.
@@ -75,9 +75,10 @@ impl Job for PackFilters<'_> {
                         }
                         let at = plan.frequency(group, p * along.points() + q);
                         let at = at + first * plan.in_channels + ic * self.width + column;
+                        let count = SIDE.min(self.width - column);
                         // SAFETY: a panel has `width` columns for each input channel of each frequency, and this job alone
                         // writes those of its channels.
-                        unsafe { self.u.add(at).cast::<[f32; SIDE]>().write(sum.map(|sum| sum as f32)) };
+                        unsafe { self.u.add(at).copy_from_nonoverlapping(sum.map(|sum| sum as f32).as_ptr(), count) };
                     }
                 }
             }
