@@ -45,7 +45,7 @@ const LAYOUTS: usize = 8;
 /// network.eval();
 /// assert_eq!(network.forward(&x)?, trained);
 /// let mut y = [0.0; 2];
-/// network.forward_into(&x, &mut y)?; // without a single allocation
+/// network.forward_into(&x, &mut y)?; // in memory that is there
 /// assert_eq!(trained.as_slice(), Some(y.as_slice()));
 /// # Ok::<(), nn::Error>(())
 /// ```
@@ -167,7 +167,8 @@ impl Network {
     }
 
     /// Writes the elements of the output for an input, in row-major order. In the mode for examination, from the second
-    /// call for a shape on, this allocates nothing.
+    /// call for a shape on, this allocates nothing but the job, of a few words, that rayon makes for each further thread
+    /// of a pool; within a [`kernels::Team`] of the caller not even that.
     ///
     /// # Errors
     /// Those of [`Network::forward`], and [`Error::Shape`] for a `y` of another length. `y` is untouched then.

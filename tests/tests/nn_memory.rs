@@ -1,5 +1,6 @@
-//! A planned forward pass of a network allocates nothing. On its own because it counts for the whole process.
+//! A planned forward pass of a network allocates nothing, but a job for each helper that it calls. On its own because it counts for the whole process.
 
+use kernels::Team;
 use nn::models::{GoogLeNet, LeNet5};
 use nn::{Network, Parallelism, Random, Tensor};
 use tests::allocations::{Counting, fewest_allocations};
@@ -33,6 +34,10 @@ fn planned_networks_allocate_nothing() {
         network.set_parallelism(Parallelism::Serial);
         assert_eq!(calls(&mut network), 0, "{name}, serial");
         network.set_parallelism(Parallelism::Current);
-        assert_eq!(pool.install(|| calls(&mut network)), 0, "{name}, in a pool");
+        let in_team = pool.install(|| Team::scope(|_| calls(&mut network)));
+        assert_eq!(in_team, 0, "{name}, in a team");
+        // A job for the pool's other thread, in each of the ten passes.
+        let in_pool = pool.install(|| calls(&mut network));
+        assert!(in_pool <= 10, "{name}, in a pool: {in_pool}");
     }
 }

@@ -238,7 +238,22 @@ impl PixelLanes {
                 panel_blocks = blocks.min(self.panels.count().max(1));
             }
         }
-        let band_units = self.band_units(units, units.div_ceil(bands), unit, tile_pixels, pixels);
+        let band_units = {
+            let wanted = units.div_ceil(bands);
+            let tiles = |units: usize| (units * unit).div_ceil(tile_pixels);
+            let computed = |band: usize| {
+                let (full, rest) = (units / band, pixels - (units / band * band * unit).min(pixels));
+                let tasks = images * panel_blocks * units.div_ceil(band);
+                match few(tasks) {
+                    // What the thread has to do that has the most.
+                    true => tasks.div_ceil(threads) * tiles(band),
+                    false => full * tiles(band) + rest.div_ceil(tile_pixels),
+                }
+            };
+            // The number that leaves the least of the last tile empty, or of a thread's time.
+            let least = (wanted - wanted / 4).max(1);
+            (least..=wanted).rev().min_by_key(|&band| computed(band)).unwrap_or(1)
+        };
         let band_pixels = (band_units * unit).min(pixels);
         let bands = units.div_ceil(band_units);
 
@@ -298,17 +313,6 @@ impl PixelLanes {
         } else {
             flat
         }
-    }
-
-    /// Near `wanted` units to a band: the number that leaves the least of the last tile empty.
-    fn band_units(&self, units: usize, wanted: usize, unit: usize, tile_pixels: usize, pixels: usize) -> usize {
-        let computed = |band: usize| {
-            let full = units / band;
-            let rest = pixels - (full * band * unit).min(pixels);
-            full * (band * unit).div_ceil(tile_pixels) + rest.div_ceil(tile_pixels)
-        };
-        let least = (wanted - wanted / 4).max(1);
-        (least..=wanted).rev().min_by_key(|&band| computed(band)).unwrap_or(1)
     }
 
     /// Scratch of a call, in elements.
