@@ -239,7 +239,6 @@ impl Crew {
     /// the helper is to come back at once, still on duty.
     fn attend(&self) -> bool {
         let mut seen = NO_EPOCH;
-        let mut seat_is_gone = false;
         let helpers = self.helpers.load(Relaxed);
         // There may be none: a helper of an earlier, larger region can be late.
         if let Some(seat) = (1..=helpers).find(|&seat| !self.seats[seat].taken.swap(true, Acquire)) {
@@ -251,11 +250,10 @@ impl Crew {
                 }
             }
             self.seats[seat].taken.store(false, Release);
-            seat_is_gone = seat > self.helpers.load(Relaxed);
-        }
-        // A loop that had no place for a seat of an earlier, larger region may have counted on this helper alone.
-        if seat_is_gone {
-            seen = NO_EPOCH;
+            // A loop that had no place for a seat of an earlier, larger region may have counted on this helper alone.
+            if seat > self.helpers.load(Relaxed) {
+                seen = NO_EPOCH;
+            }
         }
         self.on_duty.fetch_sub(1, SeqCst);
         self.is_news(self.state.0.load(SeqCst), seen) && self.sign_on()
