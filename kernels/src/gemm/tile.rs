@@ -83,6 +83,14 @@ pub(crate) struct Panels {
     pub pack_to: *mut f32,
 }
 
+impl Panels {
+    /// `count` packed panels of rows of `width`, `step` apart.
+    #[inline(always)]
+    pub fn packed(start: *const f32, width: usize, step: usize, count: usize) -> Self {
+        Self { start, row_stride: width as isize, step, count, pack_to: std::ptr::null_mut() }
+    }
+}
+
 /// Where a row of tiles starts from, and where it goes.
 #[derive(Clone, Copy)]
 pub(crate) struct Ends {
@@ -180,26 +188,14 @@ pub(crate) unsafe fn strip_across<S: Simd, L: LhsAddress>(
     unsafe {
         if whole > 0 {
             let start = rhs.start.wrapping_add(ks.start * nr);
-            let panels = Panels {
-                start,
-                row_stride: nr as isize,
-                step: nr * rhs.depth,
-                count: whole,
-                pack_to: std::ptr::null_mut(),
-            };
+            let panels = Panels::packed(start, nr, nr * rhs.depth, whole);
             let ends = Ends { columns: nr, ..ends };
             tiles_of::<S, L, PACKED>(simd, [height, NV], lhs, panels, ks.len(), ends, &mut ahead);
         }
         if rest > 0 {
             let nv = rest.div_ceil(S::LANES);
             let start = rhs.start.wrapping_add(whole * nr * rhs.depth + ks.start * nv * S::LANES);
-            let panels = Panels {
-                start,
-                row_stride: (nv * S::LANES) as isize,
-                step: 0,
-                count: 1,
-                pack_to: std::ptr::null_mut(),
-            };
+            let panels = Panels::packed(start, nv * S::LANES, 0, 1);
             let from = if ends.from.is_null() { ends.from } else { ends.from.wrapping_add(whole * nr) };
             let ends = Ends { from, to: ends.to.wrapping_add(whole * nr), columns: rest, ..ends };
             tiles_of::<S, L, PACKED>(simd, [height, nv], lhs, panels, ks.len(), ends, &mut ahead);

@@ -12,7 +12,7 @@
 //! [`Algorithm::amplification`] is their ratio where all data are of one magnitude.
 
 use super::conv::at;
-use crate::conv::{Algorithm, Axis, Conv2dSpec, Padding, Shape, winograd_axes};
+use crate::conv::{Algorithm, Axis, Conv2dSpec, Padding, Shape, Sizes, winograd_axes};
 use crate::error::{Error, check_len};
 
 /// The roundings on the way to an output beside those of the sum over the input channels; or to a weight's gradient, beside
@@ -40,9 +40,7 @@ pub fn winograd_shadow(
     check_len("x", sizes.x_len, x.len())?;
     check_len("weights", sizes.w_len, weights.len())?;
     check_len("shadow", sizes.y_len, shadow.len())?;
-    let Some([down, along]) = winograd_axes(spec, algorithm) else {
-        return Err(Error::invalid("algorithm", format!("one of Winograd's that can do {spec}"), algorithm));
-    };
+    let [down, along] = axes(spec, algorithm)?;
     let [out_height, out_width] = sizes.output;
     let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
     let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
@@ -59,19 +57,12 @@ pub fn winograd_shadow(
         });
     }
     let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
-    let size = [shape.height, shape.width];
     let (mut v, mut m) = (vec![0.0; group_in * points], vec![0.0; points]);
     for n in 0..shape.batch {
         for group in 0..spec.groups {
             for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
                 let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
-                for ic in 0..group_in {
-                    let corner = [top as isize - spec.padding.top as isize, left as isize - spec.padding.left as isize];
-                    let c = group * group_in + ic;
-                    let pixel =
-                        |ih: usize, iw: usize| x[at(spec.layout, spec.in_channels, sizes.input, [n, c, ih, iw])];
-                    input(&down, &along, corner, size, pixel, &mut v[ic * points..][..points]);
-                }
+                inputs(spec, &sizes, [&down, &along], x, [n, group, top, left], &mut v);
                 for oc in group * group_out..(group + 1) * group_out {
                     m.fill(UNDERFLOW);
                     for ic in 0..group_in {
@@ -95,6 +86,29 @@ pub fn winograd_shadow(
 /// A magnitude; 0 for what is not finite.
 fn magnitude(value: f32) -> f64 {
     if value.is_finite() { f64::from(value.abs()) } else { 0.0 }
+}
+
+fn axes(spec: &Conv2dSpec, algorithm: Algorithm) -> Result<[Axis; 2], Error> {
+    winograd_axes(spec, algorithm)
+        .ok_or_else(|| Error::invalid("algorithm", format!("one of Winograd's that can do {spec}"), algorithm))
+}
+
+/// [`input`] of every channel of a group, for the tile whose first output is `[top, left]` of image `n`.
+fn inputs(
+    spec: &Conv2dSpec,
+    sizes: &Sizes,
+    [down, along]: [&Axis; 2],
+    x: &[f32],
+    [n, group, top, left]: [usize; 4],
+    v: &mut [f64],
+) {
+    let corner = [top as isize - spec.padding.top as isize, left as isize - spec.padding.left as isize];
+    let group_in = spec.in_channels / spec.groups;
+    for (ic, v) in v.chunks_exact_mut(down.points() * along.points()).enumerate() {
+        let c = group * group_in + ic;
+        let pixel = |ih: usize, iw: usize| x[at(spec.layout, spec.in_channels, sizes.input, [n, c, ih, iw])];
+        input(down, along, corner, sizes.input, pixel, v);
+    }
 }
 
 /// `|Bᵀ| |x| |B|` of the tile whose first pixel is `corner`; zeros are outside of the image.
@@ -201,14 +215,11 @@ pub fn winograd_shadow_backward_weights(
     check_len("x", sizes.x_len, x.len())?;
     check_len("dy", sizes.y_len, dy.len())?;
     check_len("shadow", sizes.w_len, shadow.len())?;
-    let Some([down, along]) = winograd_axes(spec, algorithm) else {
-        return Err(Error::invalid("algorithm", format!("one of Winograd's that can do {spec}"), algorithm));
-    };
+    let [down, along] = axes(spec, algorithm)?;
     let [out_height, out_width] = sizes.output;
     let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
     let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
     let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
-    let size = [shape.height, shape.width];
     let (mut v, mut d) = (vec![0.0; group_in * points], vec![0.0; points]);
     // [oc][ic][frequency]
     let mut sums = vec![UNDERFLOW; spec.out_channels * group_in * points];
@@ -216,13 +227,7 @@ pub fn winograd_shadow_backward_weights(
         for group in 0..spec.groups {
             for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
                 let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
-                for ic in 0..group_in {
-                    let corner = [top as isize - spec.padding.top as isize, left as isize - spec.padding.left as isize];
-                    let c = group * group_in + ic;
-                    let pixel =
-                        |ih: usize, iw: usize| x[at(spec.layout, spec.in_channels, sizes.input, [n, c, ih, iw])];
-                    input(&down, &along, corner, size, pixel, &mut v[ic * points..][..points]);
-                }
+                inputs(spec, &sizes, [&down, &along], x, [n, group, top, left], &mut v);
                 for oc in group * group_out..(group + 1) * group_out {
                     // |A| |dy| |Aᵀ|
                     for_each_pair(down.points(), along.points(), |p, q| {

@@ -129,32 +129,12 @@ impl Job for InputTransform<'_> {
                                 pixels.copy(simd, scratch.add(i * pitch));
                             }
                             let pass = Down { from: scratch, to: turned, pitch, len: shown * S::LANES };
-                            let halves = match (down.pairs, seen[0]) {
-                                (0, _) => scratch,
-                                (1, 4) => simd.call(Pass::<_, 1, 4>(pass)),
-                                (2, 6) => simd.call(Pass::<_, 2, 6>(pass)),
-                                (3, 8) => simd.call(Pass::<_, 3, 8>(pass)),
-                                (1, _) => simd.call(Pass::<_, 1, 2>(pass)),
-                                (2, 2) => simd.call(Pass::<_, 2, 2>(pass)),
-                                (2, _) => simd.call(Pass::<_, 2, 4>(pass)),
-                                (_, 4) => simd.call(Pass::<_, 3, 4>(pass)),
-                                _ => simd.call(Pass::<_, 3, 6>(pass)),
-                            };
+                            let halves = by_size(simd, down.pairs, seen[0], pass);
                             let tile = (n * block.rows + row) * block.columns + column;
                             let to = v.add(tile * step);
                             let (rows, plane, across) = (down.points(), place.plane, along.outputs);
                             let pass = Along { from: halves, pitch, rows, across, tiles, to, plane, step };
-                            match (along.pairs, seen[1]) {
-                                (0, _) => simd.call(Pass::<_, 0, 1>(pass)),
-                                (1, 4) => simd.call(Pass::<_, 1, 4>(pass)),
-                                (2, 6) => simd.call(Pass::<_, 2, 6>(pass)),
-                                (3, 8) => simd.call(Pass::<_, 3, 8>(pass)),
-                                (1, _) => simd.call(Pass::<_, 1, 2>(pass)),
-                                (2, 2) => simd.call(Pass::<_, 2, 2>(pass)),
-                                (2, _) => simd.call(Pass::<_, 2, 4>(pass)),
-                                (_, 4) => simd.call(Pass::<_, 3, 4>(pass)),
-                                _ => simd.call(Pass::<_, 3, 6>(pass)),
-                            }
+                            by_size(simd, along.pairs, seen[1], pass);
                         }
                     }
                 }
@@ -264,8 +244,41 @@ fn transform<S: Simd, const PAIRS: usize, const SEEN: usize>(simd: S, d: &[S::F;
     if PAIRS == 0 || SEEN == 2 * PAIRS + 2 { input::<S, PAIRS>(simd, d) } else { spread::<S, PAIRS, SEEN>(simd, d) }
 }
 
-/// A pass with `PAIRS` pairs of points over tiles that see `SEEN` values.
-struct Pass<P, const PAIRS: usize, const SEEN: usize>(P);
+/// A transform of a row of tiles along one of their axes.
+trait Lines {
+    type Output;
+
+    /// Transforms `SEEN` values to the points of `PAIRS` pairs. The body of [`Pass`]: must be `#[inline(always)]`.
+    fn run<S: Simd, const PAIRS: usize, const SEEN: usize>(self, simd: S) -> Self::Output;
+}
+
+/// A pass with `PAIRS` pairs of points over tiles that see `SEEN` values, in a function of its own.
+struct Pass<L, const PAIRS: usize, const SEEN: usize>(L);
+
+impl<L: Lines, const PAIRS: usize, const SEEN: usize> Job for Pass<L, PAIRS, SEEN> {
+    type Output = L::Output;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> L::Output {
+        self.0.run::<S, PAIRS, SEEN>(simd)
+    }
+}
+
+/// Picks the instance of a pass.
+#[inline(always)]
+fn by_size<S: Simd, L: Lines>(simd: S, pairs: usize, seen: usize, lines: L) -> L::Output {
+    match (pairs, seen) {
+        (0, _) => simd.call(Pass::<_, 0, 1>(lines)),
+        (1, 4) => simd.call(Pass::<_, 1, 4>(lines)),
+        (2, 6) => simd.call(Pass::<_, 2, 6>(lines)),
+        (3, 8) => simd.call(Pass::<_, 3, 8>(lines)),
+        (1, _) => simd.call(Pass::<_, 1, 2>(lines)),
+        (2, 2) => simd.call(Pass::<_, 2, 2>(lines)),
+        (2, _) => simd.call(Pass::<_, 2, 4>(lines)),
+        (_, 4) => simd.call(Pass::<_, 3, 4>(lines)),
+        _ => simd.call(Pass::<_, 3, 6>(lines)),
+    }
+}
 
 /// Down the columns of a row of tiles. Returns where the result is.
 struct Down {
@@ -275,12 +288,15 @@ struct Down {
     len: usize,
 }
 
-impl<const PAIRS: usize, const SEEN: usize> Job for Pass<Down, PAIRS, SEEN> {
-    type Output = *mut f32;
+impl Lines for Down {
+    type Output = *const f32;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> *mut f32 {
-        let Down { from, to, pitch, len } = self.0;
+    fn run<S: Simd, const PAIRS: usize, const SEEN: usize>(self, simd: S) -> *const f32 {
+        let Self { from, to, pitch, len } = self;
+        if PAIRS == 0 {
+            return from;
+        }
         let points = 2 * PAIRS + 2;
         for at in (0..len).step_by(S::LANES) {
             // SAFETY: `SEEN` rows of `len` floats are there, and room for `points` of them.
@@ -313,12 +329,12 @@ struct Along {
     step: usize,
 }
 
-impl<const PAIRS: usize, const SEEN: usize> Job for Pass<Along, PAIRS, SEEN> {
+impl Lines for Along {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Along { from, pitch, rows, across, tiles, to, plane, step } = self.0;
+    fn run<S: Simd, const PAIRS: usize, const SEEN: usize>(self, simd: S) {
+        let Self { from, pitch, rows, across, tiles, to, plane, step } = self;
         let points = if PAIRS == 0 { 1 } else { 2 * PAIRS + 2 };
         for i in 0..rows {
             for tile in 0..tiles {

@@ -206,17 +206,24 @@ const fn power(base: f64, exponent: usize) -> f32 {
     power64(base, exponent) as f32
 }
 
+/// Sum and difference of the values at the two points of each pair.
+#[inline(always)]
+fn of_pairs<S: Simd, const PAIRS: usize>(simd: S, m: &[S::F; MOST]) -> ([S::F; 3], [S::F; 3]) {
+    let (mut sums, mut differences) = ([simd.zero(); 3], [simd.zero(); 3]);
+    for pair in 0..PAIRS {
+        sums[pair] = simd.add(m[1 + 2 * pair], m[2 + 2 * pair]);
+        differences[pair] = simd.sub(m[1 + 2 * pair], m[2 + 2 * pair]);
+    }
+    (sums, differences)
+}
+
 /// `Aᵀ m`: `OUTPUTS` outputs of an axis with `PAIRS` pairs of points.
 #[inline(always)]
 pub(super) fn output<S: Simd, const PAIRS: usize, const OUTPUTS: usize>(simd: S, m: &[S::F; MOST]) -> [S::F; MOST] {
     if PAIRS == 0 {
         return *m;
     }
-    let (mut sums, mut differences) = ([simd.zero(); 3], [simd.zero(); 3]);
-    for pair in 0..PAIRS {
-        sums[pair] = simd.add(m[1 + 2 * pair], m[2 + 2 * pair]);
-        differences[pair] = simd.sub(m[1 + 2 * pair], m[2 + 2 * pair]);
-    }
+    let (sums, differences) = of_pairs::<S, PAIRS>(simd, m);
     let mut y = [simd.zero(); MOST];
     for i in 0..OUTPUTS {
         let terms = if i % 2 == 0 { &sums } else { &differences };
@@ -273,11 +280,7 @@ pub(super) fn taps<S: Simd, const PAIRS: usize, const TAPS: usize>(simd: S, m: &
     if PAIRS == 0 {
         return *m;
     }
-    let (mut sums, mut differences) = ([simd.zero(); 3], [simd.zero(); 3]);
-    for pair in 0..PAIRS {
-        sums[pair] = simd.add(m[1 + 2 * pair], m[2 + 2 * pair]);
-        differences[pair] = simd.sub(m[1 + 2 * pair], m[2 + 2 * pair]);
-    }
+    let (sums, differences) = of_pairs::<S, PAIRS>(simd, m);
     let mut w = [simd.zero(); MOST];
     for i in 0..TAPS {
         let terms = if i % 2 == 0 { &sums } else { &differences };

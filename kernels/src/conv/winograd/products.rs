@@ -57,8 +57,7 @@ impl Job for Products<'_> {
                 for k in (0..ic).step_by(DEPTH) {
                     let depth = DEPTH.min(ic - k);
                     let start = u.wrapping_add(k * width);
-                    let rhs =
-                        Panels { start, row_stride: width as isize, step: 0, count: 1, pack_to: std::ptr::null_mut() };
+                    let rhs = Panels::packed(start, width, 0, 1);
                     for strip in 0..strips.count {
                         let (first, height) = (strips.start(strip), strips.height(strip));
                         let start = v.wrapping_add(k / 16 * cut.v_group + first * 16);

@@ -60,8 +60,7 @@ impl Job for Products<'_> {
                     let nv = if context.part[0] - ic > S::LANES { NV } else { 1 };
                     let width = nv * S::LANES;
                     let start = x.wrapping_add(ic / cut.panel * cut.x_panel + k * width);
-                    let rhs =
-                        Panels { start, row_stride: width as isize, step: 0, count: 1, pack_to: std::ptr::null_mut() };
+                    let rhs = Panels::packed(start, width, 0, 1);
                     for oc in ocs.clone().step_by(GROUP) {
                         let strips = Strips::new(GROUP.min(ocs.end - oc), max_height(S::REGISTERS, nv));
                         for strip in 0..strips.count {
