@@ -81,28 +81,24 @@ impl Job for Terms<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { terms, adds, first, y } = self;
-        let (first_term, rest) = match (adds, terms) {
-            (true, terms) => (None, terms),
-            (false, [term, rest @ ..]) => (Some(term), rest),
-            (false, []) => return y.fill(0.0),
-        };
         let to = y.as_mut_ptr();
         let from = |term: &[f32]| term[first..].as_ptr();
         // SAFETY: the maker's promise.
         unsafe {
-            match (first_term, rest) {
-                (Some(a), []) => each_vector(simd, y.len(), &Copy { from: from(a), to }),
-                (Some(a), [b, rest @ ..]) => {
+            let rest = match terms {
+                _ if adds => terms,
+                [] => return y.fill(0.0),
+                [a] => {
+                    each_vector(simd, y.len(), &Copy { from: from(a), to });
+                    &[]
+                }
+                [a, b, rest @ ..] => {
                     each_vector(simd, y.len(), &Add { a: from(a), b: from(b), to });
-                    for term in rest {
-                        each_vector(simd, y.len(), &Add { a: to, b: from(term), to });
-                    }
+                    rest
                 }
-                (None, rest) => {
-                    for term in rest {
-                        each_vector(simd, y.len(), &Add { a: to, b: from(term), to });
-                    }
-                }
+            };
+            for term in rest {
+                each_vector(simd, y.len(), &Add { a: to, b: from(term), to });
             }
         }
     }

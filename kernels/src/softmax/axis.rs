@@ -15,8 +15,8 @@
 
 use std::marker::PhantomData;
 
-use super::{PART, SECONDS_PER_ELEMENT};
-use crate::error::{Error, check_len, checked_len};
+use super::{PART, SECONDS_PER_ELEMENT, check};
+use crate::error::Error;
 use crate::execution::Execution;
 use crate::simd::each::{load, store};
 use crate::simd::{Job, Simd, dispatch, math};
@@ -121,14 +121,6 @@ pub fn log_backward<'t>(
         dy: dy[start..].as_ptr(),
         dx,
     })
-}
-
-fn check<const N: usize>(shape: [usize; 3], lengths: [(&'static str, usize); N]) -> Result<(), Error> {
-    let len = checked_len("shape", &shape)?;
-    for (argument, given) in lengths {
-        check_len(argument, len, given)?;
-    }
-    Ok(())
 }
 
 /// `count` columns, at most [`STRIP`], of `len` elements that are `inner` apart.

@@ -53,7 +53,7 @@ pub fn forward<'t>(
 ) -> Result<(), Error> {
     check(shape, [("x", x.len()), ("y", y.len())])?;
     for_each_row_block(shape, y, execution.into(), &|isa, at, y| {
-        dispatch(isa, Forward { columns: shape[1], x: x[at..].as_ptr(), y });
+        dispatch(isa, Forward::<false> { columns: shape[1], x: x[at..].as_ptr(), y });
     })
 }
 
@@ -72,7 +72,7 @@ pub fn log_forward<'t>(
 ) -> Result<(), Error> {
     check(shape, [("x", x.len()), ("y", y.len())])?;
     for_each_row_block(shape, y, execution.into(), &|isa, at, y| {
-        dispatch(isa, LogForward { columns: shape[1], x: x[at..].as_ptr(), y });
+        dispatch(isa, Forward::<true> { columns: shape[1], x: x[at..].as_ptr(), y });
     })
 }
 
@@ -91,7 +91,7 @@ pub fn backward<'t>(
 ) -> Result<(), Error> {
     check(shape, [("y", y.len()), ("dy", dy.len()), ("dx", dx.len())])?;
     for_each_row_block(shape, dx, execution.into(), &|isa, at, dx| {
-        dispatch(isa, Backward { columns: shape[1], y: y[at..].as_ptr(), dy: dy[at..].as_ptr(), dx });
+        dispatch(isa, Backward::<false> { columns: shape[1], y: y[at..].as_ptr(), dy: dy[at..].as_ptr(), dx });
     })
 }
 
@@ -111,12 +111,12 @@ pub fn log_backward<'t>(
 ) -> Result<(), Error> {
     check(shape, [("y", y.len()), ("dy", dy.len()), ("dx", dx.len())])?;
     for_each_row_block(shape, dx, execution.into(), &|isa, at, dx| {
-        dispatch(isa, LogBackward { columns: shape[1], y: y[at..].as_ptr(), dy: dy[at..].as_ptr(), dx });
+        dispatch(isa, Backward::<true> { columns: shape[1], y: y[at..].as_ptr(), dy: dy[at..].as_ptr(), dx });
     })
 }
 
-fn check<const N: usize>(shape: [usize; 2], lengths: [(&'static str, usize); N]) -> Result<(), Error> {
-    let len = checked_len("shape", &shape)?;
+fn check(shape: impl AsRef<[usize]>, lengths: impl IntoIterator<Item = (&'static str, usize)>) -> Result<(), Error> {
+    let len = checked_len("shape", shape.as_ref())?;
     for (argument, given) in lengths {
         check_len(argument, len, given)?;
     }
@@ -205,14 +205,15 @@ pub(crate) fn ln<S: Simd>(simd: S, x: f32) -> f32 {
     lanes[0]
 }
 
-struct Forward<'a> {
+/// With `LOG`, the logarithm.
+struct Forward<'a, const LOG: bool> {
     columns: usize,
     /// As many elements as `y`.
     x: *const f32,
     y: &'a mut [f32],
 }
 
-impl Job for Forward<'_> {
+impl<const LOG: bool> Job for Forward<'_, LOG> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -223,12 +224,18 @@ impl Job for Forward<'_> {
                 let (x, y) = (self.x.add(row * columns), y.as_mut_ptr());
                 // Where NaN makes the maximum meaningless, it makes the sum NaN all the same.
                 let maximum = maximum(simd, x, columns);
-                let sum = reduce_row::<S, Sum, _>(simd, &mut Exponentials { x, maximum, y: Some(y) }, columns);
-                let sum = simd.splat(sum);
+                let kept = (!LOG).then_some(y);
+                let sum = reduce_row::<S, Sum, _>(simd, &mut Exponentials { x, maximum, y: kept }, columns);
+                let (maximum, sum) = (simd.splat(maximum), simd.splat(if LOG { ln(simd, sum) } else { sum }));
                 let mut at = 0;
                 while at < columns {
                     let count = S::LANES.min(columns - at);
-                    store(simd, y.add(at), count, simd.div(load(simd, y.add(at), count), sum));
+                    let v = if LOG {
+                        simd.sub(simd.sub(load(simd, x.add(at), count), maximum), sum)
+                    } else {
+                        simd.div(load(simd, y.add(at), count), sum)
+                    };
+                    store(simd, y.add(at), count, v);
                     at += S::LANES;
                 }
             }
@@ -236,38 +243,8 @@ impl Job for Forward<'_> {
     }
 }
 
-struct LogForward<'a> {
-    columns: usize,
-    /// As many elements as `y`.
-    x: *const f32,
-    y: &'a mut [f32],
-}
-
-impl Job for LogForward<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let columns = self.columns;
-        for (row, y) in self.y.chunks_exact_mut(columns).enumerate() {
-            // SAFETY: `x` has as many elements as `y`, so this row too.
-            unsafe {
-                let (x, y) = (self.x.add(row * columns), y.as_mut_ptr());
-                let maximum = maximum(simd, x, columns);
-                let sum = reduce_row::<S, Sum, _>(simd, &mut Exponentials { x, maximum, y: None }, columns);
-                let (maximum, logarithm) = (simd.splat(maximum), simd.splat(ln(simd, sum)));
-                let mut at = 0;
-                while at < columns {
-                    let count = S::LANES.min(columns - at);
-                    let shifted = simd.sub(load(simd, x.add(at), count), maximum);
-                    store(simd, y.add(at), count, simd.sub(shifted, logarithm));
-                    at += S::LANES;
-                }
-            }
-        }
-    }
-}
-
-struct Backward<'a> {
+/// Of the logarithm, with `LOG`.
+struct Backward<'a, const LOG: bool> {
     columns: usize,
     /// As many elements as `dx`.
     y: *const f32,
@@ -276,7 +253,7 @@ struct Backward<'a> {
     dx: &'a mut [f32],
 }
 
-impl Job for Backward<'_> {
+impl<const LOG: bool> Job for Backward<'_, LOG> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -285,49 +262,17 @@ impl Job for Backward<'_> {
             // SAFETY: `y` and `dy` have as many elements as `dx`, so this row too.
             unsafe {
                 let (y, dy) = (self.y.add(row * columns), self.dy.add(row * columns));
-                let sum = reduce_row::<S, Sum, _>(simd, &mut Products { a: y, b: dy, columns }, columns);
+                let sum = if LOG {
+                    -reduce_row::<S, Sum, _>(simd, &mut Arriving { x: dy, next: dy.wrapping_add(columns) }, columns)
+                } else {
+                    reduce_row::<S, Sum, _>(simd, &mut Products { a: y, b: dy, columns }, columns)
+                };
                 let sum = simd.splat(sum);
                 let mut at = 0;
                 while at < columns {
                     let count = S::LANES.min(columns - at);
-                    let difference = simd.sub(load(simd, dy.add(at), count), sum);
-                    let v = simd.mul(load(simd, y.add(at), count), difference);
-                    store(simd, dx.as_mut_ptr().add(at), count, v);
-                    at += S::LANES;
-                }
-            }
-        }
-    }
-}
-
-struct LogBackward<'a> {
-    columns: usize,
-    /// As many elements as `dx`.
-    y: *const f32,
-    /// As many elements as `dx`.
-    dy: *const f32,
-    dx: &'a mut [f32],
-}
-
-impl Job for LogBackward<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let columns = self.columns;
-        for (row, dx) in self.dx.chunks_exact_mut(columns).enumerate() {
-            // SAFETY: `y` and `dy` have as many elements as `dx`, so this row too.
-            unsafe {
-                let (y, dy) = (self.y.add(row * columns), self.dy.add(row * columns));
-                let sum = simd.splat(-reduce_row::<S, Sum, _>(
-                    simd,
-                    &mut Arriving { x: dy, next: dy.wrapping_add(columns) },
-                    columns,
-                ));
-                let mut at = 0;
-                while at < columns {
-                    let count = S::LANES.min(columns - at);
-                    let p = math::exp(simd, load(simd, y.add(at), count));
-                    let v = simd.fma(p, sum, load(simd, dy.add(at), count));
+                    let (y, dy) = (load(simd, y.add(at), count), load(simd, dy.add(at), count));
+                    let v = if LOG { simd.fma(math::exp(simd, y), sum, dy) } else { simd.mul(y, simd.sub(dy, sum)) };
                     store(simd, dx.as_mut_ptr().add(at), count, v);
                     at += S::LANES;
                 }
