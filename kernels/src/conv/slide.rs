@@ -86,6 +86,13 @@ impl Slide {
         Self { in_channels, out_channels, stride, phases, taps, first_shift, extra, out_start, out_step }
     }
 
+    /// Where along an axis of `size` pixels a tap reads for result number `at`; nothing in the padding.
+    pub fn position(&self, tap: &Tap, axis: usize, at: usize, size: usize) -> Option<usize> {
+        let shift = self.first_shift[axis] + (at + tap.shift[axis]) as isize;
+        let position = shift * self.stride[axis] as isize + self.phases[tap.phase][axis] as isize;
+        usize::try_from(position).ok().filter(|&position| position < size)
+    }
+
     /// The forward convolution. `spec` has been checked.
     pub fn forward(spec: &Conv2dSpec) -> Self {
         let [kernel_height, kernel_width] = spec.kernel;

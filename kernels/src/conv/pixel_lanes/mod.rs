@@ -404,11 +404,8 @@ impl Job for Task<'_> {
         let first_pixel = band * cut.band_pixels;
         let last_pixel = (first_pixel + cut.band_pixels).min(pixels);
         let first_row = first_pixel / columns;
-        let (pitch, tiles) = match cut.rows {
-            TileRows::Flat { pitch } | TileRows::Aligned { pitch, .. } => {
-                (pitch, cut.rows.tiles(last_pixel - first_pixel, columns, tile_pixels))
-            }
-        };
+        let (TileRows::Flat { pitch } | TileRows::Aligned { pitch, .. }) = cut.rows;
+        let tiles = cut.rows.tiles(last_pixel - first_pixel, columns, tile_pixels);
         // Im2col tiles run through the results alone, direct tiles through the band as it lies in memory.
         let in_band = matches!(cut.source, Source::Band(_)) && !plan.im2col;
         let flat_pixels = match in_band {

@@ -122,11 +122,7 @@ pub(super) unsafe fn gather_tile(
     let taps = slide.taps.len();
     for channel in 0..channels {
         for (index, tap) in slide.taps.iter().enumerate() {
-            let position = |axis: usize, at: usize| {
-                let shift = slide.first_shift[axis] + (at + tap.shift[axis]) as isize;
-                let position = shift * slide.stride[axis] as isize + slide.phases[tap.phase][axis] as isize;
-                usize::try_from(position).ok().filter(|&position| position < in_size[axis])
-            };
+            let position = |axis: usize, at: usize| slide.position(tap, axis, at, in_size[axis]);
             for run in runs {
                 for i in 0..run.len {
                     let value = match (position(0, run.row), position(1, run.column + i)) {

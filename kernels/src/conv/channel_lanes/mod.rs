@@ -16,23 +16,24 @@
 //!
 //! Source: M. Dukhan, "The indirect convolution algorithm" (2019).
 
+mod finish;
+mod tile;
+
 use super::blocking::Blocking;
 use super::image_band::ImageBand;
 use super::panels::Panels;
 use super::pixel_lanes::{Call, Post};
 use super::slide::Slide;
 use super::spec::Layout;
-use crate::activation::apply;
 use crate::error::Error;
-use crate::gemm::micro::{OffsetLhs, PackedPanel, StridedRhs, multiply};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up, split_indices};
+use finish::Finish;
+use tile::{Lhs, Tile};
 
 /// Pixels of a tile: as many row addresses as the general registers hold.
 const MAX_ROWS: usize = 6;
-/// Lanes of the widest panel.
-const MAX_LANES: usize = 64;
 
 /// Vectors of a panel, so that six rows of them fill the registers.
 const fn panel_vectors(isa: Isa) -> usize {
@@ -409,11 +410,7 @@ unsafe fn gather(
     k: usize,
 ) -> f32 {
     let (channel, tap) = (k / slide.taps.len(), slide.taps[k % slide.taps.len()]);
-    let position = |axis: usize| {
-        let shift = slide.first_shift[axis] + (at[axis] + tap.shift[axis]) as isize;
-        let position = shift * slide.stride[axis] as isize + slide.phases[tap.phase][axis] as isize;
-        usize::try_from(position).ok().filter(|&position| position < in_size[axis])
-    };
+    let position = |axis: usize| slide.position(&tap, axis, at[axis], in_size[axis]);
     match (position(0), position(1)) {
         (Some(ih), Some(iw)) => {
             let index = match layout {
@@ -424,224 +421,5 @@ unsafe fn gather(
             unsafe { *input.add(index) }
         }
         _ => 0.0,
-    }
-}
-
-/// The left-hand side of a tile.
-#[derive(Clone, Copy)]
-enum Lhs<'a> {
-    Packed(*const f32),
-    Windows(&'a [*const f32; MAX_ROWS], *const usize),
-}
-
-/// A tile of `rows` pixels x `row_len` channels.
-#[derive(Clone, Copy)]
-struct Tile<'a> {
-    /// Readable for all rows and `depth` columns.
-    lhs: Lhs<'a>,
-    /// A panel of `depth` rows of `row_len`.
-    rhs: *const f32,
-    depth: usize,
-    /// Writable for all rows of `row_len`; holds sums unless `first`.
-    sums: *mut f32,
-    first: bool,
-}
-
-impl Tile<'_> {
-    /// Starts or continues the chains.
-    ///
-    /// # Safety
-    /// - The pointers keep what the fields promise for `rows` rows of `row_len`.
-    #[inline(always)]
-    unsafe fn multiply<S: Simd>(self, simd: S, rows: usize, row_len: usize) {
-        match row_len / S::LANES {
-            1 => self.by_rows::<S, 1>(simd, rows),
-            2 => self.by_rows::<S, 2>(simd, rows),
-            3 => self.by_rows::<S, 3>(simd, rows),
-            _ => {
-                debug_assert_eq!(row_len, 4 * S::LANES);
-                self.by_rows::<S, 4>(simd, rows);
-            }
-        }
-    }
-
-    /// Picks the instance for the number of rows.
-    #[inline(always)]
-    fn by_rows<S: Simd, const V: usize>(self, simd: S, rows: usize) {
-        match rows {
-            1 => simd.call(FixedTile::<1, V>(self)),
-            2 => simd.call(FixedTile::<2, V>(self)),
-            3 => simd.call(FixedTile::<3, V>(self)),
-            4 => simd.call(FixedTile::<4, V>(self)),
-            5 => simd.call(FixedTile::<5, V>(self)),
-            _ => {
-                debug_assert_eq!(rows, MAX_ROWS);
-                simd.call(FixedTile::<MAX_ROWS, V>(self));
-            }
-        }
-    }
-}
-
-/// A tile whose size is known at compile time: `ROWS` rows of `V` vectors.
-struct FixedTile<'a, const ROWS: usize, const V: usize>(Tile<'a>);
-
-impl<const ROWS: usize, const V: usize> Job for FixedTile<'_, ROWS, V> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        // Tiles that do not fit the registers are never asked for: this keeps their code from being generated.
-        if ROWS * V + V + 1 > S::REGISTERS {
-            return;
-        }
-        let Tile { lhs, rhs, depth, sums, first } = self.0;
-        let row_len = V * S::LANES;
-        let rhs = StridedRhs { start: rhs, row_stride: row_len as isize };
-        let mut acc = [[simd.zero(); V]; ROWS];
-        // SAFETY: the contract of `Tile::multiply`.
-        unsafe {
-            if !first {
-                for i in 0..ROWS {
-                    for v in 0..V {
-                        acc[i][v] = simd.load(sums.add(i * row_len + v * S::LANES));
-                    }
-                }
-            }
-            match lhs {
-                Lhs::Packed(panel) => multiply(simd, &mut acc, PackedPanel::<ROWS>(panel), rhs, depth),
-                Lhs::Windows(windows, offsets) => {
-                    let mut rows = [windows[0]; ROWS];
-                    rows.copy_from_slice(&windows[..ROWS]);
-                    multiply(simd, &mut acc, OffsetLhs { rows, offsets }, rhs, depth);
-                }
-            }
-            for i in 0..ROWS {
-                for v in 0..V {
-                    simd.store(sums.add(i * row_len + v * S::LANES), acc[i][v]);
-                }
-            }
-        }
-    }
-}
-
-/// The last step of a panel: bias, residual, activation, store.
-struct Finish<'a> {
-    context: &'a Context<'a>,
-    n: usize,
-    first_row: usize,
-    oc: usize,
-    channels: usize,
-    row_len: usize,
-}
-
-impl Finish<'_> {
-    /// Where a pixel of the band stands in a plane of the output.
-    #[inline(always)]
-    fn place(&self, pixel: usize) -> usize {
-        let slide = &self.context.plan.slide;
-        let columns = self.context.cut.grid[1];
-        let (row, column) = (self.first_row + pixel / columns, pixel % columns);
-        let at = |axis: usize, i: usize| slide.out_start[axis] + i * slide.out_step[axis];
-        at(0, row) * self.context.out_size[1] + at(1, column)
-    }
-
-    /// NHWC: each pixel's channels are neighbours.
-    ///
-    /// # Safety
-    /// - `sums` holds `pixels` rows of `row_len`; the pixels and channels of the output are this task's.
-    #[inline(always)]
-    unsafe fn pixels<S: Simd>(&self, simd: S, sums: *const f32, pixels: usize) {
-        let context = self.context;
-        let plane = context.out_size[0] * context.out_size[1];
-        let channels = context.plan.slide.out_channels * context.plan.groups;
-        for pixel in 0..pixels {
-            let at = (self.n * plane + self.place(pixel)) * channels + self.oc;
-            let mut lane = 0;
-            while lane < self.channels {
-                let lanes = self.channels - lane;
-                // SAFETY: at most `lanes` elements of the pixel's channels are touched.
-                unsafe {
-                    let mut value = simd.load(sums.add(pixel * self.row_len + lane));
-                    if let Some(bias) = context.post.bias {
-                        value = simd.add(value, simd.load_first(bias[self.oc + lane..].as_ptr(), lanes));
-                    }
-                    if let Some(residual) = context.post.residual {
-                        value = simd.add(value, simd.load_first(residual[at + lane..].as_ptr(), lanes));
-                    }
-                    let value = apply(simd, context.post.activation, value);
-                    simd.store_first(context.output.add(at + lane), lanes, value);
-                }
-                lane += S::LANES;
-            }
-        }
-    }
-
-    /// NCHW: each channel's pixels are neighbours.
-    ///
-    /// # Safety
-    /// - As for [`Finish::pixels`].
-    #[inline(always)]
-    unsafe fn transposed<S: Simd>(&self, simd: S, sums: *const f32, pixels: usize) {
-        let context = self.context;
-        let slide = &context.plan.slide;
-        let plane = context.out_size[0] * context.out_size[1];
-        let channels = slide.out_channels * context.plan.groups;
-        // Pixels of the band are neighbours in the output unless it is computed in phases.
-        let dense = slide.out_step == [1, 1] && context.cut.grid[1] == context.out_size[1];
-        let mut block = [0.0f32; 16 * 16];
-        let mut pixel = 0;
-        while pixel < pixels {
-            let count = (pixels - pixel).min(S::LANES);
-            let mut lane = 0;
-            while lane < self.channels {
-                // SAFETY: `count` pixels of `LANES` channels are read; the block holds LANES x LANES.
-                unsafe {
-                    let from = sums.add(pixel * self.row_len + lane);
-                    if count == S::LANES {
-                        simd.transpose(from, self.row_len as isize, block.as_mut_ptr(), S::LANES as isize);
-                    } else {
-                        for p in 0..count {
-                            for l in 0..S::LANES {
-                                block[l * S::LANES + p] = *from.add(p * self.row_len + l);
-                            }
-                        }
-                    }
-                }
-                for l in 0..S::LANES.min(self.channels - lane) {
-                    let channel = self.oc + lane + l;
-                    let start = (self.n * channels + channel) * plane;
-                    // SAFETY: the pixels are this task's; at most `count` lanes are touched, one by one if they are apart.
-                    unsafe {
-                        let mut value = simd.load(block.as_ptr().add(l * S::LANES));
-                        if let Some(bias) = context.post.bias {
-                            value = simd.add(value, simd.splat(bias[channel]));
-                        }
-                        if dense {
-                            let at = start + self.place(pixel);
-                            if let Some(residual) = context.post.residual {
-                                value = simd.add(value, simd.load_first(residual[at..].as_ptr(), count));
-                            }
-                            let value = apply(simd, context.post.activation, value);
-                            simd.store_first(context.output.add(at), count, value);
-                        } else {
-                            if let Some(residual) = context.post.residual {
-                                let mut line = [0.0f32; 16];
-                                for p in 0..count {
-                                    line[p] = residual[start + self.place(pixel + p)];
-                                }
-                                value = simd.add(value, simd.load(line.as_ptr()));
-                            }
-                            let mut line = [0.0f32; MAX_LANES];
-                            simd.store(line.as_mut_ptr(), apply(simd, context.post.activation, value));
-                            for p in 0..count {
-                                *context.output.add(start + self.place(pixel + p)) = line[p];
-                            }
-                        }
-                    }
-                }
-                lane += S::LANES;
-            }
-            pixel += S::LANES;
-        }
     }
 }
