@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::machine;
 use crate::options::{Format, Options, Pass};
 use crate::report::{Report, Row};
+use crate::table;
 use crate::timing::{Budget, time};
 
 /// Attentions of known networks.
@@ -45,27 +46,10 @@ pub struct Head {
 /// # Errors
 /// A missing column, a field that is no number, or an attention that cannot be, each with its line.
 pub fn parse(text: &str, origin: &str) -> Result<Vec<Head>, Failure> {
-    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let (_, header) = lines.next().ok_or_else(|| Failure::study(format!("{origin}: the file is empty")))?;
-    let header: Vec<&str> = header.split(',').map(str::trim).collect();
-    let mut positions = [0; COLUMNS.len()];
-    for (position, column) in positions.iter_mut().zip(COLUMNS) {
-        *position = header.iter().position(|&name| name == column).ok_or_else(|| {
-            Failure::study(format!("{origin}, line 1: no column `{column}`; expected {}", COLUMNS.join(",")))
-        })?;
-    }
-    let optional = |fields: &[&str], column: &str| {
-        let position = header.iter().position(|&name| name == column)?;
-        fields.get(position).filter(|text| !text.is_empty()).map(|text| text.to_string())
-    };
-    let parse_line = |line: &str| -> Result<Head, String> {
-        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+    table::parse(text, origin, &COLUMNS, |fields| {
         let mut numbers = [0usize; COLUMNS.len()];
-        let field = |column: usize| {
-            fields.get(positions[column]).copied().ok_or_else(|| format!("the field `{}` is missing", COLUMNS[column]))
-        };
         for column in 1..COLUMNS.len() {
-            let text = field(column)?;
+            let text = fields.text(column)?;
             numbers[column] = text.parse().map_err(|_| format!("`{}` is {text:?}, no number", COLUMNS[column]))?;
         }
         let [_, batch, heads, kv_heads, q_len, kv_len, head_dim, causal] = numbers;
@@ -73,25 +57,19 @@ pub fn parse(text: &str, origin: &str) -> Result<Vec<Head>, Failure> {
         let spec = AttentionSpec::new(heads, head_dim).kv_heads(kv_heads).causal(causal);
         let shape = Shape::new(batch, q_len, kv_len);
         spec.flops(shape).map_err(|error| error.to_string())?;
-        let number = |column: &str| match optional(&fields, column) {
+        let number = |column: &str| match fields.optional(column) {
             None => Ok(0.0),
             Some(text) => text.parse::<f32>().map_err(|_| format!("`{column}` is {text:?}, no number")),
         };
         let (dropout, page_len) = (number("dropout")?, number("page_len")?);
         let dropout = (dropout != 0.0).then(|| Dropout::new(dropout, 1));
         let page_len = (page_len != 0.0).then_some(page_len as usize);
-        Ok(Head { name: field(0)?.into(), spec, shape, dropout, page_len })
-    };
-    lines
-        .map(|(index, line)| {
-            parse_line(line).map_err(|why| Failure::study(format!("{origin}, line {}: {why}", index + 1)))
-        })
-        .collect()
+        Ok(Head { name: fields.text(0)?.into(), spec, shape, dropout, page_len })
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<Head>, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|error| Failure::study(format!("{}: {error}", path.display())))?;
-    parse(&text, &path.display().to_string())
+    table::read(path, parse)
 }
 
 /// Checks and times everything that the command line asks for.

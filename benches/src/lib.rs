@@ -4,6 +4,7 @@
 //! main ──► overview | conv | attention | model | gemm | memory | parallel
 //!             │
 //!             ├── shapes    layers by name, from CSV files
+//!             ├── table     the form of such a file
 //!             ├── random_layers   layers that nobody named
 //!             ├── machine   the CPU's name, its FMA peak, its read bandwidth, pools of threads
 //!             ├── sample    the definition of a convolution, one output at a time, in f64
@@ -28,4 +29,5 @@ pub mod report;
 pub mod sample;
 pub mod shapes;
 mod split_mix;
+mod table;
 pub mod timing;

@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::machine;
 use crate::options::{Format, Options, TRAIN};
 use crate::report::{Report, Row};
+use crate::table;
 use crate::timing::{Budget, time};
 
 /// The networks of this project's figures.
@@ -45,31 +46,13 @@ pub struct Case {
 /// # Errors
 /// A missing column or a field that is no number, each with its line.
 pub fn parse(text: &str, origin: &str) -> Result<Vec<Case>, Failure> {
-    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let (_, header) = lines.next().ok_or_else(|| Failure::study(format!("{origin}: the file is empty")))?;
-    let header: Vec<&str> = header.split(',').map(str::trim).collect();
-    let mut positions = [0; COLUMNS.len()];
-    for (position, column) in positions.iter_mut().zip(COLUMNS) {
-        *position = header.iter().position(|&name| name == column).ok_or_else(|| {
-            Failure::study(format!("{origin}, line 1: no column `{column}`; expected {}", COLUMNS.join(",")))
-        })?;
-    }
-    let case = |line: &str| -> Option<Case> {
-        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
-        let field = |column: usize| fields.get(positions[column]).copied();
-        Some(Case {
-            name: field(0)?.to_string(),
-            model: field(1)?.to_string(),
-            batch: field(2)?.parse().ok()?,
-            train: field(3)?.parse::<usize>().ok()? > 0,
-        })
-    };
-    lines
-        .map(|(index, line)| {
-            let expected = "a name, a model, a batch and whether it is trained as 0 or 1";
-            case(line).ok_or_else(|| Failure::study(format!("{origin}, line {}: expected {expected}", index + 1)))
-        })
-        .collect()
+    table::parse(text, origin, &COLUMNS, |fields| {
+        let expected = || "expected a name, a model, a batch and whether it is trained as 0 or 1".to_string();
+        let field = |column: usize| fields.text(column).map_err(|_| expected());
+        let number = |column: usize| field(column)?.parse::<usize>().map_err(|_| expected());
+        let (name, model) = (field(0)?.to_string(), field(1)?.to_string());
+        Ok(Case { name, model, batch: number(2)?, train: number(3)? > 0 })
+    })
 }
 
 /// A network, the shape of a sample, and its classes. Nothing is left out in training: the same work each time.
@@ -219,9 +202,7 @@ fn cases(options: &Options) -> Result<Vec<Case>, Failure> {
 }
 
 fn read(path: &Path) -> Result<Vec<Case>, Failure> {
-    let origin = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| Failure::study(format!("{origin}: {error}")))?;
-    parse(&text, &origin)
+    table::read(path, parse)
 }
 
 /// Checks and times everything that the command line asks for.

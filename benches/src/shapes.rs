@@ -13,6 +13,7 @@ use std::path::Path;
 use kernels::conv::{Conv2dSpec, Padding, Shape};
 
 use crate::failure::Failure;
+use crate::table::{self, Fields};
 
 /// Layers of known networks at batch 1, for studies of inference.
 pub const NETWORKS: &str = include_str!("../shapes/conv_networks.csv");
@@ -54,31 +55,13 @@ pub struct Layer {
 /// # Errors
 /// A missing column, a field that is no number, or a layer that fits no image, each with its line.
 pub fn parse(text: &str, origin: &str) -> Result<Vec<Layer>, Failure> {
-    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let (_, header) = lines.next().ok_or_else(|| Failure::study(format!("{origin}: the file is empty")))?;
-    let header: Vec<&str> = header.split(',').map(str::trim).collect();
-    let mut positions = [0; COLUMNS.len()];
-    for (position, column) in positions.iter_mut().zip(COLUMNS) {
-        *position = header.iter().position(|&name| name == column).ok_or_else(|| {
-            Failure::study(format!("{origin}, line 1: no column `{column}`; expected {}", COLUMNS.join(",")))
-        })?;
-    }
-    lines
-        .map(|(index, line)| {
-            layer(line, &positions).map_err(|why| Failure::study(format!("{origin}, line {}: {why}", index + 1)))
-        })
-        .collect()
+    table::parse(text, origin, &COLUMNS, layer)
 }
 
-fn layer(line: &str, positions: &[usize; COLUMNS.len()]) -> Result<Layer, String> {
-    let fields: Vec<&str> = line.split(',').map(str::trim).collect();
-    let field = |column: usize| {
-        let text = fields.get(positions[column]).copied();
-        text.ok_or_else(|| format!("the field `{}` is missing", COLUMNS[column]))
-    };
+fn layer(fields: &Fields<'_>) -> Result<Layer, String> {
     let mut numbers = [0usize; COLUMNS.len()];
     for column in 1..COLUMNS.len() {
-        let text = field(column)?;
+        let text = fields.text(column)?;
         numbers[column] = text
             .parse()
             .map_err(|_| format!("`{}` is {text:?}, expected a number that is not negative", COLUMNS[column]))?;
@@ -91,7 +74,7 @@ fn layer(line: &str, positions: &[usize; COLUMNS.len()]) -> Result<Layer, String
         .groups(groups);
     let shape = Shape::new(n, h, w);
     spec.sizes(shape).map_err(|error| error.to_string())?;
-    Ok(Layer { name: field(0)?.to_string(), spec, shape })
+    Ok(Layer { name: fields.text(0)?.to_string(), spec, shape })
 }
 
 /// The layers of a CSV file.
@@ -99,9 +82,7 @@ fn layer(line: &str, positions: &[usize; COLUMNS.len()]) -> Result<Layer, String
 /// # Errors
 /// A file that cannot be read, and those of [`parse`].
 pub fn read(path: &Path) -> Result<Vec<Layer>, Failure> {
-    let origin = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| Failure::study(format!("{origin}: {error}")))?;
-    parse(&text, &origin)
+    table::read(path, parse)
 }
 
 /// A layer of [`NETWORKS`] or [`TRAINING`].
