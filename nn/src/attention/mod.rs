@@ -165,14 +165,9 @@ impl Layer for MultiHeadAttention {
 
     fn kernel(&self, hint: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
         let features = features(self.plan.spec());
-        let mut projections = Vec::with_capacity(2);
-        let mut start = 0;
-        for end in if hint.len() == 2 { [features, 3 * features] } else { [3 * features; 2] } {
-            if start < end {
-                projections.push(self.qkv.product(start..end, Fused::default())?);
-            }
-            start = end;
-        }
+        let ends: &[usize] = if hint.len() == 2 { &[0, features, 3 * features] } else { &[0, 3 * features] };
+        let cuts = ends.windows(2).map(|ends| ends[0]..ends[1]);
+        let projections = cuts.map(|cut| self.qkv.product(cut, Fused::default())).collect::<Result<_>>()?;
         Ok(Box::new(Planned {
             projections,
             proj: self.proj.product(0..features, fused)?,
