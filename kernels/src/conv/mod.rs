@@ -18,6 +18,7 @@ mod bias_gradient;
 mod blocking;
 mod border;
 mod channel_lanes;
+mod channel_tile;
 mod columns;
 mod dense;
 mod depthwise;

@@ -21,6 +21,7 @@
 use super::algorithm::BackwardWeightsCall;
 use super::blocking::Blocking;
 use super::border;
+use super::channel_tile::{ChannelTile, MAX_ROWS, Products, panel_vectors};
 use super::dense::PEAK_FLOPS;
 use super::image_band::ImageBand;
 use super::panels::Panels;
@@ -29,16 +30,6 @@ use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::gemm::micro::{RowsLhs, StridedRhs, multiply};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, aligned, round_up, split_indices};
-
-/// Rows of a tile: as many addresses as the general registers hold.
-const MAX_ROWS: usize = 6;
-
-const fn panel_vectors(isa: Isa) -> usize {
-    match isa {
-        Isa::Avx512 => 4,
-        Isa::Avx2 | Isa::Portable => 2,
-    }
-}
 
 /// The gradient of the weights of a dense or grouped convolution.
 #[derive(Clone, Debug)]
@@ -276,7 +267,7 @@ impl Job for Task<'_> {
                         starts[..to - from].copy_from_slice(&context.table[from..to]);
                         // SAFETY: the tile's windows lie in the bands, dy holds all pixels, the sums hold the tile.
                         unsafe {
-                            let tile = Tile {
+                            let products = Pixels {
                                 starts: &starts,
                                 bands,
                                 band: cut.band,
@@ -285,10 +276,9 @@ impl Job for Task<'_> {
                                 columns,
                                 stride: slide.stride,
                                 dy: panel_dy,
-                                sums: panel_sums.add(from * row_len),
-                                first,
                             };
-                            tile.multiply(simd, to - from, row_len);
+                            let sums = panel_sums.add(from * row_len);
+                            ChannelTile { products, sums, first }.multiply(simd, to - from, row_len);
                         }
                     }
                 }
@@ -411,9 +401,9 @@ unsafe fn pack_dy<S: Simd>(
     }
 }
 
-/// A tile of weights, and what it runs through: all rows of a block of pixels.
+/// What the sums of a tile of weights run through: all rows of a block of pixels.
 #[derive(Clone, Copy)]
-struct Tile<'a> {
+struct Pixels<'a> {
     /// Where the window of each `(ic, tap)` starts, from the start of the band.
     starts: &'a [usize; MAX_ROWS],
     /// `images` bands that hold all windows.
@@ -423,89 +413,28 @@ struct Tile<'a> {
     rows: usize,
     columns: usize,
     stride: [usize; 2],
-    /// `row_len` channels of every pixel.
+    /// The panel's channels of every pixel.
     dy: *const f32,
-    /// Writable for all rows of `row_len`; holds sums unless `first`.
-    sums: *mut f32,
-    first: bool,
 }
 
-impl Tile<'_> {
-    /// Starts or continues the chains.
-    ///
-    /// # Safety
-    /// - The pointers keep what the fields promise for `rows` rows of `row_len`.
+impl Products for Pixels<'_> {
     #[inline(always)]
-    unsafe fn multiply<S: Simd>(self, simd: S, rows: usize, row_len: usize) {
-        match row_len / S::LANES {
-            1 => self.by_rows::<S, 1>(simd, rows),
-            2 => self.by_rows::<S, 2>(simd, rows),
-            3 => self.by_rows::<S, 3>(simd, rows),
-            _ => {
-                debug_assert_eq!(row_len, 4 * S::LANES);
-                self.by_rows::<S, 4>(simd, rows);
-            }
-        }
-    }
-
-    /// Picks the instance for the number of rows.
-    #[inline(always)]
-    fn by_rows<S: Simd, const V: usize>(self, simd: S, rows: usize) {
-        match rows {
-            1 => simd.call(FixedTile::<1, V>(self)),
-            2 => simd.call(FixedTile::<2, V>(self)),
-            3 => simd.call(FixedTile::<3, V>(self)),
-            4 => simd.call(FixedTile::<4, V>(self)),
-            5 => simd.call(FixedTile::<5, V>(self)),
-            _ => {
-                debug_assert_eq!(rows, MAX_ROWS);
-                simd.call(FixedTile::<MAX_ROWS, V>(self));
-            }
-        }
-    }
-}
-
-/// A tile whose size is known at compile time: `ROWS` rows of `V` vectors.
-struct FixedTile<'a, const ROWS: usize, const V: usize>(Tile<'a>);
-
-impl<const ROWS: usize, const V: usize> Job for FixedTile<'_, ROWS, V> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        // Tiles that do not fit the registers are never asked for: this keeps their code from being generated.
-        if ROWS * V + V + 1 > S::REGISTERS {
-            return;
-        }
-        let tile = self.0;
+    unsafe fn add_to<S: Simd, const ROWS: usize, const V: usize>(self, simd: S, acc: &mut [[S::F; V]; ROWS]) {
+        let Self { starts, bands, band, images, rows, columns, stride, mut dy } = self;
         let row_len = V * S::LANES;
-        let mut acc = [[simd.zero(); V]; ROWS];
-        // SAFETY: the contract of `Tile::multiply`.
-        unsafe {
-            if !tile.first {
-                for i in 0..ROWS {
-                    for v in 0..V {
-                        acc[i][v] = simd.load(tile.sums.add(i * row_len + v * S::LANES));
-                    }
-                }
-            }
-            let mut dy = tile.dy;
-            let step = (tile.stride[1] * tile.band.column_step) as isize;
-            for image in 0..tile.images {
-                for r in 0..tile.rows {
-                    let start = tile.bands.add(image * tile.band.len + r * tile.stride[0] * tile.band.row_step);
-                    let mut rows = [start; ROWS];
+        let step = (stride[1] * band.column_step) as isize;
+        for image in 0..images {
+            for r in 0..rows {
+                // SAFETY: what the fields promise, for `ROWS` rows of `V` vectors.
+                unsafe {
+                    let start = bands.add(image * band.len + r * stride[0] * band.row_step);
+                    let mut windows = [start; ROWS];
                     for i in 0..ROWS {
-                        rows[i] = start.add(tile.starts[i]);
+                        windows[i] = start.add(starts[i]);
                     }
                     let rhs = StridedRhs { start: dy, row_stride: row_len as isize };
-                    multiply(simd, &mut acc, RowsLhs { rows, step }, rhs, tile.columns);
-                    dy = dy.add(tile.columns * row_len);
-                }
-            }
-            for i in 0..ROWS {
-                for v in 0..V {
-                    simd.store(tile.sums.add(i * row_len + v * S::LANES), acc[i][v]);
+                    multiply(simd, acc, RowsLhs { rows: windows, step }, rhs, columns);
+                    dy = dy.add(columns * row_len);
                 }
             }
         }

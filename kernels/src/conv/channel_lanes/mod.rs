@@ -17,9 +17,10 @@
 //! Source: M. Dukhan, "The indirect convolution algorithm" (2019).
 
 mod finish;
-mod tile;
+mod patches;
 
 use super::blocking::Blocking;
+use super::channel_tile::{ChannelTile, MAX_ROWS, panel_vectors};
 use super::image_band::ImageBand;
 use super::panels::Panels;
 use super::pixel_lanes::{Call, Post};
@@ -30,18 +31,7 @@ use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up, split_indices};
 use finish::Finish;
-use tile::{Lhs, Tile};
-
-/// Pixels of a tile: as many row addresses as the general registers hold.
-const MAX_ROWS: usize = 6;
-
-/// Vectors of a panel, so that six rows of them fill the registers.
-const fn panel_vectors(isa: Isa) -> usize {
-    match isa {
-        Isa::Avx512 => 4,
-        Isa::Avx2 | Isa::Portable => 2,
-    }
-}
+use patches::{Lhs, Patches};
 
 /// A slide with packed weights.
 #[derive(Clone)]
@@ -366,14 +356,16 @@ impl Job for Task<'_> {
                     unsafe {
                         if packs {
                             let lhs = Lhs::Packed(packed_tiles.add(from * depth));
-                            Tile { lhs, rhs, depth, sums: tile_sums, first }.multiply(simd, to - from, row_len);
+                            let products = Patches { lhs, rhs, depth };
+                            ChannelTile { products, sums: tile_sums, first }.multiply(simd, to - from, row_len);
                         } else {
                             let mut windows = [start; MAX_ROWS];
                             for i in 0..to - from {
                                 windows[i] = window(from + i);
                             }
                             let lhs = Lhs::Windows(&windows, offsets.as_ptr());
-                            Tile { lhs, rhs, depth, sums: tile_sums, first }.multiply(simd, to - from, row_len);
+                            let products = Patches { lhs, rhs, depth };
+                            ChannelTile { products, sums: tile_sums, first }.multiply(simd, to - from, row_len);
                         }
                     }
                 }
