@@ -30,23 +30,42 @@ pub(super) fn pays(q: &View<'_, f32, 4>, k: &View<'_, f32, 4>) -> bool {
 /// Runs of lines of the next block, and of the next tile.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
-    pub block: [Lines; 2],
-    pub tile: [Lines; 3],
-    /// Whether there may be any.
-    pub some: bool,
+    /// Two of the block, three of the tile.
+    lines: [Lines; 5],
+    /// How many of them count: all or none. A number that the compiler does not know keeps the steps a loop, which is
+    /// compiled into every tile.
+    live: usize,
 }
 
 impl Ahead {
-    /// Nothing.
-    pub const NONE: Self = Self { block: [Lines::NONE; 2], tile: [Lines::NONE; 3], some: false };
+    /// Nothing yet; what is asked for later counts if it `fetches`.
+    #[inline(always)]
+    pub fn new(fetches: bool) -> Self {
+        Self { lines: [Lines::NONE; 5], live: if fetches { 5 } else { 0 } }
+    }
+
+    /// Whether it is worth saying what comes next.
+    #[inline(always)]
+    pub fn fetches(&self) -> bool {
+        self.live > 0
+    }
+
+    /// What tiles after this block read.
+    #[inline(always)]
+    pub fn block(&mut self, lines: [Lines; 2]) {
+        self.lines[..2].copy_from_slice(&lines);
+    }
+
+    /// What the next tile reads and writes.
+    #[inline(always)]
+    pub fn tile(&mut self, lines: [Lines; 3]) {
+        self.lines[2..].copy_from_slice(&lines);
+    }
 
     /// One piece's share.
     #[inline(always)]
     pub fn step<S: Simd>(&mut self, simd: S) {
-        if !self.some {
-            return;
-        }
-        for lines in self.block.iter_mut().chain(&mut self.tile) {
+        for lines in &mut self.lines[..self.live] {
             lines.step(simd);
         }
     }

@@ -241,14 +241,13 @@ impl<'a> Unit<'a> {
                 let v = call.rows(&call.v, place, keys_at, spec.v_dim, values, true);
                 // Each tile takes its pieces twice: with the scores, and with the values.
                 let steps = 2 * count.div_ceil(ahead::PIECE);
-                let mut ahead = Ahead::NONE;
-                ahead.some = call.fetches && !few;
-                if ahead.some {
-                    ahead.block = match next {
+                let mut ahead = Ahead::new(call.fetches && !few);
+                if ahead.fetches() {
+                    ahead.block(match next {
                         _ if end < end_key => self.ahead(end, block.min(end_key - end), self.tiles.count * steps),
                         Some(next) => next.ahead(0, block.min(call.keys(next.batch)), self.tiles.count * steps),
                         None => [Lines::NONE; 2],
-                    };
+                    });
                 }
                 let mut tile = self.tile(0);
                 for index in 0..self.tiles.count {
@@ -256,8 +255,8 @@ impl<'a> Unit<'a> {
                     let (seen, outer) = self.seen_of(&tile, keys, [start, end]);
                     // Rows of different heads may see nothing of a block between those that they see.
                     if outer[0] < end && start < outer[1] && seen.outer.first < seen.outer.end {
-                        if ahead.some {
-                            ahead.tile = self.tile_ahead(&following, steps, outer[0] < start, outer[1] <= end);
+                        if ahead.fetches() {
+                            ahead.tile(self.tile_ahead(&following, steps, outer[0] < start, outer[1] <= end));
                         }
                         let (first, last) = (outer[0] >= start, outer[1] <= end);
                         let block = Block { start, keys: count, step, k, v, first, last, length: keys, careful };

@@ -1,7 +1,7 @@
 //! The weighted sum of values: rows of exponentials times the values of a block, in place.
 
 use super::ahead::{Ahead, PIECE};
-use super::call::{MR, Rows};
+use super::call::{MAX_PANEL, MR, Rows};
 use super::pack::panel_vectors;
 use super::scores::Seen;
 use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_masked};
@@ -24,21 +24,21 @@ impl<const STRIDE: usize> LhsAddress for ScoreRows<STRIDE> {
 
 /// Weights of a tile, by row and by what is summed over.
 pub(super) trait Weights: LhsAddress {
-    /// Those of `count` terms later.
-    fn skip(self, count: usize) -> Self;
+    /// Those from row `row` and term `term` on.
+    fn from_element(self, row: usize, term: usize) -> Self;
 }
 
 impl<const STRIDE: usize> Weights for ScoreRows<STRIDE> {
     #[inline(always)]
-    fn skip(self, count: usize) -> Self {
-        Self(self.0.wrapping_add(count))
+    fn from_element(self, row: usize, term: usize) -> Self {
+        Self(self.0.wrapping_add(row * STRIDE + term))
     }
 }
 
 impl<const STRIDE: usize> Weights for ScoreColumns<STRIDE> {
     #[inline(always)]
-    fn skip(self, count: usize) -> Self {
-        Self(self.0.wrapping_add(count * STRIDE))
+    fn from_element(self, row: usize, term: usize) -> Self {
+        Self(self.0.wrapping_add(term * STRIDE + row))
     }
 }
 
@@ -74,6 +74,19 @@ impl SumEnds {
     pub fn add_to(sums: *mut f32, stride: isize) -> Self {
         Self { from: sums, rescale: [1.0; MR], sums, stride, out: None }
     }
+
+    /// Those of row `row` alone.
+    #[inline(always)]
+    fn row(self, row: usize) -> Self {
+        let skip = row as isize * self.stride;
+        Self {
+            from: if self.from.is_null() { self.from } else { self.from.wrapping_offset(skip) },
+            rescale: [self.rescale[row]; MR],
+            sums: self.sums.wrapping_offset(skip),
+            stride: self.stride,
+            out: self.out.map(|(rows, step, factors)| ([rows[row]; MR], step, [factors[row]; MR])),
+        }
+    }
 }
 
 /// `M` rows of sums over the keys `seen` of a block. Returns whether all of them are finite.
@@ -87,7 +100,7 @@ pub(super) struct ValueTile<'a, L, const M: usize> {
     pub seen: Seen,
     pub dim: usize,
     pub ends: SumEnds,
-    /// Leaves out hidden keys one by one.
+    /// Leaves out hidden keys one by one: of a tile of one row.
     pub careful: bool,
     pub ahead: &'a mut Ahead,
 }
@@ -153,27 +166,19 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
                     }
                 }
             }
-            if self.careful {
-                for i in 0..M {
-                    for key in self.seen.first..self.seen.end {
-                        let weight = *self.weights.at(i, key);
-                        if weight.to_bits() == HIDDEN {
-                            continue;
-                        }
-                        let row = self.values.at(key, at);
-                        for v in 0..NV {
-                            let from = row.add(v * S::LANES);
-                            let value =
-                                if whole || v + 1 < NV { simd.load(from) } else { simd.load_masked(from, mask) };
-                            acc[i][v] = simd.fma(simd.splat(weight), value, acc[i][v]);
-                        }
+            if M == 1 && self.careful {
+                for key in self.seen.first..self.seen.end {
+                    if (*self.weights.at(0, key)).to_bits() != HIDDEN {
+                        let lhs = self.weights.from_element(0, key);
+                        let rhs = StridedRhs { start: self.values.at(key, at), row_stride: 0 };
+                        multiply_masked::<S, _, M, NV>(simd, &mut acc, lhs, rhs, 1, mask);
                     }
                 }
             } else {
                 let mut key = self.seen.first;
                 while key < self.seen.end {
                     let depth = PIECE.min(self.seen.end - key);
-                    let lhs = self.weights.skip(key);
+                    let lhs = self.weights.from_element(0, key);
                     let rhs = StridedRhs { start: self.values.at(key, at), row_stride: self.values.row_stride };
                     if whole {
                         multiply::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth);
@@ -202,12 +207,29 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
                     for i in 0..M {
                         let factor = simd.splat(factors[i]);
                         for v in 0..NV {
-                            let value = simd.mul(acc[i][v], factor);
-                            finite = simd.and(finite, simd.eq(simd.sub(value, value), simd.zero()));
-                            let lanes = if v + 1 < NV { S::LANES } else { last };
-                            let to = rows[i].wrapping_offset((at + v * S::LANES) as isize * step);
-                            store_row(simd, to, step, lanes, value);
+                            acc[i][v] = simd.mul(acc[i][v], factor);
+                            finite = simd.and(finite, simd.eq(simd.sub(acc[i][v], acc[i][v]), simd.zero()));
                         }
+                    }
+                    if step == 1 {
+                        for i in 0..M {
+                            for v in 0..NV {
+                                let to = rows[i].add(at + v * S::LANES);
+                                if whole || v + 1 < NV {
+                                    simd.store(to, acc[i][v]);
+                                } else {
+                                    simd.store_masked(to, mask, acc[i][v]);
+                                }
+                            }
+                        }
+                    } else {
+                        let mut buffer = [[0.0; MAX_PANEL]; MR];
+                        for i in 0..M {
+                            for v in 0..NV {
+                                simd.store(buffer[i].as_mut_ptr().add(v * S::LANES), acc[i][v]);
+                            }
+                        }
+                        scatter(&buffer, &rows[..M], step, at, (NV - 1) * S::LANES + last);
                     }
                 }
             }
@@ -224,6 +246,15 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
 pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile: ValueTile<'_, L, MR>) -> bool {
     let ValueTile { weights, values, seen, dim, ends, careful, ahead } = tile;
     debug_assert!((1..=MR).contains(&rows));
+    if careful {
+        let mut finite = true;
+        for i in 0..rows {
+            let (weights, ends) = (weights.from_element(i, 0), ends.row(i));
+            let row = ValueTile::<L, 1> { weights, values, seen, dim, ends, careful, ahead: &mut *ahead };
+            finite &= simd.call(row);
+        }
+        return finite;
+    }
     match rows {
         1 => simd.call(ValueTile::<L, 1> { weights, values, seen, dim, ends, careful, ahead }),
         2 => simd.call(ValueTile::<L, 2> { weights, values, seen, dim, ends, careful, ahead }),
@@ -231,6 +262,21 @@ pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile:
         4 => simd.call(ValueTile::<L, 4> { weights, values, seen, dim, ends, careful, ahead }),
         5 => simd.call(ValueTile::<L, 5> { weights, values, seen, dim, ends, careful, ahead }),
         _ => simd.call(ValueTile::<L, MR> { weights, values, seen, dim, ends, careful, ahead }),
+    }
+}
+
+/// Writes `columns` elements of each row, from element `at` on, `step` apart. A function of its own: outputs whose elements
+/// are no neighbours are rare.
+///
+/// # Safety
+/// - These elements are writable.
+#[inline(never)]
+unsafe fn scatter(from: &[[f32; MAX_PANEL]; MR], rows: &[*mut f32], step: isize, at: usize, columns: usize) {
+    for (values, row) in from.iter().zip(rows) {
+        for (c, value) in values[..columns].iter().enumerate() {
+            // SAFETY: the caller's contract.
+            unsafe { *row.wrapping_offset((at + c) as isize * step) = *value };
+        }
     }
 }
 

@@ -87,9 +87,17 @@ impl Ahead {
         };
     }
 
-    /// One tile's share.
+    /// One tile's share; to be called while no accumulators are in registers.
     #[inline(always)]
     pub fn step<S: Simd>(&mut self, simd: S) {
+        if self.strip.runs > 0 || self.block.runs > 0 {
+            self.ask(simd);
+        }
+    }
+
+    /// A function of its own: every tile would hold a copy.
+    #[inline(never)]
+    fn ask<S: Simd>(&mut self, simd: S) {
         self.strip.step(simd);
         self.block.step(simd);
     }

@@ -232,6 +232,7 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
         let Ends { mut from, mut to, .. } = ends;
         let (mut start, mut pack_to) = (rhs.start, rhs.pack_to);
         for panel in 0..rhs.count {
+            ahead.step(simd);
             let mut acc = [[simd.zero(); NV]; MR];
             // SAFETY: the maker's promise; vectors before the last are whole, the last is masked unless it is whole too.
             unsafe {
@@ -252,7 +253,6 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
                     let next = if last { ends.from.wrapping_offset(MR as isize * ends.from_stride) } else { from };
                     ask_for_rows::<S, MR, NV>(simd, next, ends.from_stride);
                 }
-                ahead.step(simd);
                 if RHS == PACKING {
                     let rhs = PackingRhs { start, row_stride: rhs.row_stride, to: pack_to };
                     match lhs.packed_panel(MR) {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Job, Simd};
+use super::{Job, Simd, unaligned};
 
 /// Proof that the CPU has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -46,11 +46,11 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> __m256 {
-        unsafe { _mm256_loadu_ps(p) }
+        unsafe { unaligned::read(p) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m256) {
-        unsafe { _mm256_storeu_ps(p, v) }
+        unsafe { unaligned::write(p, v) }
     }
     #[inline(always)]
     fn mask_first(self, n: usize) -> __m256i {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::transpose_8x8;
-use super::{Job, Simd};
+use super::{Job, Simd, unaligned};
 
 /// Proof that the CPU has AVX-512 F, VL, DQ and BW, AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -45,11 +45,11 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(p) }
+        unsafe { unaligned::read(p) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m512) {
-        unsafe { _mm512_storeu_ps(p, v) }
+        unsafe { unaligned::write(p, v) }
     }
     #[inline(always)]
     fn mask_first(self, n: usize) -> __mmask16 {

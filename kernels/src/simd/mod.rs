@@ -28,6 +28,7 @@ pub(crate) mod math;
 #[cfg_attr(any(kernels_avx2_only, kernels_avx512_only), allow(dead_code, unused_imports))]
 mod portable;
 pub(crate) mod reduce;
+mod unaligned;
 
 pub(crate) use cpu::{Cpu, cpu};
 pub use dispatch::Isa;

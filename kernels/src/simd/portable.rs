@@ -5,7 +5,7 @@
 
 use wide::{f32x4, i32x4};
 
-use super::{Job, Simd};
+use super::{Job, Simd, unaligned};
 
 /// Needs no proof: every CPU will do.
 #[derive(Clone, Copy)]
@@ -35,12 +35,12 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> f32x4 {
         // SAFETY: the caller's contract; the read is unaligned.
-        f32x4::new(unsafe { p.cast::<[f32; 4]>().read_unaligned() })
+        f32x4::new(unsafe { unaligned::read(p) })
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: f32x4) {
         // SAFETY: the caller's contract; the write is unaligned.
-        unsafe { p.cast::<[f32; 4]>().write_unaligned(v.to_array()) }
+        unsafe { unaligned::write(p, v.to_array()) }
     }
     #[inline(always)]
     fn mask_first(self, n: usize) -> f32x4 {

@@ -124,13 +124,12 @@ impl<'a> Unit<'a> {
                 scratch.add(layout.dv).write_bytes(0, all * layout.v_stride);
                 if keys > 0 {
                     let block = self.pack(simd, start, keys, careful);
-                    let mut ahead = Ahead::NONE;
-                    ahead.some = call.fetches;
-                    if call.fetches {
+                    let mut ahead = Ahead::new(call.fetches);
+                    if ahead.fetches() {
                         let left = self.length.saturating_sub(start + keys_of).min(keys_of);
                         // Each tile takes its pieces twice: with scores, and with the gradients of weights.
                         let steps = spec.group() * q_len.div_ceil(MR) * 2 * keys.div_ceil(ahead::PIECE);
-                        ahead.block = self.ahead(start + keys_of, left, steps);
+                        ahead.block(self.ahead(start + keys_of, left, steps));
                     }
                     for head in self.first_head..self.first_head + spec.group() {
                         let tiles = Tiles::new(q_len);
@@ -261,8 +260,8 @@ impl<'a> Unit<'a> {
             for tile in first..end {
                 let seen = self.seen(block, tiles, tile);
                 if seen.outer.first < seen.outer.end {
-                    if call.fetches {
-                        ahead.tile = self.tile_ahead(head, tiles, tile + 1, 2 * block.keys.div_ceil(ahead::PIECE));
+                    if ahead.fetches() {
+                        ahead.tile(self.tile_ahead(head, tiles, tile + 1, 2 * block.keys.div_ceil(ahead::PIECE)));
                     }
                     self.tile(simd, block, &rows, tile, &seen, ahead);
                 }
