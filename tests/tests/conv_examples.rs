@@ -229,3 +229,13 @@ fn a_stride_far_beyond_the_image_leaves_one_output_and_gradients_of_zero() {
     let spec = Conv2dSpec::new(2, 3, [1, 1]).stride([usize::MAX, 1]);
     assert_eq!(spec.check(), Err(Error::Overflow { argument: "stride" }));
 }
+
+#[test]
+fn a_sum_that_underflows_to_minus_zero_is_that_on_every_instruction_set() {
+    tests::crash::report_faults();
+    let line = "conv n1c48h2w9 o2 k1x1 p1,0,5,0 nchw data=wide seed=3020679718 algorithm=direct pass=both";
+    let case: ConvCase = line.parse().expect("a case");
+    if let Err(failure) = tests::targets::run(&case) {
+        panic!("{failure}");
+    }
+}

@@ -25,19 +25,19 @@ impl<const STRIDE: usize> LhsAddress for ScoreRows<STRIDE> {
 /// Weights of a tile, by row and by what is summed over.
 pub(super) trait Weights: LhsAddress {
     /// Those from row `row` and term `term` on.
-    fn from_element(self, row: usize, term: usize) -> Self;
+    fn starting_at(self, row: usize, term: usize) -> Self;
 }
 
 impl<const STRIDE: usize> Weights for ScoreRows<STRIDE> {
     #[inline(always)]
-    fn from_element(self, row: usize, term: usize) -> Self {
+    fn starting_at(self, row: usize, term: usize) -> Self {
         Self(self.0.wrapping_add(row * STRIDE + term))
     }
 }
 
 impl<const STRIDE: usize> Weights for ScoreColumns<STRIDE> {
     #[inline(always)]
-    fn from_element(self, row: usize, term: usize) -> Self {
+    fn starting_at(self, row: usize, term: usize) -> Self {
         Self(self.0.wrapping_add(term * STRIDE + row))
     }
 }
@@ -169,7 +169,7 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
             if M == 1 && self.careful {
                 for key in self.seen.first..self.seen.end {
                     if (*self.weights.at(0, key)).to_bits() != HIDDEN {
-                        let lhs = self.weights.from_element(0, key);
+                        let lhs = self.weights.starting_at(0, key);
                         let rhs = StridedRhs { start: self.values.at(key, at), row_stride: 0 };
                         multiply_masked::<S, _, M, NV>(simd, &mut acc, lhs, rhs, 1, mask);
                     }
@@ -178,7 +178,7 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
                 let mut key = self.seen.first;
                 while key < self.seen.end {
                     let depth = PIECE.min(self.seen.end - key);
-                    let lhs = self.weights.from_element(0, key);
+                    let lhs = self.weights.starting_at(0, key);
                     let rhs = StridedRhs { start: self.values.at(key, at), row_stride: self.values.row_stride };
                     if whole {
                         multiply::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth);
@@ -249,7 +249,7 @@ pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile:
     if careful {
         let mut finite = true;
         for i in 0..rows {
-            let (weights, ends) = (weights.from_element(i, 0), ends.row(i));
+            let (weights, ends) = (weights.starting_at(i, 0), ends.row(i));
             let row = ValueTile::<L, 1> { weights, values, seen, dim, ends, careful, ahead: &mut *ahead };
             finite &= simd.call(row);
         }

@@ -18,8 +18,8 @@ pub(super) struct Finish<'a> {
     pub stream: bool,
 }
 
-/// The bias of a convolution without one.
-static NO_BIAS: [f32; MAX_ROWS] = [0.0; MAX_ROWS];
+/// The bias of a convolution without one: a sum and -0 is the sum, -0 as well, which +0 would turn into +0.
+static NO_BIAS: [f32; MAX_ROWS] = [-0.0; MAX_ROWS];
 
 /// A run of results, from a lane of the tile to an element of the output's plane.
 #[derive(Clone, Copy, Default)]
@@ -135,7 +135,7 @@ impl Finish<'_> {
         places: Places,
     ) {
         for i in 0..rows {
-            let bias = simd.splat(self.post.bias.map_or(0.0, |bias| bias[channel + i]));
+            let bias = simd.splat(self.post.bias.map_or(NO_BIAS[i], |bias| bias[channel + i]));
             for place in places {
                 let at = offset + i * self.plane + place.at;
                 let from = sums.wrapping_add(i * NV * S::LANES + place.lane);
