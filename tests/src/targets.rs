@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use kernels::Isa;
 use kernels::conv::{Algorithm, Conv2d, Conv2dBackward, Conv2dSpec, Padding, Shape};
 
+use crate::attention;
 use crate::case::ConvCase;
 use crate::check::{Bench, Failure, check};
 use crate::decode::{Bytes, Kinds, VERSION, conv};
@@ -45,6 +46,18 @@ pub fn conv_exact(data: &[u8]) {
 /// When a result is wrong.
 pub fn conv_bound(data: &[u8]) {
     run_or_panic(conv(data, Kinds::Bound));
+}
+
+/// An attention with any features: forward and backward must be within their bounds.
+///
+/// # Panics
+/// When a result is wrong.
+pub fn attention(data: &[u8]) {
+    if let Some(case) = attention::Case::decode(data)
+        && let Err(message) = attention::check(&case, &mut attention::Memory::default())
+    {
+        panic!("{}, {:?}: {message}", case.spec, case.shape);
+    }
 }
 
 /// Numbers that sizes overflow with.

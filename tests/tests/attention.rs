@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Gradients, Inputs, Shape};
 use kernels::{Error, Isa, Parallelism, View, ViewMut};
-use tests::attention::{Case, Memory, judge};
+use tests::attention::{Case, Memory, check};
 use tests::guard::Side;
 
 /// Problems of a usual run; each goes forward and backward on every instruction set.
@@ -18,25 +18,6 @@ const PROBLEMS: u64 = 250;
 fn problems() -> u64 {
     let asked = std::env::var("KERNELS_TEST_CASES").ok().and_then(|text| text.parse::<u64>().ok());
     asked.map_or(PROBLEMS, |cases| cases.div_ceil(10))
-}
-
-fn check(case: &Case, memory: &mut Memory) -> Result<[f64; 2], String> {
-    let (expected_out, expected_lse) = case.reference();
-    let expected = case.reference_gradients();
-    let bounds = case.bounds(&expected_out, &expected_lse);
-    let mut worst = [0.0f64; 2];
-    for isa in Isa::available() {
-        let side = if case.seed.is_multiple_of(2) { Side::Left } else { Side::Right };
-        let (out, lse) = case.forward(isa, Parallelism::Serial, memory, side);
-        worst[0] = worst[0].max(judge("out", &out, &expected_out, &bounds.out)?);
-        judge("lse", &lse, &expected_lse, &bounds.lse)?;
-        let given = case.backward(isa, Parallelism::Serial, memory, side, (&out, &lse));
-        for (which, name) in ["dq", "dk", "dv", "dbias", "dsinks"].into_iter().enumerate() {
-            let error = judge(name, &given[which], &expected[which], &bounds.gradients[which])?;
-            worst[1] = worst[1].max(error);
-        }
-    }
-    Ok(worst)
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tests::decode::{Kinds, VERSION, conv, random_bytes};
 use tests::targets;
 
-/// Random inputs of each target, beside the files.
+/// Random inputs of each target of convolutions, beside the files.
 const RANDOM: u64 = 150;
 
 /// Prints which input it was, if its target panics.
@@ -42,35 +42,42 @@ fn replay(target: &str, run: fn(&[u8]), kinds: Option<Kinds>) {
     }
     println!("{target}: {count} files");
     assert!(count > 0, "the corpus of {target} is missing");
-    for number in 0..RANDOM {
+}
+
+fn random_inputs(run: fn(&[u8]), numbers: std::ops::Range<u64>) {
+    for number in numbers {
         let _input = Input(format!("random {number}"));
-        run(&random_bytes(number + 77_000));
+        run(&random_bytes(number));
     }
 }
 
 #[test]
 fn conv_exact() {
     replay("conv_exact", targets::conv_exact, Some(Kinds::Exact));
+    random_inputs(targets::conv_exact, 77_000..77_000 + RANDOM);
 }
 
 #[test]
 fn conv_bound() {
     replay("conv_bound", targets::conv_bound, Some(Kinds::Bound));
+    random_inputs(targets::conv_bound, 77_000..77_000 + RANDOM);
 }
 
 #[test]
 fn conv_api() {
     replay("conv_api", targets::conv_api, None);
     // Cheap enough for many more.
-    for number in 0..20_000 {
-        let _input = Input(format!("random {number}"));
-        targets::conv_api(&random_bytes(number));
-    }
+    random_inputs(targets::conv_api, 0..20_000);
+}
+
+#[test]
+fn attention() {
+    replay("attention", targets::attention, None);
 }
 
 #[test]
 fn inputs_of_a_version_to_come_are_left_alone() {
-    for run in [targets::conv_exact, targets::conv_bound, targets::conv_api] {
+    for run in [targets::conv_exact, targets::conv_bound, targets::conv_api, targets::attention] {
         run(&[VERSION + 1, 2, 3]);
     }
 }
