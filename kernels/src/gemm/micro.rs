@@ -56,6 +56,23 @@ pub(crate) trait RhsAddress: Copy {
     /// - `k` is within the operand.
     unsafe fn row(&self, k: usize) -> *const f32;
 
+    /// The vectors of row `k`.
+    ///
+    /// # Safety
+    /// - `k` is within the operand, `NV * LANES` floats of which are readable.
+    #[inline(always)]
+    unsafe fn load<S: Simd, const NV: usize>(&self, simd: S, k: usize) -> [S::F; NV] {
+        let mut row = [simd.zero(); NV];
+        // SAFETY: the caller's contract.
+        unsafe {
+            let from = self.row(k);
+            for v in 0..NV {
+                row[v] = simd.load(from.add(v * S::LANES));
+            }
+        }
+        row
+    }
+
     /// What else becomes of row `k` once it stands in registers.
     ///
     /// # Safety
@@ -235,6 +252,46 @@ impl RhsAddress for OffsetRhs {
     }
 }
 
+/// Rows as those of [`OffsetRhs`], some vectors of which are in two pieces: pixels up to the end of a line of the image,
+/// and on from the start of the next. A second load costs nothing where a step waits for its multiplications.
+///
+/// ```text
+/// memory   . . . a a a a | gap | a a a a a a . . .
+/// vector         a a a a         a a a a a a             `kept` of the first piece
+/// ```
+#[derive(Clone, Copy)]
+pub(crate) struct BrokenRhs<const VECTORS: usize> {
+    /// Where each vector starts.
+    pub starts: [*const f32; VECTORS],
+    /// Lanes of each vector before the gap.
+    pub kept: [usize; VECTORS],
+    pub gap: usize,
+    pub offsets: *const usize,
+}
+
+impl<const VECTORS: usize> RhsAddress for BrokenRhs<VECTORS> {
+    #[inline(always)]
+    unsafe fn row(&self, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.starts[0].add(*self.offsets.add(k)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd, const NV: usize>(&self, simd: S, k: usize) -> [S::F; NV] {
+        let mut row = [simd.zero(); NV];
+        // SAFETY: the caller's contract, for both pieces.
+        unsafe {
+            let offset = *self.offsets.add(k);
+            for v in 0..NV {
+                let from = self.starts[v].add(offset);
+                let (before, behind) = (simd.load(from), simd.load(from.add(self.gap)));
+                row[v] = simd.select(simd.mask_first(self.kept[v]), before, behind);
+            }
+        }
+        row
+    }
+}
+
 /// Continues the chains of a tile: `acc[i][v] += sum over k < depth of lhs[i][k] * rhs[k][v]`, in order of `k`.
 ///
 /// # Safety
@@ -311,11 +368,7 @@ unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        let row = rhs.row(first + k);
-        let mut b = [simd.zero(); NV];
-        for v in 0..NV {
-            b[v] = simd.load(row.add(v * S::LANES));
-        }
+        let b: [S::F; NV] = rhs.load(simd, first + k);
         rhs.loaded(simd, first + k, &b);
         for i in 0..MR {
             let a = simd.splat(*lhs.at(i, k));

@@ -4,6 +4,9 @@ use super::Context;
 use crate::activation::apply;
 use crate::simd::Simd;
 
+/// Pixels that are transposed before any of them is written: a few cache lines of each channel's plane.
+const BLOCK_PIXELS: usize = 64;
+
 /// The last step of a panel: bias, residual, activation, store.
 pub(super) struct Finish<'a> {
     pub context: &'a Context<'a>,
@@ -68,60 +71,115 @@ impl Finish<'_> {
         let channels = slide.out_channels * context.plan.groups;
         // Pixels of the band are neighbours in the output unless it is computed in phases.
         let dense = slide.out_step == [1, 1] && context.cut.grid[1] == context.out_size[1];
-        let mut block = [0.0f32; 16 * 16];
-        let mut pixel = 0;
-        while pixel < pixels {
-            let count = (pixels - pixel).min(S::LANES);
+        // Written by narrower stores than it is read, so it is read when those have long left their queue.
+        let mut block = [0.0f32; 16 * BLOCK_PIXELS];
+        let mut first = 0;
+        while first < pixels {
+            let count = (pixels - first).min(BLOCK_PIXELS);
             let mut lane = 0;
             while lane < self.channels {
-                // SAFETY: `count` pixels of `LANES` channels are read; the block holds LANES x LANES.
-                unsafe {
-                    let from = sums.add(pixel * self.row_len + lane);
-                    if count == S::LANES {
-                        simd.transpose(from, self.row_len as isize, block.as_mut_ptr(), S::LANES as isize);
-                    } else {
-                        for p in 0..count {
-                            for l in 0..S::LANES {
-                                block[l * S::LANES + p] = *from.add(p * self.row_len + l);
+                let mut pixel = 0;
+                while pixel < count {
+                    let from = sums.wrapping_add((first + pixel) * self.row_len + lane);
+                    // SAFETY: so many pixels of `LANES` channels are read; the block has `LANES` rows of `BLOCK_PIXELS`.
+                    unsafe {
+                        if pixel + S::LANES <= count {
+                            let to = block.as_mut_ptr().add(pixel);
+                            simd.transpose(from, self.row_len as isize, to, BLOCK_PIXELS as isize);
+                        } else {
+                            for p in 0..count - pixel {
+                                for l in 0..S::LANES {
+                                    block[l * BLOCK_PIXELS + pixel + p] = *from.add(p * self.row_len + l);
+                                }
                             }
                         }
                     }
+                    pixel += S::LANES;
                 }
                 for l in 0..S::LANES.min(self.channels - lane) {
                     let channel = self.oc + lane + l;
                     let start = (self.n * channels + channel) * plane;
-                    // SAFETY: the pixels are this task's; at most `count` lanes are touched, one by one if they are apart.
+                    let row = &block[l * BLOCK_PIXELS..][..BLOCK_PIXELS];
+                    // SAFETY: the pixels are this task's.
                     unsafe {
-                        let mut value = simd.load(block.as_ptr().add(l * S::LANES));
-                        if let Some(bias) = context.post.bias {
-                            value = simd.add(value, simd.splat(bias[channel]));
-                        }
-                        if dense {
-                            let at = start + self.place(pixel);
-                            if let Some(residual) = context.post.residual {
-                                value = simd.add(value, simd.load_first(residual[at..].as_ptr(), count));
-                            }
-                            let value = apply(simd, context.post.activation, value);
-                            simd.store_first(context.output.add(at), count, value);
-                        } else {
-                            if let Some(residual) = context.post.residual {
-                                let mut line = [0.0f32; 16];
-                                for p in 0..count {
-                                    line[p] = residual[start + self.place(pixel + p)];
-                                }
-                                value = simd.add(value, simd.load(line.as_ptr()));
-                            }
-                            let mut line = [0.0f32; 16];
-                            simd.store(line.as_mut_ptr(), apply(simd, context.post.activation, value));
-                            for p in 0..count {
-                                *context.output.add(start + self.place(pixel + p)) = line[p];
-                            }
+                        match dense {
+                            true => self.run(simd, row, count, channel, start + self.place(first)),
+                            false => self.scattered(simd, row, first, count, channel, start),
                         }
                     }
                 }
                 lane += S::LANES;
             }
-            pixel += S::LANES;
+            first += count;
+        }
+    }
+
+    /// Writes a run of `count` neighbouring results of a channel, the first of them element `at` of the output.
+    ///
+    /// # Safety
+    /// - `count` elements of the output are this task's from `at` on; the row has as many, in whole vectors.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, simd: S, row: &[f32], count: usize, channel: usize, at: usize) {
+        let post = self.context.post;
+        let bias = post.bias.map(|bias| simd.splat(bias[channel]));
+        let mut done = 0;
+        while done < count {
+            let left = count - done;
+            // SAFETY: `left` elements are left on all sides.
+            unsafe {
+                let mut value = simd.load(row.as_ptr().add(done));
+                if let Some(bias) = bias {
+                    value = simd.add(value, bias);
+                }
+                if let Some(residual) = post.residual {
+                    value = simd.add(value, simd.load_first(residual[at + done..].as_ptr(), left));
+                }
+                let value = apply(simd, post.activation, value);
+                let to = self.context.output.add(at + done);
+                if left >= S::LANES { simd.store(to, value) } else { simd.store_first(to, left, value) }
+            }
+            done += S::LANES;
+        }
+    }
+
+    /// Writes `count` results of a channel from pixel `first` of the band on, each at its own place in the plane that
+    /// begins at `start`.
+    ///
+    /// # Safety
+    /// - The pixels are this task's; the row has `count` elements, in whole vectors.
+    #[inline(always)]
+    unsafe fn scattered<S: Simd>(
+        &self,
+        simd: S,
+        row: &[f32],
+        first: usize,
+        count: usize,
+        channel: usize,
+        start: usize,
+    ) {
+        let post = self.context.post;
+        let mut done = 0;
+        while done < count {
+            let lanes = (count - done).min(S::LANES);
+            let mut line = [0.0f32; 16];
+            // SAFETY: whole vectors of the row and the line, single elements of the rest.
+            unsafe {
+                let mut value = simd.load(row.as_ptr().add(done));
+                if let Some(bias) = post.bias {
+                    value = simd.add(value, simd.splat(bias[channel]));
+                }
+                if let Some(residual) = post.residual {
+                    for p in 0..lanes {
+                        line[p] = residual[start + self.place(first + done + p)];
+                    }
+                    value = simd.add(value, simd.load(line.as_ptr()));
+                }
+                simd.store(line.as_mut_ptr(), apply(simd, post.activation, value));
+                for p in 0..lanes {
+                    *self.context.output.add(start + self.place(first + done + p)) = line[p];
+                }
+            }
+            done += S::LANES;
         }
     }
 }

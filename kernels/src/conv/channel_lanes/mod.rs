@@ -27,6 +27,7 @@ use super::pixel_lanes::{Call, Post};
 use super::slide::Slide;
 use super::spec::Layout;
 use crate::error::Error;
+use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up, split_indices};
@@ -54,7 +55,6 @@ struct Cut {
     channel_block: usize,
     channel_blocks: usize,
     panel_blocks: usize,
-    band_rows: usize,
     bands: usize,
     tasks: usize,
     table_len: usize,
@@ -125,14 +125,16 @@ impl ChannelLanes {
         let (slide, blocking) = (&self.slide, &self.blocking);
         let grid = [slide.grid(0, out_size[0]), slide.grid(1, out_size[1])];
         let taps = slide.taps.len();
-        let channel_block = (blocking.depth / taps.max(1)).clamp(1, slide.in_channels.max(1));
+        let all_channels = slide.in_channels * self.groups;
+        let in_place = ImageBand::in_place(slide, self.layout, all_channels, in_size, grid);
+        // Sums stay in registers for twice as long where that shortens no band, or spares them the way through memory.
+        let twice = blocking.depth.saturating_mul(2);
+        let most = if in_place.is_some() || slide.depth() <= twice { twice } else { blocking.depth };
+        let channel_block = (most / taps.max(1)).clamp(1, slide.in_channels.max(1));
         let channel_blocks = slide.in_channels.div_ceil(channel_block).max(1);
         let channel_block = slide.in_channels.div_ceil(channel_blocks);
         let depth = channel_block * taps;
-
-        let all_channels = slide.in_channels * self.groups;
         let one_row = ImageBand::copy(slide, self.layout, channel_block, 1, grid[1]);
-        let in_place = ImageBand::in_place(slide, self.layout, all_channels, in_size, grid);
         let source = match (in_place, one_row) {
             (Some(band), _) => Source::InPlace(band),
             (None, Some(band)) if band.len <= blocking.band_limit => Source::Band(band),
@@ -155,18 +157,25 @@ impl ChannelLanes {
         let most_rows = by_sums.min(by_band).min(by_tiles).min(blocking.pixels / columns).clamp(1, grid[0].max(1));
         let mut bands = grid[0].div_ceil(most_rows).max(1);
         // Few tasks must come out even between the threads: blocks of panels, whose weights are read by one thread only,
-        // where there are enough, else bands.
-        let tasks = images * panel_blocks * bands;
-        if threads > 1 && tasks < threads * blocking.tasks_per_thread && !tasks.is_multiple_of(threads) {
-            let blocks = panel_blocks.max(threads).next_multiple_of(threads);
-            if blocks <= self.panels() {
-                panel_blocks = blocks;
-            } else {
-                bands = bands.max(threads).next_multiple_of(threads).min(grid[0].max(1));
-            }
+        // where there are enough, else bands, or both.
+        if threads > 1 && images.saturating_mul(panel_blocks * bands) < threads * blocking.tasks_per_thread {
+            let even = |count: usize, most: usize| count.max(threads).next_multiple_of(threads).min(most.max(1));
+            let (blocks, rows) = (even(panel_blocks, self.panels()), even(bands, grid[0]));
+            // A block of its own for each panel, only where nothing is copied for each of them.
+            let most = if packs || matches!(source, Source::Band(_)) { blocks } else { self.panels().max(blocks) };
+            let choices = [[panel_blocks, bands], [blocks, bands], [panel_blocks, rows], [most, rows]];
+            let longest = |&[blocks, bands]: &[usize; 2]| {
+                let size = |task: usize| {
+                    let panels = share(self.panels(), blocks, task / bands % blocks);
+                    let end = (panels.end * self.panel_len).min(slide.out_channels);
+                    (end - (panels.start * self.panel_len).min(end)) * share(grid[0], bands, task % bands).len()
+                };
+                let tasks = images * blocks * bands;
+                (0..threads).map(|thread| share(tasks, threads, thread).map(size).sum::<usize>()).max()
+            };
+            [panel_blocks, bands] = choices.into_iter().min_by_key(longest).unwrap_or([panel_blocks, bands]);
         }
         let band_rows = grid[0].div_ceil(bands).max(1);
-        let bands = grid[0].div_ceil(band_rows).max(1);
         let source = match source {
             Source::Band(_) => ImageBand::copy(slide, self.layout, channel_block, band_rows, grid[1])
                 .map_or(Source::Gather, Source::Band),
@@ -179,7 +188,6 @@ impl ChannelLanes {
             channel_block,
             channel_blocks,
             panel_blocks,
-            band_rows,
             bands,
             tasks: images * panel_blocks * bands,
             table_len: if source == Source::Gather { 0 } else { depth },
@@ -269,8 +277,8 @@ impl Job for Task<'_> {
         let taps = slide.taps.len();
 
         let [grid_rows, columns] = cut.grid;
-        let first_row = band * cut.band_rows;
-        let rows = cut.band_rows.min(grid_rows - first_row);
+        let band = share(grid_rows, cut.bands, band);
+        let (first_row, rows) = (band.start, band.len());
         let pixels = rows * columns;
         let tiles = Panels::new(pixels, MAX_ROWS);
 

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Direct copies nothing per tap, and its loads are not aligned. Its tiles follow the rows of the band one by one where
-//! rows are as good as whole vectors; else they run over the ends of rows, and compute the few pixels between the end of
-//! one and the start of the next. Im2col packs each patch once per block of output channels. The patch matrix as a
+//! rows are as good as whole vectors; else a vector that meets the end of a row is read in two pieces, or, where rows are
+//! shorter than a vector, tiles compute the few pixels between the end of one row and the start of the next. Im2col packs each patch once per block of output channels. The patch matrix as a
 //! whole never exists. Both sum in the order of `ic, kh, kw`, so they give the same bits.
 //!
 //! Sources: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for document
@@ -23,6 +23,7 @@
 
 mod finish;
 mod patches;
+mod rows;
 mod tile;
 
 use super::band::{BandLayout, fill_channel};
@@ -31,13 +32,15 @@ use super::panels::Panels;
 use super::slide::Slide;
 use crate::activation::Activation;
 use crate::error::Error;
-use crate::gemm::micro::{OffsetRhs, StridedRhs};
+use crate::gemm::micro::{BrokenRhs, OffsetRhs, StridedRhs};
 use crate::parallel::Parallelism;
+use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, split_indices};
 use finish::{Finish, Places};
-use patches::{Runs, gather_tile, pack_tile};
+use patches::{Runs, Vectors, gather_tile, pack_tile};
+pub(super) use rows::TileRows;
 use tile::Tile;
 
 /// Vectors of a tile's row.
@@ -53,8 +56,8 @@ const MAX_STRIP: usize = 8;
 /// Tiles of a band that make bands of rows even enough: beyond, a tile more or less hardly counts.
 const EVEN_TILES: usize = 12;
 
-/// The way of a vector of results through memory takes as long as so many steps of its sum.
-const FINISH_STEPS: usize = 6;
+/// One band more is made where that spares a part in so many of the work.
+const MORE_BANDS: usize = 64;
 
 /// Rows of a tile: as many accumulators as the registers hold beside a row of the right-hand side.
 pub(super) const fn tile_rows(isa: Isa) -> usize {
@@ -115,8 +118,9 @@ struct Cut {
     channel_blocks: usize,
     /// Blocks of panels.
     panel_blocks: usize,
-    /// Pixels of a band and the number of bands.
-    band_pixels: usize,
+    /// Pixels that no cut parts, the number of such units, and of the bands that share them.
+    unit: usize,
+    units: usize,
     bands: usize,
     tasks: usize,
     /// Tiles that meet a panel one after the other, so that neighbouring results are written together.
@@ -139,26 +143,6 @@ enum Source {
     Band(BandLayout),
     /// The image itself, every element by its own computation: for windows so sparse that a band would be huge.
     Gather,
-}
-
-/// How tiles follow the rows of a band.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum TileRows {
-    /// Through rows that are `pitch` apart, over their ends: every tile is full, but for the last.
-    Flat { pitch: usize },
-    /// Each row on its own: its results leave the registers in one run. `tiles` to a row.
-    Aligned { pitch: usize, tiles: usize },
-}
-
-impl TileRows {
-    /// Tiles of `rows` rows of `columns` results, or of `pixels` results without gaps.
-    fn tiles(self, pixels: usize, columns: usize, tile_pixels: usize) -> usize {
-        match self {
-            Self::Flat { pitch } if pitch == columns => pixels.div_ceil(tile_pixels),
-            Self::Flat { pitch } => ((pixels / columns).saturating_sub(1) * pitch + columns).div_ceil(tile_pixels),
-            Self::Aligned { tiles, .. } => pixels / columns * tiles,
-        }
-    }
 }
 
 impl Cut {
@@ -238,24 +222,19 @@ impl PixelLanes {
                 panel_blocks = blocks.min(self.panels.count().max(1));
             }
         }
-        let band_units = {
-            let wanted = units.div_ceil(bands);
-            let tiles = |units: usize| (units * unit).div_ceil(tile_pixels);
-            let computed = |band: usize| {
-                let (full, rest) = (units / band, pixels - (units / band * band * unit).min(pixels));
-                let tasks = images * panel_blocks * units.div_ceil(band);
-                match few(tasks) {
-                    // What the thread has to do that has the most.
-                    true => tasks.div_ceil(threads) * tiles(band),
-                    false => full * tiles(band) + rest.div_ceil(tile_pixels),
-                }
-            };
-            // The number that leaves the least of the last tile empty, or of a thread's time.
-            let least = (wanted - wanted / 4).max(1);
-            (least..=wanted).rev().min_by_key(|&band| computed(band)).unwrap_or(1)
+        // Bands differ by one unit at most. The number of them that leaves the least of the last vectors empty, or of a
+        // thread's time, where that is worth what more of them copy.
+        let work = |bands: usize| {
+            let (least, larger) = (units / bands, units % bands);
+            let vectors = |units: usize| units.saturating_mul(unit).div_ceil(self.isa.lanes());
+            let all = larger * vectors(least + 1) + (bands - larger) * vectors(least);
+            let tasks = images * panel_blocks * bands;
+            if few(tasks) { tasks.div_ceil(threads).saturating_mul(all) / bands } else { all }
         };
-        let band_pixels = (band_units * unit).min(pixels);
-        let bands = units.div_ceil(band_units);
+        let fewest = bands;
+        let weight = |&bands: &usize| work(bands).saturating_mul(MORE_BANDS + bands - fewest);
+        let bands = (fewest..=(fewest + fewest / 3).min(units)).min_by_key(weight).unwrap_or(1);
+        let band_units = units.div_ceil(bands);
 
         let depth = channel_block * taps;
         let source = match source {
@@ -263,13 +242,19 @@ impl PixelLanes {
             other => other,
         };
         let band_len = match source {
-            Source::Band(layout) => (channel_block * layout.channel_len + MAX_PIXELS).next_multiple_of(LINE),
+            // What a tile reads beyond its last result.
+            Source::Band(layout) => {
+                (channel_block * layout.channel_len + MAX_PIXELS + slide.extra[1]).next_multiple_of(LINE)
+            }
             _ => 0,
         };
         let rows = match source {
-            Source::Band(layout) if !self.im2col => self.tile_rows(layout.pitch, band_units, grid[1], depth),
+            Source::Band(layout) if !self.im2col => {
+                TileRows::best(self.isa.lanes(), layout.pitch, [band_units, grid[1]], depth)
+            }
             _ => TileRows::Flat { pitch: grid[1] },
         };
+        let band_pixels = (band_units * unit).min(pixels);
         let tiles = rows.tiles(band_pixels, grid[1].max(1), tile_pixels);
         let sums_rows = widest_block(panel_blocks).min(slide.out_channels);
         let sums_len = match channel_blocks {
@@ -283,7 +268,7 @@ impl PixelLanes {
         let strip_tiles = match rows {
             // Strips end where rows end.
             TileRows::Aligned { tiles, .. } => tiles.div_ceil(tiles.div_ceil(strip_tiles).max(1)).max(1),
-            TileRows::Flat { .. } => strip_tiles,
+            TileRows::Flat { .. } | TileRows::Broken { .. } => strip_tiles,
         };
         Cut {
             grid,
@@ -291,7 +276,8 @@ impl PixelLanes {
             channel_block,
             channel_blocks,
             panel_blocks,
-            band_pixels,
+            unit,
+            units,
             bands,
             tasks: images * panel_blocks * bands,
             table_len: if source == Source::Gather { 0 } else { depth },
@@ -300,18 +286,6 @@ impl PixelLanes {
             tile_len: if packs { (strip_tiles * depth * tile_pixels + MAX_PIXELS).next_multiple_of(LINE) } else { 0 },
             strip_tiles,
             rows,
-        }
-    }
-
-    /// How tiles that read the band in place follow its rows.
-    fn tile_rows(&self, pitch: usize, rows: usize, columns: usize, depth: usize) -> TileRows {
-        let (lanes, flat) = (self.isa.lanes(), TileRows::Flat { pitch });
-        let aligned_vectors = rows * columns.div_ceil(lanes);
-        let flat_vectors = flat.tiles(rows * columns, columns.max(1), NV * lanes) * NV;
-        if aligned_vectors.saturating_mul(depth) <= flat_vectors.saturating_mul(depth + FINISH_STEPS) {
-            TileRows::Aligned { pitch, tiles: columns.div_ceil(NV * lanes) }
-        } else {
-            flat
         }
     }
 
@@ -401,20 +375,21 @@ impl Job for Task<'_> {
 
         let [_, columns] = cut.grid;
         let pixels = cut.grid[0] * columns;
-        let first_pixel = band * cut.band_pixels;
-        let last_pixel = (first_pixel + cut.band_pixels).min(pixels);
+        let band = share(cut.units, cut.bands, band);
+        let (first_pixel, last_pixel) = (band.start * cut.unit, (band.end * cut.unit).min(pixels));
         let first_row = first_pixel / columns;
-        let (TileRows::Flat { pitch } | TileRows::Aligned { pitch, .. }) = cut.rows;
+        let (TileRows::Flat { pitch } | TileRows::Aligned { pitch, .. } | TileRows::Broken { pitch }) = cut.rows;
         let tiles = cut.rows.tiles(last_pixel - first_pixel, columns, tile_pixels);
-        // Im2col tiles run through the results alone, direct tiles through the band as it lies in memory.
+        // Im2col tiles run through the results alone, direct tiles mostly through the band as it lies in memory.
         let in_band = matches!(cut.source, Source::Band(_)) && !plan.im2col;
-        let flat_pixels = match in_band {
+        let broken = matches!(cut.rows, TileRows::Broken { .. });
+        let flat_pixels = match in_band && !broken {
             true => ((last_pixel - first_pixel) / columns - 1) * pitch + columns,
             false => last_pixel - first_pixel,
         };
         // Where a tile starts, and how long it is.
         let span = |tile: usize| match cut.rows {
-            TileRows::Flat { .. } => {
+            TileRows::Flat { .. } | TileRows::Broken { .. } => {
                 let flat = tile * tile_pixels;
                 (flat, (flat_pixels - flat).min(tile_pixels))
             }
@@ -468,14 +443,21 @@ impl Job for Task<'_> {
             while strip < tiles {
                 let strip_tiles = cut.strip_tiles.min(tiles - strip);
                 let mut strip_places = [Places::default(); MAX_STRIP];
+                let mut strip_vectors = [Vectors::default(); MAX_STRIP];
+                let mut strip_lens = [0; MAX_STRIP];
                 for t in 0..strip_tiles {
                     let (flat, len) = span(strip + t);
-                    let runs = match in_band {
-                        true => Runs::new(flat, len, pitch, columns, first_row),
-                        false => Runs::new(first_pixel + flat, len, pitch, columns, 0),
+                    strip_lens[t] = len;
+                    let (runs, apart) = match (in_band, broken) {
+                        (true, false) => (Runs::new(flat, len, pitch, columns, first_row), pitch),
+                        _ => (Runs::new(first_pixel + flat, len, columns, columns, 0), columns),
                     };
-                    strip_places[t] = Places::new(slide, cut.grid, context.out_size[1], pitch, runs);
+                    strip_places[t] = Places::new(slide, cut.grid, context.out_size[1], apart, runs);
                     if in_band {
+                        strip_vectors[t] = match broken {
+                            true => Vectors::broken(flat, len, S::LANES, pitch, columns),
+                            false => Vectors { starts: [flat; NV], ..Vectors::default() },
+                        };
                         continue;
                     }
                     let offsets = context.table.get(..depth).unwrap_or(&[]);
@@ -508,7 +490,7 @@ impl Job for Task<'_> {
                     let offset = (first_channel_of_image + channel) * finish.plane;
                     for t in 0..strip_tiles {
                         let tile = strip + t;
-                        let (flat, len) = span(tile);
+                        let (vectors, len) = (&strip_vectors[t], strip_lens[t]);
                         let tile_sums = match cut.channel_blocks {
                             1 => sums,
                             _ => sums.wrapping_add((tile * channels + start - first_channel) * tile_pixels),
@@ -519,8 +501,14 @@ impl Job for Task<'_> {
                         // band (which has a tile to spare at its end) or in the packed tile; the sums hold the tile; the
                         // channels are those of the image, the places lie in its plane.
                         unsafe {
-                            if in_band {
-                                let rhs = OffsetRhs { start: source.add(flat), offsets: context.table.as_ptr() };
+                            if vectors.is_broken {
+                                let starts = vectors.starts.map(|start| source.wrapping_add(start));
+                                let (kept, offsets) = (vectors.kept, context.table.as_ptr());
+                                let rhs = BrokenRhs { starts, kept, gap: pitch - columns, offsets };
+                                Tile { lhs, rhs, depth, sums: tile_sums, first, whole }.multiply(simd, rows, len);
+                            } else if in_band {
+                                let start = source.add(vectors.starts[0]);
+                                let rhs = OffsetRhs { start, offsets: context.table.as_ptr() };
                                 Tile { lhs, rhs, depth, sums: tile_sums, first, whole }.multiply(simd, rows, len);
                             } else {
                                 let start = packed_tiles.add(t * packed_len);

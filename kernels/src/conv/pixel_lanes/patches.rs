@@ -59,6 +59,32 @@ impl Iterator for Runs {
     }
 }
 
+/// Where the vectors of a tile start in a band, and how many lanes of each lie before the end of a row.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Vectors {
+    pub starts: [usize; NV],
+    pub kept: [usize; NV],
+    /// Whether one of them goes on in the next row.
+    pub is_broken: bool,
+}
+
+impl Vectors {
+    /// Of the results `first .. first + len` in rows of `columns` that are `pitch` apart.
+    #[inline(always)]
+    pub fn broken(first: usize, len: usize, lanes: usize, pitch: usize, columns: usize) -> Self {
+        let (mut starts, mut kept) = ([0; NV], [lanes; NV]);
+        let (mut row, mut column) = (first / columns, first % columns);
+        for v in 0..NV {
+            (starts[v], kept[v]) = (row * pitch + column, columns - column);
+            column += lanes;
+            while column >= columns {
+                (row, column) = (row + 1, column - columns);
+            }
+        }
+        Self { starts, kept, is_broken: kept[0] < len }
+    }
+}
+
 /// Packs the patches of a tile: row `k` holds, for each run, the elements at its pixels plus `offsets[k]`.
 ///
 /// Vectors are copied whole. What they write past the end of a run is overwritten by the next run, or by the next
