@@ -47,6 +47,7 @@ mod ragged;
 mod scores;
 mod spec;
 mod values;
+mod whole;
 
 pub use cache::{KvCache, PagedKvCache};
 pub use dropout::Dropout;

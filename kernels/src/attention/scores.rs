@@ -10,7 +10,7 @@
 use super::ahead::{Ahead, PIECE};
 use super::call::{MAX_PANEL, MR, QUERY_STRIDE, SCORE_STRIDE};
 use super::pack::panel_vectors;
-use crate::gemm::micro::{LhsAddress, StridedRhs, multiply};
+use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_with_tail};
 use crate::simd::{Job, Simd, math};
 
 /// The keys `first..end` of a block that a row sees.
@@ -120,8 +120,8 @@ pub(super) fn first_score<S: Simd>(_: S, seen: &TileSeen) -> usize {
 /// - `q` has `M` rows of `dim` elements; `packed` holds the panels up to `seen.outer.end`;
 /// - `M` rows of scores have room for the panels of `seen.outer`;
 /// - `maxima` has room for 16 floats.
-pub(super) struct ScoreTile<'a, const M: usize, const MASK: bool, const STRIDE: usize> {
-    pub q: QueryRows,
+pub(super) struct ScoreTile<'a, L, const M: usize, const MASK: bool, const STRIDE: usize> {
+    pub q: L,
     pub packed: *const f32,
     pub dim: usize,
     /// Keys of the block.
@@ -132,7 +132,7 @@ pub(super) struct ScoreTile<'a, const M: usize, const MASK: bool, const STRIDE: 
     pub ahead: &'a mut Ahead,
 }
 
-impl<const M: usize, const MASK: bool, const STRIDE: usize> Job for ScoreTile<'_, M, MASK, STRIDE> {
+impl<L: LhsAddress, const M: usize, const MASK: bool, const STRIDE: usize> Job for ScoreTile<'_, L, M, MASK, STRIDE> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -140,7 +140,7 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> Job for ScoreTile<'_
     }
 }
 
-impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MASK, STRIDE> {
+impl<L: LhsAddress, const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, L, M, MASK, STRIDE> {
     #[inline(always)]
     fn panels<S: Simd, const NV: usize>(self, simd: S) {
         debug_assert_eq!(NV, panel_vectors(S::REGISTERS));
@@ -153,12 +153,24 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MAS
             while at < self.seen.outer.end {
                 // The last panel of a block may be narrow, and of the last that is seen not all may be.
                 let width = (self.keys - at).div_ceil(S::LANES).min(NV);
-                let seen = (self.seen.outer.end - at).div_ceil(S::LANES).min(NV);
-                match seen {
-                    1 => self.panel::<S, 1>(simd, at, width, &mut maxima),
-                    2 if NV > 2 => self.panel::<S, 2>(simd, at, width, &mut maxima),
-                    3 if NV > 3 => self.panel::<S, 3>(simd, at, width, &mut maxima),
-                    _ => self.panel::<S, NV>(simd, at, width, &mut maxima),
+                let left = self.seen.outer.end - at;
+                let seen = left.div_ceil(S::LANES).min(NV);
+                let tail = left % S::LANES;
+                // Up to half a vector costs half where vectors of half the lanes are half as dear.
+                if left < panel && (1..=S::Narrow::LANES).contains(&tail) && S::Narrow::LANES < S::LANES {
+                    match seen {
+                        1 => self.panel::<S, 0, true>(simd, at, width, &mut maxima),
+                        2 => self.panel::<S, 1, true>(simd, at, width, &mut maxima),
+                        3 => self.panel::<S, 2, true>(simd, at, width, &mut maxima),
+                        _ => self.panel::<S, 3, true>(simd, at, width, &mut maxima),
+                    }
+                } else {
+                    match seen {
+                        1 => self.panel::<S, 1, false>(simd, at, width, &mut maxima),
+                        2 if NV > 2 => self.panel::<S, 2, false>(simd, at, width, &mut maxima),
+                        3 if NV > 3 => self.panel::<S, 3, false>(simd, at, width, &mut maxima),
+                        _ => self.panel::<S, NV, false>(simd, at, width, &mut maxima),
+                    }
                 }
                 end = at + seen * S::LANES;
                 at += panel;
@@ -179,33 +191,43 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MAS
         }
     }
 
-    /// The first `NV` vectors of a panel.
+    /// The first `NV` vectors of a panel, and with `TAIL` the lower half of the next.
     ///
     /// # Safety
-    /// - The panel at key `at` is packed and has `width` vectors, `NV` or more.
+    /// - The panel at key `at` is packed and has `width` vectors, as many as are asked for or more.
     #[inline(always)]
-    unsafe fn panel<S: Simd, const NV: usize>(&self, simd: S, at: usize, width: usize, maxima: &mut [S::F; M]) {
+    unsafe fn panel<S: Simd, const NV: usize, const TAIL: bool>(
+        &self,
+        simd: S,
+        at: usize,
+        width: usize,
+        maxima: &mut [S::F; M],
+    ) {
         let mut acc = [[simd.zero(); NV]; M];
+        let mut tail = [simd.narrow().zero(); M];
+        let hidden = simd.splat(f32::NEG_INFINITY);
         // SAFETY: the contracts of the function and of the job.
         unsafe {
             let start = self.packed.add(at * self.dim);
             let rhs = StridedRhs { start, row_stride: (width * S::LANES) as isize };
-            multiply::<S, _, M, NV>(simd, &mut acc, self.q, rhs, self.dim);
-            if MASK && (at < self.seen.inner.first || at + NV * S::LANES > self.seen.inner.end) {
-                let hidden = simd.splat(f32::NEG_INFINITY);
-                for i in 0..M {
-                    for v in 0..NV {
-                        let lanes = seen_lanes(simd, self.seen.rows[i], at + v * S::LANES);
-                        acc[i][v] = simd.select(lanes, acc[i][v], hidden);
-                    }
-                }
+            if TAIL {
+                multiply_with_tail::<S, _, M, NV>(simd, &mut acc, &mut tail, self.q, rhs, self.dim, None);
+            } else {
+                multiply::<S, _, M, NV>(simd, &mut acc, self.q, rhs, self.dim);
             }
+            let vectors = NV + TAIL as usize;
+            let masks = MASK && (at < self.seen.inner.first || at + vectors * S::LANES > self.seen.inner.end);
             for i in 0..M {
-                let row = self.scores.add(i * STRIDE + at);
-                for v in 0..NV {
-                    simd.store(row.add(v * S::LANES), acc[i][v]);
+                for v in 0..vectors {
+                    let place = at + v * S::LANES;
+                    let mut score = if v < NV { acc[i][v] } else { simd.widen(tail[i], hidden) };
+                    if masks {
+                        let lanes = seen_lanes(simd, self.seen.rows[i], place);
+                        score = simd.select(lanes, score, hidden);
+                    }
+                    simd.store(self.scores.add(i * STRIDE + place), score);
                     if MASK {
-                        maxima[i] = simd.max(maxima[i], acc[i][v]);
+                        maxima[i] = simd.max(maxima[i], score);
                     }
                 }
             }
@@ -325,16 +347,16 @@ impl Job for Exponentials {
 pub(super) unsafe fn score_tile<S: Simd, const MASK: bool, const STRIDE: usize>(
     simd: S,
     rows: usize,
-    tile: ScoreTile<'_, MR, MASK, STRIDE>,
+    tile: ScoreTile<'_, QueryRows, MR, MASK, STRIDE>,
 ) {
     let ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead } = tile;
     debug_assert!((1..=MR).contains(&rows));
     match rows {
-        1 => simd.call(ScoreTile::<1, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        2 => simd.call(ScoreTile::<2, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        3 => simd.call(ScoreTile::<3, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        4 => simd.call(ScoreTile::<4, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        5 => simd.call(ScoreTile::<5, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        _ => simd.call(ScoreTile::<MR, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        1 => simd.call(ScoreTile::<_, 1, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        2 => simd.call(ScoreTile::<_, 2, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        3 => simd.call(ScoreTile::<_, 3, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        4 => simd.call(ScoreTile::<_, 4, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        5 => simd.call(ScoreTile::<_, 5, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        _ => simd.call(ScoreTile::<_, MR, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
     }
 }

@@ -36,6 +36,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn widen(self, low: __m256, rest: __m512) -> __m512 {
+        unsafe { _mm512_insertf32x8::<0>(rest, low) }
+    }
+
+    #[inline(always)]
     fn call<J: Job>(self, job: J) -> J::Output {
         unsafe { outlined(job) }
     }

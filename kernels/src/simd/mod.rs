@@ -55,6 +55,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The proof that these have their instructions too.
     fn narrow(self) -> Self::Narrow;
 
+    /// The lanes of a narrow vector, and above them those of `rest`.
+    fn widen(self, low: <Self::Narrow as Simd>::F, rest: Self::F) -> Self::F;
+
     /// Runs a job in a function of its own that is compiled for this instruction set.
     ///
     /// What is inlined into one function is optimised as a whole, in more than linear time, so a body with dozens of
