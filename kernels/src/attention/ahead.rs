@@ -27,10 +27,10 @@ pub(super) fn pays(q: &View<'_, f32, 4>, k: &View<'_, f32, 4>) -> bool {
     2 * (len(q) + len(k)) > RESIDENT
 }
 
-/// Runs of lines of the next block, and of the next tile.
+/// Runs of lines of the next block or the next head, and of the next tile.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
-    pub block: [Lines; 2],
+    pub block: [Lines; 4],
     pub tile: [Lines; 3],
     /// Whether there may be any.
     pub some: bool,
@@ -38,7 +38,7 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// Nothing.
-    pub const NONE: Self = Self { block: [Lines::NONE; 2], tile: [Lines::NONE; 3], some: false };
+    pub const NONE: Self = Self { block: [Lines::NONE; 4], tile: [Lines::NONE; 3], some: false };
 
     /// One piece's share.
     #[inline(always)]

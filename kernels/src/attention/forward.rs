@@ -253,7 +253,7 @@ impl<'a> Unit<'a> {
                     ahead.block = match next {
                         _ if end < end_key => self.ahead(end, block.min(end_key - end), self.tiles.count * steps),
                         Some(next) => next.ahead(0, block.min(call.keys(next.batch)), self.tiles.count * steps),
-                        None => [Lines::NONE; 2],
+                        None => [Lines::NONE; 4],
                     };
                 }
                 let mut tile = self.tile(0);
@@ -279,14 +279,15 @@ impl<'a> Unit<'a> {
 
     /// The keys and the values `start..start + count`, in `steps` steps.
     #[inline(always)]
-    pub(super) fn ahead(&self, start: usize, count: usize, steps: usize) -> [Lines; 2] {
+    pub(super) fn ahead(&self, start: usize, count: usize, steps: usize) -> [Lines; 4] {
         let call = self.task.call;
         if call.pages.is_some() {
-            return [Lines::NONE; 2];
+            return [Lines::NONE; 4];
         }
         let [k, v] = [&call.k, &call.v].map(|of| of.head(self.batch, self.kv_head));
         let (dim, v_dim) = (call.spec.head_dim, call.spec.v_dim);
-        [ahead::lines(k, start, count, dim, steps), ahead::lines(v, start, count, v_dim, steps)]
+        let (k, v) = (ahead::lines(k, start, count, dim, steps), ahead::lines(v, start, count, v_dim, steps));
+        [k, v, Lines::NONE, Lines::NONE]
     }
 
     /// What a tile is about to read and write: its queries, its sums if it has some, its outputs if it ends. Those of its

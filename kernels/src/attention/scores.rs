@@ -8,9 +8,9 @@
 //! ```
 
 use super::ahead::{Ahead, PIECE};
-use super::call::{MAX_PANEL, MR, QUERY_STRIDE, SCORE_STRIDE};
+use super::call::{MAX_PANEL, MR, SCORE_STRIDE};
 use super::pack::panel_vectors;
-use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_with_tail};
+use crate::gemm::micro::{ContiguousRows, StridedRhs, multiply, multiply_with_tail};
 use crate::simd::{Job, Simd, math};
 
 /// The keys `first..end` of a block that a row sees.
@@ -66,18 +66,6 @@ pub(super) fn seen_lanes<S: Simd>(simd: S, seen: Seen, at: usize) -> S::M {
     simd.and(end, simd.not(before))
 }
 
-/// Rows of queries, copied to a constant distance: addresses in the micro-kernel then cost no instruction.
-#[derive(Clone, Copy)]
-pub(super) struct QueryRows(pub *const f32);
-
-impl LhsAddress for QueryRows {
-    #[inline(always)]
-    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
-        // SAFETY: the caller's contract.
-        unsafe { self.0.add(i * QUERY_STRIDE + k) }
-    }
-}
-
 /// Copies a query next to others of its tile; up to the next multiple of 16, zeros follow.
 ///
 /// # Safety
@@ -120,8 +108,8 @@ pub(super) fn first_score<S: Simd>(_: S, seen: &TileSeen) -> usize {
 /// - `q` has `M` rows of `dim` elements; `packed` holds the panels up to `seen.outer.end`;
 /// - `M` rows of scores have room for the panels of `seen.outer`;
 /// - `maxima` has room for 16 floats.
-pub(super) struct ScoreTile<'a, L, const M: usize, const MASK: bool, const STRIDE: usize> {
-    pub q: L,
+pub(super) struct ScoreTile<'a, const M: usize, const MASK: bool, const STRIDE: usize> {
+    pub q: ContiguousRows,
     pub packed: *const f32,
     pub dim: usize,
     /// Keys of the block.
@@ -132,7 +120,7 @@ pub(super) struct ScoreTile<'a, L, const M: usize, const MASK: bool, const STRID
     pub ahead: &'a mut Ahead,
 }
 
-impl<L: LhsAddress, const M: usize, const MASK: bool, const STRIDE: usize> Job for ScoreTile<'_, L, M, MASK, STRIDE> {
+impl<const M: usize, const MASK: bool, const STRIDE: usize> Job for ScoreTile<'_, M, MASK, STRIDE> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -140,7 +128,7 @@ impl<L: LhsAddress, const M: usize, const MASK: bool, const STRIDE: usize> Job f
     }
 }
 
-impl<L: LhsAddress, const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, L, M, MASK, STRIDE> {
+impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MASK, STRIDE> {
     #[inline(always)]
     fn panels<S: Simd, const NV: usize>(self, simd: S) {
         debug_assert_eq!(NV, panel_vectors(S::REGISTERS));
@@ -347,16 +335,16 @@ impl Job for Exponentials {
 pub(super) unsafe fn score_tile<S: Simd, const MASK: bool, const STRIDE: usize>(
     simd: S,
     rows: usize,
-    tile: ScoreTile<'_, QueryRows, MR, MASK, STRIDE>,
+    tile: ScoreTile<'_, MR, MASK, STRIDE>,
 ) {
     let ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead } = tile;
     debug_assert!((1..=MR).contains(&rows));
     match rows {
-        1 => simd.call(ScoreTile::<_, 1, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        2 => simd.call(ScoreTile::<_, 2, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        3 => simd.call(ScoreTile::<_, 3, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        4 => simd.call(ScoreTile::<_, 4, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        5 => simd.call(ScoreTile::<_, 5, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        _ => simd.call(ScoreTile::<_, MR, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        1 => simd.call(ScoreTile::<1, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        2 => simd.call(ScoreTile::<2, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        3 => simd.call(ScoreTile::<3, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        4 => simd.call(ScoreTile::<4, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        5 => simd.call(ScoreTile::<5, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        _ => simd.call(ScoreTile::<MR, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
     }
 }

@@ -29,7 +29,7 @@ struct Totals {
 ///
 /// Whoever makes one vouches for the contract of its scores.
 struct WeightTile<'a, const M: usize> {
-    scores: ScoreTile<'a, ContiguousRows, M, true, SCORE_STRIDE>,
+    scores: ScoreTile<'a, M, true, SCORE_STRIDE>,
     factor: f32,
     totals: &'a mut Totals,
 }
@@ -167,13 +167,24 @@ impl Unit<'_> {
     /// # Safety
     /// - The contract of [`Forward`].
     #[inline(always)]
-    unsafe fn queries<S: Simd>(&self, simd: S, tile: &Tile) -> ContiguousRows {
-        let Forward { call, layout, scratch, .. } = *self.task;
+    pub(super) unsafe fn queries<S: Simd>(&self, simd: S, tile: &Tile) -> ContiguousRows {
+        let call = self.task.call;
         let (head, row) = tile.places[0];
         let q = call.q.head(self.batch, head);
         if q.step == 1 && tile.places[tile.count - 1].0 == head {
             return ContiguousRows { start: q.at(row, 0), row_stride: q.row_stride };
         }
+        // SAFETY: the caller's contract.
+        unsafe { self.copied(simd, tile) }
+    }
+
+    /// The queries of a tile, copied side by side; up to the next multiple of 16 elements, zeros follow each.
+    ///
+    /// # Safety
+    /// - The contract of [`Forward`].
+    #[inline(always)]
+    pub(super) unsafe fn copied<S: Simd>(&self, simd: S, tile: &Tile) -> ContiguousRows {
+        let Forward { call, layout, scratch, .. } = *self.task;
         let queries = scratch.wrapping_add(layout.queries);
         for i in 0..tile.count {
             let (head, row) = tile.places[i];
