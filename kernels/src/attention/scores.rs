@@ -204,10 +204,10 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MAS
                 multiply::<S, _, M, NV>(simd, &mut acc, self.q, rhs, self.dim);
             }
             let vectors = NV + TAIL as usize;
-            let masks = MASK && (at < self.seen.inner.first || at + vectors * S::LANES > self.seen.inner.end);
-            for i in 0..M {
-                for v in 0..vectors {
-                    let place = at + v * S::LANES;
+            for v in 0..vectors {
+                let place = at + v * S::LANES;
+                let masks = MASK && (place < self.seen.inner.first || place + S::LANES > self.seen.inner.end);
+                for i in 0..M {
                     let mut score = if v < NV { acc[i][v] } else { simd.widen(tail[i], hidden) };
                     if masks {
                         let lanes = seen_lanes(simd, self.seen.rows[i], place);
