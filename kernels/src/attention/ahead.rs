@@ -27,11 +27,11 @@ pub(super) fn pays(q: &View<'_, f32, 4>, k: &View<'_, f32, 4>) -> bool {
     2 * (len(q) + len(k)) > RESIDENT
 }
 
-/// Runs of lines of the next block, and of the next tile.
+/// Runs of lines of the next block or the next head, and of the next tile.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
-    /// Two of the block, three of the tile.
-    lines: [Lines; 5],
+    /// Four of the block or the head, three of the tile.
+    lines: [Lines; 7],
     /// How many of them count: all or none. A number that the compiler does not know keeps the steps a loop, which is
     /// compiled into every tile.
     live: usize,
@@ -41,7 +41,7 @@ impl Ahead {
     /// Nothing yet; what is asked for later counts if it `fetches`.
     #[inline(always)]
     pub fn new(fetches: bool) -> Self {
-        Self { lines: [Lines::NONE; 5], live: if fetches { 5 } else { 0 } }
+        Self { lines: [Lines::NONE; 7], live: if fetches { 7 } else { 0 } }
     }
 
     /// Whether it is worth saying what comes next.
@@ -52,14 +52,14 @@ impl Ahead {
 
     /// What tiles after this block read.
     #[inline(always)]
-    pub fn block(&mut self, lines: [Lines; 2]) {
-        self.lines[..2].copy_from_slice(&lines);
+    pub fn block(&mut self, lines: [Lines; 4]) {
+        self.lines[..4].copy_from_slice(&lines);
     }
 
     /// What the next tile reads and writes.
     #[inline(always)]
     pub fn tile(&mut self, lines: [Lines; 3]) {
-        self.lines[2..].copy_from_slice(&lines);
+        self.lines[4..].copy_from_slice(&lines);
     }
 
     /// One piece's share.

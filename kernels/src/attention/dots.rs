@@ -5,9 +5,8 @@
 //! rows   ──► d0..d15 | d16..d31 | ...          folded for eight keys at a time
 //! ```
 
-use super::call::{MR, Rows, SCORE_STRIDE};
-use super::scores::{MAX_LANES, QueryRows, fold_rows};
-use crate::gemm::micro::LhsAddress;
+use super::call::{MR, QUERY_STRIDE, Rows, SCORE_STRIDE};
+use super::scores::{MAX_LANES, fold_rows};
 use crate::simd::{Job, Simd};
 
 /// Scores of `M` queries where there are too few for packing keys to pay: the dimensions lie in the lanes.
@@ -16,10 +15,10 @@ use crate::simd::{Job, Simd};
 /// the keys of the next.
 ///
 /// Whoever makes one vouches that
-/// - `q` has `M` rows of queries, padded with zeros to 16; `keys` rows of neighbouring elements are readable at `k`;
+/// - `q` has `M` rows of queries, `QUERY_STRIDE` apart, padded with zeros to 16; `keys` rows of neighbouring elements are readable at `k`;
 /// - `M` rows of scores have room for `keys` rounded up to 16.
 pub(super) struct DotTile<const M: usize> {
-    pub q: QueryRows,
+    pub q: *const f32,
     pub k: Rows<f32>,
     pub v: Rows<f32>,
     pub dim: usize,
@@ -57,7 +56,7 @@ impl<const M: usize> Job for DotTile<M> {
                             let d = at + v * S::LANES;
                             let k = simd.load(row.add(d));
                             for i in 0..M {
-                                acc[i][v] = simd.fma(simd.load(self.q.at(i, d)), k, acc[i][v]);
+                                acc[i][v] = simd.fma(simd.load(self.q.add(i * QUERY_STRIDE + d)), k, acc[i][v]);
                             }
                         }
                         at += MAX_LANES;
@@ -67,7 +66,7 @@ impl<const M: usize> Job for DotTile<M> {
                         if d < self.dim {
                             let k = simd.load_first(row.add(d), self.dim - d);
                             for i in 0..M {
-                                acc[i][v] = simd.fma(simd.load(self.q.at(i, d)), k, acc[i][v]);
+                                acc[i][v] = simd.fma(simd.load(self.q.add(i * QUERY_STRIDE + d)), k, acc[i][v]);
                             }
                         }
                     }

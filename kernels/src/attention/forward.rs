@@ -73,7 +73,13 @@ impl Job for Forward<'_> {
             following = (index + 1 < all).then(|| Unit::new(&self, index + 1));
             // SAFETY: units are disjoint sets of rows.
             unsafe {
-                if !unit.run(simd, following.as_ref(), false) {
+                let (next, keys) = (following.as_ref(), self.call.keys(unit.batch));
+                let finite = match unit.rows {
+                    0 => true,
+                    _ if unit.is_whole(keys) => unit.run_whole(simd, next, keys),
+                    _ => unit.run(simd, next, false),
+                };
+                if !finite {
                     unit.run(simd, None, true);
                 }
             }
@@ -87,9 +93,9 @@ pub(super) struct Unit<'a> {
     pub batch: usize,
     pub kv_head: usize,
     first_head: usize,
-    first_row: usize,
+    pub first_row: usize,
     /// Rows of each head.
-    rows: usize,
+    pub rows: usize,
     pub tiles: Tiles,
     /// The first of the keys that the unit meets, if others meet the rest.
     keys: [usize; 2],
@@ -97,7 +103,7 @@ pub(super) struct Unit<'a> {
     states: *mut f32,
     pub sums: *mut f32,
     /// Whether every row sees every key.
-    bare: bool,
+    pub bare: bool,
 }
 
 /// A tile of a unit: rows of one head after the other.
@@ -185,7 +191,7 @@ impl<'a> Unit<'a> {
 
     /// What the rows of a tile see of the block `start..end`, and the keys from the first to the last that any sees at all.
     #[inline(always)]
-    fn seen_of(&self, tile: &Tile, keys: usize, [start, end]: [usize; 2]) -> (TileSeen, [usize; 2]) {
+    pub(super) fn seen_of(&self, tile: &Tile, keys: usize, [start, end]: [usize; 2]) -> (TileSeen, [usize; 2]) {
         let (rows, outer) = self.seen(tile, keys);
         if self.bare {
             let all = Seen { first: outer[0].clamp(start, end) - start, end: outer[1].clamp(start, end) - start };
@@ -246,7 +252,7 @@ impl<'a> Unit<'a> {
                     ahead.block(match next {
                         _ if end < end_key => self.ahead(end, block.min(end_key - end), self.tiles.count * steps),
                         Some(next) => next.ahead(0, block.min(call.keys(next.batch)), self.tiles.count * steps),
-                        None => [Lines::NONE; 2],
+                        None => [Lines::NONE; 4],
                     });
                 }
                 let mut tile = self.tile(0);
@@ -272,20 +278,21 @@ impl<'a> Unit<'a> {
 
     /// The keys and the values `start..start + count`, in `steps` steps.
     #[inline(always)]
-    fn ahead(&self, start: usize, count: usize, steps: usize) -> [Lines; 2] {
+    pub(super) fn ahead(&self, start: usize, count: usize, steps: usize) -> [Lines; 4] {
         let call = self.task.call;
         if call.pages.is_some() {
-            return [Lines::NONE; 2];
+            return [Lines::NONE; 4];
         }
         let [k, v] = [&call.k, &call.v].map(|of| of.head(self.batch, self.kv_head));
         let (dim, v_dim) = (call.spec.head_dim, call.spec.v_dim);
-        [ahead::lines(k, start, count, dim, steps), ahead::lines(v, start, count, v_dim, steps)]
+        let (k, v) = (ahead::lines(k, start, count, dim, steps), ahead::lines(v, start, count, v_dim, steps));
+        [k, v, Lines::NONE, Lines::NONE]
     }
 
     /// What a tile is about to read and write: its queries, its sums if it has some, its outputs if it ends. Those of its
     /// first head, that is.
     #[inline(always)]
-    fn tile_ahead(&self, tile: &Tile, steps: usize, sums: bool, ends: bool) -> [Lines; 3] {
+    pub(super) fn tile_ahead(&self, tile: &Tile, steps: usize, sums: bool, ends: bool) -> [Lines; 3] {
         let Forward { call, layout, outputs, .. } = *self.task;
         let (head, row) = tile.places[0];
         let count = tile.count.min(self.first_row + self.rows - row);
@@ -339,7 +346,7 @@ impl<'a> Unit<'a> {
     /// # Safety
     /// - The tile sees no key.
     #[inline(always)]
-    unsafe fn finish_without_keys<S: Simd>(&self, simd: S, tile: &Tile) {
+    pub(super) unsafe fn finish_without_keys<S: Simd>(&self, simd: S, tile: &Tile) {
         let Forward { call, outputs, .. } = *self.task;
         for i in 0..tile.count {
             let (head, row) = tile.places[i];

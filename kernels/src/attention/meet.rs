@@ -9,14 +9,12 @@
 use std::mem::MaybeUninit;
 
 use super::ahead::Ahead;
-use super::call::{MAX_BLOCK, MR, QUERY_STRIDE, Rows, SCORE_STRIDE};
+use super::call::{MAX_BLOCK, MR, Rows, SCORE_STRIDE};
 use super::dots::{DotTile, dot_tile};
 use super::dropout::{DropoutRow, mask_row};
 use super::forward::{Forward, Tile, Unit};
 use super::logits::Transform;
-use super::scores::{
-    Exponentials, QueryRows, ScoreTile, Seen, TileSeen, copy_query, first_score, fold_rows, score_tile,
-};
+use super::scores::{Exponentials, ScoreTile, Seen, TileSeen, first_score, fold_rows, score_tile};
 use super::values::{Hidden, ScoreRows, SumEnds, ValueTile, value_tile};
 use crate::simd::reduce::NARROW;
 use crate::simd::{Simd, math};
@@ -82,13 +80,8 @@ impl Unit<'_> {
         unsafe {
             let scores = scratch;
             let state = self.state(tile);
-            let queries = scratch.add(layout.queries);
-            for i in 0..rows {
-                let (head, row) = tile.places[i];
-                let q = call.q.head(self.batch, head);
-                copy_query(simd, q.at(row, 0), q.step, dim, queries.add(i * QUERY_STRIDE));
-            }
-            let (q, packed) = (QueryRows(queries), scratch.add(layout.packed));
+            let q = if few { self.copied(simd, tile) } else { self.queries(simd, tile) };
+            let packed = scratch.add(layout.packed);
             let mut maxima = [f32::NEG_INFINITY; 16];
             let (at, end) = (first_score(simd, seen), seen.outer.end.next_multiple_of(16));
             let (keys, maxima_at) = (block.keys, maxima.as_mut_ptr());
@@ -102,7 +95,8 @@ impl Unit<'_> {
                     while at < keys {
                         let keys = block.step.min(keys - at);
                         let (k, v) = self.page(block, at);
-                        dot_tile(simd, rows, DotTile { q, k, v, dim, v_dim: spec.v_dim, keys, scores: scores.add(at) });
+                        let (q, scores) = (q.start, scores.add(at));
+                        dot_tile(simd, rows, DotTile { q, k, v, dim, v_dim: spec.v_dim, keys, scores });
                         at += block.step;
                     }
                 } else {

@@ -19,7 +19,7 @@
 //!
 //! # Numerical error
 //! With `u = 2^-24`, a logit errs by at most `beta = |scale| gamma(head_dim + 2) sum |q k| + u |logit|` (and a rounding for
-//! each of softcap, bias and slope); a weight by `theta = 2 beta + 3 u (largest - smallest logit) + 2.4 u` and 4.4 u more
+//! each of softcap, bias and slope); a weight by `theta = 2 beta + 3 u (largest - smallest logit) + 2.5 u` and 4.4 u more
 //! for each block, relative to itself; and the output by `expm1(2 theta) + gamma(2 kv_len + 3 blocks + 3)` times the weighted
 //! sum of `|v|`, and 2 u more with dropout. Weights below 2^-126 are 0. Equal logits give the exact mean of values whose sums are exact.
 //!
@@ -47,6 +47,7 @@ mod ragged;
 mod scores;
 mod spec;
 mod values;
+mod whole;
 
 pub use cache::{KvCache, PagedKvCache};
 pub use dropout::Dropout;

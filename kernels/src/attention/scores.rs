@@ -8,9 +8,9 @@
 //! ```
 
 use super::ahead::{Ahead, PIECE};
-use super::call::{MAX_PANEL, MR, QUERY_STRIDE, SCORE_STRIDE};
+use super::call::{MAX_PANEL, MR, SCORE_STRIDE};
 use super::pack::panel_vectors;
-use crate::gemm::micro::{LhsAddress, StridedRhs, multiply};
+use crate::gemm::micro::{ContiguousRows, StridedRhs, multiply, multiply_with_tail};
 use crate::simd::{Job, Simd, math};
 
 /// The keys `first..end` of a block that a row sees.
@@ -66,18 +66,6 @@ pub(super) fn seen_lanes<S: Simd>(simd: S, seen: Seen, at: usize) -> S::M {
     simd.and(end, simd.not(before))
 }
 
-/// Rows of queries, copied to a constant distance: addresses in the micro-kernel then cost no instruction.
-#[derive(Clone, Copy)]
-pub(super) struct QueryRows(pub *const f32);
-
-impl LhsAddress for QueryRows {
-    #[inline(always)]
-    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
-        // SAFETY: the caller's contract.
-        unsafe { self.0.add(i * QUERY_STRIDE + k) }
-    }
-}
-
 /// Copies a query next to others of its tile; up to the next multiple of 16, zeros follow.
 ///
 /// # Safety
@@ -121,7 +109,7 @@ pub(super) fn first_score<S: Simd>(_: S, seen: &TileSeen) -> usize {
 /// - `M` rows of scores have room for the panels of `seen.outer`;
 /// - `maxima` has room for 16 floats.
 pub(super) struct ScoreTile<'a, const M: usize, const MASK: bool, const STRIDE: usize> {
-    pub q: QueryRows,
+    pub q: ContiguousRows,
     pub packed: *const f32,
     pub dim: usize,
     /// Keys of the block.
@@ -153,12 +141,24 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MAS
             while at < self.seen.outer.end {
                 // The last panel of a block may be narrow, and of the last that is seen not all may be.
                 let width = (self.keys - at).div_ceil(S::LANES).min(NV);
-                let seen = (self.seen.outer.end - at).div_ceil(S::LANES).min(NV);
-                match seen {
-                    1 => self.panel::<S, 1>(simd, at, width, &mut maxima),
-                    2 if NV > 2 => self.panel::<S, 2>(simd, at, width, &mut maxima),
-                    3 if NV > 3 => self.panel::<S, 3>(simd, at, width, &mut maxima),
-                    _ => self.panel::<S, NV>(simd, at, width, &mut maxima),
+                let left = self.seen.outer.end - at;
+                let seen = left.div_ceil(S::LANES).min(NV);
+                let tail = left % S::LANES;
+                // Up to half a vector costs half where vectors of half the lanes are half as dear.
+                if left < panel && (1..=S::Narrow::LANES).contains(&tail) && S::Narrow::LANES < S::LANES {
+                    match seen {
+                        1 => self.panel::<S, 0, true>(simd, at, width, &mut maxima),
+                        2 => self.panel::<S, 1, true>(simd, at, width, &mut maxima),
+                        3 => self.panel::<S, 2, true>(simd, at, width, &mut maxima),
+                        _ => self.panel::<S, 3, true>(simd, at, width, &mut maxima),
+                    }
+                } else {
+                    match seen {
+                        1 => self.panel::<S, 1, false>(simd, at, width, &mut maxima),
+                        2 if NV > 2 => self.panel::<S, 2, false>(simd, at, width, &mut maxima),
+                        3 if NV > 3 => self.panel::<S, 3, false>(simd, at, width, &mut maxima),
+                        _ => self.panel::<S, NV, false>(simd, at, width, &mut maxima),
+                    }
                 }
                 end = at + seen * S::LANES;
                 at += panel;
@@ -179,33 +179,43 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MAS
         }
     }
 
-    /// The first `NV` vectors of a panel.
+    /// The first `NV` vectors of a panel, and with `TAIL` the lower half of the next.
     ///
     /// # Safety
-    /// - The panel at key `at` is packed and has `width` vectors, `NV` or more.
+    /// - The panel at key `at` is packed and has `width` vectors, as many as are asked for or more.
     #[inline(always)]
-    unsafe fn panel<S: Simd, const NV: usize>(&self, simd: S, at: usize, width: usize, maxima: &mut [S::F; M]) {
+    unsafe fn panel<S: Simd, const NV: usize, const TAIL: bool>(
+        &self,
+        simd: S,
+        at: usize,
+        width: usize,
+        maxima: &mut [S::F; M],
+    ) {
         let mut acc = [[simd.zero(); NV]; M];
+        let mut tail = [simd.narrow().zero(); M];
+        let hidden = simd.splat(f32::NEG_INFINITY);
         // SAFETY: the contracts of the function and of the job.
         unsafe {
             let start = self.packed.add(at * self.dim);
             let rhs = StridedRhs { start, row_stride: (width * S::LANES) as isize };
-            multiply::<S, _, M, NV>(simd, &mut acc, self.q, rhs, self.dim);
-            if MASK && (at < self.seen.inner.first || at + NV * S::LANES > self.seen.inner.end) {
-                let hidden = simd.splat(f32::NEG_INFINITY);
-                for i in 0..M {
-                    for v in 0..NV {
-                        let lanes = seen_lanes(simd, self.seen.rows[i], at + v * S::LANES);
-                        acc[i][v] = simd.select(lanes, acc[i][v], hidden);
-                    }
-                }
+            if TAIL {
+                multiply_with_tail::<S, _, M, NV>(simd, &mut acc, &mut tail, self.q, rhs, self.dim, None);
+            } else {
+                multiply::<S, _, M, NV>(simd, &mut acc, self.q, rhs, self.dim);
             }
-            for i in 0..M {
-                let row = self.scores.add(i * STRIDE + at);
-                for v in 0..NV {
-                    simd.store(row.add(v * S::LANES), acc[i][v]);
+            let vectors = NV + TAIL as usize;
+            for v in 0..vectors {
+                let place = at + v * S::LANES;
+                let masks = MASK && (place < self.seen.inner.first || place + S::LANES > self.seen.inner.end);
+                for i in 0..M {
+                    let mut score = if v < NV { acc[i][v] } else { simd.widen(tail[i], hidden) };
+                    if masks {
+                        let lanes = seen_lanes(simd, self.seen.rows[i], place);
+                        score = simd.select(lanes, score, hidden);
+                    }
+                    simd.store(self.scores.add(i * STRIDE + place), score);
                     if MASK {
-                        maxima[i] = simd.max(maxima[i], acc[i][v]);
+                        maxima[i] = simd.max(maxima[i], score);
                     }
                 }
             }

@@ -4,7 +4,7 @@ use super::ahead::{Ahead, PIECE};
 use super::call::{MAX_PANEL, MR, Rows};
 use super::pack::panel_vectors;
 use super::scores::Seen;
-use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_masked};
+use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_masked, multiply_with_tail};
 use crate::simd::{Job, Simd};
 
 /// A row of exponentials that are exactly 0 because the key is hidden, marked in the slow path.
@@ -123,56 +123,62 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
         // SAFETY: the job's contract covers `dim` columns.
         unsafe {
             while at + width <= self.dim {
-                finite &= self.tile::<S, NV>(simd, at, S::LANES);
+                finite &= self.tile::<S, NV, false>(simd, at, S::LANES);
                 at += width;
             }
-            let mut rest = self.dim - at;
-            // Up to half a vector goes its own way, at half the cost where vectors of half the lanes are half as dear.
-            let tail = rest % S::LANES;
-            let narrow = tail > 0 && tail <= S::Narrow::LANES && S::Narrow::LANES < S::LANES;
-            if narrow {
-                rest -= tail;
-                finite &= self.tile::<S::Narrow, 1>(simd.narrow(), at + rest, tail);
+            let rest = self.dim - at;
+            if rest == 0 {
+                return finite;
             }
-            let last = rest - rest.saturating_sub(1) / S::LANES * S::LANES;
-            match rest.div_ceil(S::LANES) {
-                0 => {}
-                1 => finite &= self.tile::<S, 1>(simd, at, last),
-                2 => finite &= self.tile::<S, 2>(simd, at, last),
-                3 if NV > 3 => finite &= self.tile::<S, 3>(simd, at, last),
-                _ => finite &= self.tile::<S, NV>(simd, at, last),
+            // Up to half a vector costs half where vectors of half the lanes are half as dear.
+            let last = rest % S::LANES;
+            if (1..=S::Narrow::LANES).contains(&last) && S::Narrow::LANES < S::LANES {
+                return finite
+                    & match rest / S::LANES {
+                        0 => self.tile::<S::Narrow, 1, false>(simd.narrow(), at, last),
+                        1 => self.tile::<S, 1, true>(simd, at, last),
+                        2 => self.tile::<S, 2, true>(simd, at, last),
+                        _ => self.tile::<S, 3, true>(simd, at, last),
+                    };
             }
+            let last = rest - (rest - 1) / S::LANES * S::LANES;
+            finite
+                & match rest.div_ceil(S::LANES) {
+                    1 => self.tile::<S, 1, false>(simd, at, last),
+                    2 => self.tile::<S, 2, false>(simd, at, last),
+                    3 if NV > 3 => self.tile::<S, 3, false>(simd, at, last),
+                    _ => self.tile::<S, NV, false>(simd, at, last),
+                }
         }
-        finite
     }
 
-    /// `NV` vectors of columns from `at` on, `last` lanes in the last of them.
+    /// `NV` vectors of columns from `at` on, `last` lanes in the last of them; with `TAIL`, `NV` whole vectors and a narrow
+    /// one of `last` lanes.
     ///
     /// # Safety
     /// - The columns are within `dim`.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const NV: usize>(&mut self, simd: S, at: usize, last: usize) -> bool {
-        let SumEnds { from, rescale, sums, stride, out } = self.ends;
+    unsafe fn tile<S: Simd, const NV: usize, const TAIL: bool>(&mut self, simd: S, at: usize, last: usize) -> bool {
+        let narrow = simd.narrow();
         let mut acc = [[simd.zero(); NV]; M];
-        let (mask, whole) = (simd.mask_first(last), last == S::LANES);
+        let mut tail = [narrow.zero(); M];
+        let tail_at = at + NV * S::LANES;
+        // Lanes of the last whole vector, and of the narrow one.
+        let (last, tail_lanes) = if TAIL { (S::LANES, last) } else { (last, 0) };
         // SAFETY: the contracts of the function and of the job.
         unsafe {
-            if !from.is_null() {
-                for i in 0..M {
-                    for v in 0..NV {
-                        let from = from.offset(i as isize * stride).add(at + v * S::LANES);
-                        let sum = if whole || v + 1 < NV { simd.load(from) } else { simd.load_masked(from, mask) };
-                        acc[i][v] = simd.mul(sum, simd.splat(rescale[i]));
-                    }
-                }
+            self.start(simd, &mut acc, at, last);
+            if TAIL {
+                let mut columns = tail.map(|sum| [sum]);
+                self.start(narrow, &mut columns, tail_at, tail_lanes);
+                tail = columns.map(|[sum]| sum);
             }
             if M == 1 && self.careful {
-                for key in self.seen.first..self.seen.end {
-                    if (*self.weights.at(0, key)).to_bits() != HIDDEN {
-                        let lhs = self.weights.starting_at(0, key);
-                        let rhs = StridedRhs { start: self.values.at(key, at), row_stride: 0 };
-                        multiply_masked::<S, _, M, NV>(simd, &mut acc, lhs, rhs, 1, mask);
-                    }
+                self.add_carefully(simd, &mut acc, at, last);
+                if TAIL {
+                    let mut columns = tail.map(|sum| [sum]);
+                    self.add_carefully(narrow, &mut columns, tail_at, tail_lanes);
+                    tail = columns.map(|[sum]| sum);
                 }
             } else {
                 let mut key = self.seen.first;
@@ -180,22 +186,95 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
                     let depth = PIECE.min(self.seen.end - key);
                     let lhs = self.weights.starting_at(0, key);
                     let rhs = StridedRhs { start: self.values.at(key, at), row_stride: self.values.row_stride };
-                    if whole {
+                    if TAIL {
+                        let mask = (tail_lanes < S::Narrow::LANES).then(|| narrow.mask_first(tail_lanes));
+                        multiply_with_tail::<S, _, M, NV>(simd, &mut acc, &mut tail, lhs, rhs, depth, mask);
+                    } else if last == S::LANES {
                         multiply::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth);
                     } else {
-                        multiply_masked::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth, mask);
+                        multiply_masked::<S, _, M, NV>(simd, &mut acc, lhs, rhs, depth, simd.mask_first(last));
                     }
                     self.ahead.step(simd);
                     key += PIECE;
                 }
             }
-            let mut finite = simd.eq(simd.zero(), simd.zero());
+            let finite = self.finish(simd, acc, at, last);
+            finite & (!TAIL || self.finish(narrow, tail.map(|sum| [sum]), tail_at, tail_lanes))
+        }
+    }
+
+    /// The sums of earlier blocks, rescaled.
+    ///
+    /// # Safety
+    /// - The columns are within `dim`.
+    #[inline(always)]
+    unsafe fn start<S: Simd, const NV: usize>(&self, simd: S, acc: &mut [[S::F; NV]; M], at: usize, last: usize) {
+        let SumEnds { from, rescale, stride, .. } = self.ends;
+        if from.is_null() {
+            return;
+        }
+        let mask = simd.mask_first(last);
+        for i in 0..M {
+            for v in 0..NV {
+                // SAFETY: the contracts of the function and of the job.
+                let sum = unsafe {
+                    let from = from.offset(i as isize * stride).add(at + v * S::LANES);
+                    if last == S::LANES || v + 1 < NV { simd.load(from) } else { simd.load_masked(from, mask) }
+                };
+                acc[i][v] = simd.mul(sum, simd.splat(rescale[i]));
+            }
+        }
+    }
+
+    /// Adds the values of keys that are not hidden.
+    ///
+    /// # Safety
+    /// - The columns are within `dim`.
+    #[inline(always)]
+    unsafe fn add_carefully<S: Simd, const NV: usize>(
+        &self,
+        simd: S,
+        acc: &mut [[S::F; NV]; M],
+        at: usize,
+        last: usize,
+    ) {
+        debug_assert_eq!(M, 1);
+        let mask = simd.mask_first(last);
+        for key in self.seen.first..self.seen.end {
+            // SAFETY: the contracts of the function and of the job.
+            unsafe {
+                if (*self.weights.at(0, key)).to_bits() != HIDDEN {
+                    let lhs = self.weights.starting_at(0, key);
+                    let rhs = StridedRhs { start: self.values.at(key, at), row_stride: 0 };
+                    multiply_masked::<S, _, M, NV>(simd, acc, lhs, rhs, 1, mask);
+                }
+            }
+        }
+    }
+
+    /// Writes sums, or outputs. Returns whether outputs are finite.
+    ///
+    /// # Safety
+    /// - The columns are within `dim`.
+    #[inline(always)]
+    unsafe fn finish<S: Simd, const NV: usize>(
+        &self,
+        simd: S,
+        mut acc: [[S::F; NV]; M],
+        at: usize,
+        last: usize,
+    ) -> bool {
+        let SumEnds { sums, stride, out, .. } = &self.ends;
+        let mut finite = simd.eq(simd.zero(), simd.zero());
+        let mask = simd.mask_first(last);
+        // SAFETY: the contracts of the function and of the job.
+        unsafe {
             match out {
                 None => {
                     for i in 0..M {
                         for v in 0..NV {
                             let to = sums.offset(i as isize * stride).add(at + v * S::LANES);
-                            if whole || v + 1 < NV {
+                            if last == S::LANES || v + 1 < NV {
                                 simd.store(to, acc[i][v]);
                             } else {
                                 simd.store_masked(to, mask, acc[i][v]);
@@ -211,11 +290,11 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
                             finite = simd.and(finite, simd.eq(simd.sub(acc[i][v], acc[i][v]), simd.zero()));
                         }
                     }
-                    if step == 1 {
+                    if *step == 1 {
                         for i in 0..M {
                             for v in 0..NV {
                                 let to = rows[i].add(at + v * S::LANES);
-                                if whole || v + 1 < NV {
+                                if last == S::LANES || v + 1 < NV {
                                     simd.store(to, acc[i][v]);
                                 } else {
                                     simd.store_masked(to, mask, acc[i][v]);
@@ -229,12 +308,12 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
                                 simd.store(buffer[i].as_mut_ptr().add(v * S::LANES), acc[i][v]);
                             }
                         }
-                        scatter(&buffer, &rows[..M], step, at, (NV - 1) * S::LANES + last);
+                        scatter(&buffer, &rows[..M], *step, at, (NV - 1) * S::LANES + last);
                     }
                 }
             }
-            simd.bits(finite).count_ones() as usize == S::LANES
         }
+        simd.bits(finite).count_ones() as usize == S::LANES
     }
 }
 

@@ -413,3 +413,45 @@ pub(crate) unsafe fn multiply_masked<S: Simd, L: LhsAddress, const MR: usize, co
         }
     }
 }
+
+/// [`multiply`] where up to half a vector follows the `NV` whole ones, at half the cost: lanes outside of `mask` are not
+/// read.
+///
+/// # Safety
+/// - `lhs.at(i, k)` is readable for `i < MR`, `k < depth`.
+/// - `NV * LANES` floats, and then the lanes of `mask`, are readable at `rhs.row(k)` for `k < depth`.
+#[inline(always)]
+pub(crate) unsafe fn multiply_with_tail<S: Simd, L: LhsAddress, const MR: usize, const NV: usize>(
+    simd: S,
+    acc: &mut [[S::F; NV]; MR],
+    tail: &mut [<S::Narrow as Simd>::F; MR],
+    lhs: L,
+    rhs: impl RhsAddress,
+    depth: usize,
+    mask: Option<<S::Narrow as Simd>::M>,
+) {
+    debug_assert!(L::BLOCK > depth);
+    let narrow = simd.narrow();
+    for k in 0..depth {
+        // SAFETY: the caller's contract, for this `k`.
+        unsafe {
+            let row = rhs.row(k);
+            let mut b = [simd.zero(); NV];
+            for v in 0..NV {
+                b[v] = simd.load(row.add(v * S::LANES));
+            }
+            let last = row.add(NV * S::LANES);
+            let last = match mask {
+                None => narrow.load(last),
+                Some(mask) => narrow.load_masked(last, mask),
+            };
+            for i in 0..MR {
+                let a = lhs.at(i, k);
+                for v in 0..NV {
+                    acc[i][v] = simd.fma(simd.splat(*a), b[v], acc[i][v]);
+                }
+                tail[i] = narrow.fma(narrow.splat(*a), last, tail[i]);
+            }
+        }
+    }
+}

@@ -37,6 +37,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn widen(self, low: __m256, _rest: __m256) -> __m256 {
+        low
+    }
+
+    #[inline(always)]
     fn call<J: Job>(self, job: J) -> J::Output {
         unsafe { outlined(job) }
     }

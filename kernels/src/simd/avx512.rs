@@ -36,6 +36,22 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn widen(self, low: __m256, rest: __m512) -> __m512 {
+        unsafe { _mm512_insertf32x8::<0>(rest, low) }
+    }
+
+    #[inline(always)]
+    fn split_power(self, x: __m512) -> (__m512, __m512) {
+        let whole = unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) };
+        (whole, self.sub(x, whole))
+    }
+
+    #[inline(always)]
+    fn times_power(self, m: __mmask16, a: __m512, power: __m512) -> __m512 {
+        unsafe { _mm512_maskz_scalef_ps(m, a, power) }
+    }
+
+    #[inline(always)]
     fn call<J: Job>(self, job: J) -> J::Output {
         unsafe { outlined(job) }
     }

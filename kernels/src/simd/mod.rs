@@ -56,6 +56,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The proof that these have their instructions too.
     fn narrow(self) -> Self::Narrow;
 
+    /// The lanes of a narrow vector, and above them those of `rest`.
+    fn widen(self, low: <Self::Narrow as Simd>::F, rest: Self::F) -> Self::F;
+
     /// Runs a job in a function of its own that is compiled for this instruction set.
     ///
     /// What is inlined into one function is optimised as a whole, in more than linear time, so a body with dozens of
@@ -183,6 +186,25 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Asks for the cache line of `p`. Any address is fine.
     fn prefetch(self, p: *const f32);
+
+    /// A number, at most 2^22 and none whose power of 2 is too small to be normal, as the nearest whole one and the rest:
+    /// the first in a form that only [`Simd::times_power`] knows.
+    #[inline(always)]
+    fn split_power(self, x: Self::F) -> (Self::F, Self::F) {
+        // Adding 1.5 * 2^23 rounds to an integer, ties to even, which then stands in the low bits.
+        let round = self.splat(12_582_912.0);
+        let power = self.add(x, round);
+        (power, self.sub(x, self.sub(power, round)))
+    }
+
+    /// `a` times 2 to the whole power where the mask is true, +0 elsewhere. NaN for the power of NaN.
+    #[inline(always)]
+    fn times_power(self, m: Self::M, a: Self::F, power: Self::F) -> Self::F {
+        // A product, not a sum of integers: whatever the power is for NaN, the product with NaN is NaN.
+        let biased = self.add_int(self.bits_to_int(power), self.splat_int(127));
+        let power = self.int_to_bits(self.shl_int::<23>(biased));
+        self.select(m, self.mul(a, power), self.zero())
+    }
 
     /// All lanes +0.
     #[inline(always)]

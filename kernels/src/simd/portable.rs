@@ -25,6 +25,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn widen(self, low: Self::F, _rest: Self::F) -> Self::F {
+        low
+    }
+
+    #[inline(always)]
     fn call<J: Job>(self, job: J) -> J::Output {
         outlined(job)
     }

@@ -13,7 +13,7 @@ use crate::guard::Side;
 /// Half a unit in the last place of 1.
 const U: f64 = 1.0 / (1 << 24) as f64;
 /// The error of a weight's exponential, in units of `U`.
-const EXP: f64 = 2.4;
+const EXP: f64 = 2.5;
 
 fn gamma(n: usize) -> f64 {
     n as f64 * U / (1.0 - n as f64 * U)

@@ -1,6 +1,7 @@
 //! Scratch memory of a backward task, and the arrays that it reads and writes.
 
 use crate::attention::call::{Call, MR, QUERY_STRIDE, Raw};
+use crate::attention::cut::TASKS;
 use crate::attention::gradients::Gradients;
 use crate::attention::spec::AttentionSpec;
 use crate::workspace::round_up;
@@ -78,7 +79,7 @@ impl Layout {
         let dq = part(total * k_stride, dq);
         let units = shape.batch * spec.kv_heads;
         let flops = 5.0 * total as f64 * (shape.kv_len * (spec.head_dim + spec.v_dim)) as f64;
-        let per_task = ((TASK_FLOPS / flops.max(1.0)) as usize).clamp(1, units.max(1));
+        let per_task = ((TASK_FLOPS / flops.max(1.0)) as usize).clamp(1, (units / TASKS).max(1));
         let tasks = units.div_ceil(per_task);
         Self {
             gradients,

@@ -53,9 +53,11 @@ impl Job for Backward<'_> {
     fn run<S: Simd>(self, simd: S) {
         let units = self.call.shape.batch * self.call.spec.kv_heads;
         for unit in self.task * self.layout.per_task..units.min((self.task + 1) * self.layout.per_task) {
-            let (batch, kv_head) = (unit / self.call.spec.kv_heads, unit % self.call.spec.kv_heads);
+            let unit_at =
+                |unit: usize| Unit::new(&self, unit / self.call.spec.kv_heads, unit % self.call.spec.kv_heads);
+            let next = (unit + 1 < units).then(|| unit_at(unit + 1));
             // SAFETY: the job's contract; units are different heads of keys.
-            unsafe { Unit::new(&self, batch, kv_head).run(simd) }
+            unsafe { unit_at(unit).run(simd, next.as_ref()) }
         }
     }
 }
@@ -102,10 +104,12 @@ impl<'a> Unit<'a> {
         Self { task, batch, kv_head, first_head, length: call.keys(batch), plain: call.plain(), bare }
     }
 
+    /// All gradients of the unit, while the memory of the `next` is asked for.
+    ///
     /// # Safety
     /// - The contract of [`Backward`].
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, simd: S) {
+    unsafe fn run<S: Simd>(&self, simd: S, next: Option<&Self>) {
         let Backward { call, outputs, layout, scratch, .. } = *self.task;
         let (spec, q_len) = (&call.spec, call.shape.q_len);
         let (dk, dv) = (outputs.dk.head(self.batch, self.kv_head), outputs.dv.head(self.batch, self.kv_head));
@@ -129,7 +133,10 @@ impl<'a> Unit<'a> {
                         let left = self.length.saturating_sub(start + keys_of).min(keys_of);
                         // Each tile takes its pieces twice: with scores, and with the gradients of weights.
                         let steps = spec.group() * q_len.div_ceil(MR) * 2 * keys.div_ceil(ahead::PIECE);
-                        ahead.block(self.ahead(start + keys_of, left, steps));
+                        ahead.block(match next {
+                            Some(next) if left == 0 => next.first_ahead(steps),
+                            _ => self.ahead(start + keys_of, left, steps),
+                        });
                     }
                     for head in self.first_head..self.first_head + spec.group() {
                         let tiles = Tiles::new(q_len);
@@ -194,11 +201,22 @@ impl<'a> Unit<'a> {
 
     /// The keys and the values `start..start + count`, in `steps` steps.
     #[inline(always)]
-    fn ahead(&self, start: usize, count: usize, steps: usize) -> [Lines; 2] {
+    fn ahead(&self, start: usize, count: usize, steps: usize) -> [Lines; 4] {
         let call = self.task.call;
         let [k, v] = [&call.k, &call.v].map(|of| of.head(self.batch, self.kv_head));
         let (dim, v_dim) = (call.spec.head_dim, call.spec.v_dim);
-        [ahead::lines(k, start, count, dim, steps), ahead::lines(v, start, count, v_dim, steps)]
+        let (k, v) = (ahead::lines(k, start, count, dim, steps), ahead::lines(v, start, count, v_dim, steps));
+        [k, v, Lines::NONE, Lines::NONE]
+    }
+
+    /// What a unit reads first: its outputs and their gradients, and a block of keys and values.
+    #[inline(always)]
+    fn first_ahead(&self, steps: usize) -> [Lines; 4] {
+        let Backward { call, outputs, .. } = *self.task;
+        let [k, v, ..] = self.ahead(0, block_keys(&call.spec).min(self.length), steps);
+        let [out, dout] = [&outputs.out, &outputs.dout]
+            .map(|of| ahead::lines(of.head(self.batch, self.first_head), 0, call.shape.q_len, call.spec.v_dim, steps));
+        [k, v, out, dout]
     }
 
     /// The rows of a tile, if there is one.

@@ -7,14 +7,15 @@
 use std::f32::consts::LOG2_E;
 use std::mem::MaybeUninit;
 
-use super::layout::{MAX_KEYS, STRIDE};
+use super::layout::{MAX_KEYS, ROW_NUMBERS, STRIDE};
 use super::{Backward, KeyBlock, RowBlock, Unit};
 use crate::attention::ahead::Ahead;
-use crate::attention::call::{MAX_BLOCK, MAX_PANEL, QUERY_STRIDE};
+use crate::attention::call::{MAX_BLOCK, MAX_PANEL, Rows};
 use crate::attention::dropout::{DropoutRow, mask_row};
 use crate::attention::logits::Transform;
-use crate::attention::scores::{QueryRows, ScoreTile, Seen, TileSeen, copy_query, first_score, score_tile, seen_lanes};
+use crate::attention::scores::{ScoreTile, Seen, TileSeen, first_score, score_tile, seen_lanes};
 use crate::attention::values::HIDDEN;
+use crate::gemm::micro::ContiguousRows;
 use crate::simd::{Job, Simd, math};
 
 impl<'a> Unit<'a> {
@@ -60,21 +61,17 @@ impl<'a> Unit<'a> {
             let width = block.keys.next_multiple_of(16);
             let (at, end) = (first_score(simd, seen), seen.outer.end.next_multiple_of(16));
             {
-                let queries = scratch.add(layout.queries);
                 let mut maxima = [0.0f32; 16];
                 let keys = block.keys;
-                for i in 0..count {
-                    copy_query(simd, rows.q.at(local + i, 0), 1, spec.head_dim, queries.add(i * QUERY_STRIDE));
-                }
+                let in_place = |of: &Rows<f32>| ContiguousRows { start: of.at(local, 0), row_stride: of.row_stride };
                 let (dim, packed, scores, to) =
                     (spec.head_dim, scratch.add(layout.packed_k), weights, maxima.as_mut_ptr());
-                let job = ScoreTile { q: QueryRows(queries), packed, dim, keys, seen, scores, maxima: to, ahead };
+                let q = in_place(&rows.q);
+                let job = ScoreTile { q, packed, dim, keys, seen, scores, maxima: to, ahead };
                 score_tile::<S, false, STRIDE>(simd, count, job);
-                for i in 0..count {
-                    copy_query(simd, rows.dout.at(local + i, 0), 1, spec.v_dim, queries.add(i * QUERY_STRIDE));
-                }
                 let (dim, packed, scores) = (spec.v_dim, scratch.add(layout.packed_v), gradients);
-                let job = ScoreTile { q: QueryRows(queries), packed, dim, keys, seen, scores, maxima: to, ahead };
+                let q = in_place(&rows.dout);
+                let job = ScoreTile { q, packed, dim, keys, seen, scores, maxima: to, ahead };
                 score_tile::<S, false, STRIDE>(simd, count, job);
             }
             // Tiles of keys that this tile sees in part reach a few keys further, whose weights count as zeros. Marked after
@@ -87,6 +84,12 @@ impl<'a> Unit<'a> {
                         simd.store(start.add(from), hidden);
                     }
                 }
+            }
+            if self.plain && call.dropout.is_none() && outputs.dbias.is_none() {
+                let numbers = self.row_numbers(rows.head, row);
+                let (factor, scale) = (spec.scale * LOG2_E, spec.scale);
+                simd.call(PlainTile { weights, gradients, numbers, count, at, end, seen, factor, scale });
+                return;
             }
             for i in 0..count {
                 let numbers = self.row_numbers(rows.head, row + i);
@@ -201,6 +204,40 @@ impl Job for PlainGradients {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         self.0.each::<S, true>(simd);
+    }
+}
+
+/// The rows of a tile whose scores are logits but for the scale.
+///
+/// Whoever makes one vouches for [`RowGradients`] of each row, and that there are numbers for each.
+struct PlainTile<'a> {
+    weights: *mut f32,
+    gradients: *mut f32,
+    numbers: *const f32,
+    count: usize,
+    at: usize,
+    end: usize,
+    seen: &'a TileSeen,
+    factor: f32,
+    scale: f32,
+}
+
+impl Job for PlainTile<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { weights, gradients, numbers, count, at, end, seen, factor, scale } = self;
+        for i in 0..count {
+            // SAFETY: the job's contract.
+            let row = unsafe {
+                let (weights, gradients) = (weights.add(i * STRIDE), gradients.add(i * STRIDE));
+                let numbers = numbers.add(ROW_NUMBERS * i);
+                let (lse, mean, slopes) = (*numbers, *numbers.add(1), std::ptr::null_mut());
+                let seen = seen.rows[i];
+                RowGradients { weights, gradients, slopes, at, end, seen, factor, lse, mean, lost: 0.0, scale }
+            };
+            row.each::<S, true>(simd);
+        }
     }
 }
 
