@@ -60,6 +60,18 @@ impl Lines {
     }
 }
 
+/// Asks for `rows` rows of `columns` floats, which seldom start with a line.
+#[inline(always)]
+pub(super) fn ask_for<S: Simd>(simd: S, start: *const f32, stride: isize, [rows, columns]: [usize; 2]) {
+    for i in 0..rows {
+        let row = start.wrapping_offset(i as isize * stride);
+        for column in (0..columns).step_by(LINE) {
+            simd.prefetch(row.wrapping_add(column));
+        }
+        simd.prefetch(row.wrapping_add(columns.max(1) - 1));
+    }
+}
+
 /// The next strip of lhs and the next block of rhs.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {

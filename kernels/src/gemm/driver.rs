@@ -16,10 +16,10 @@
 
 use std::ops::Range;
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, ask_for};
 use super::blocking::Blocking;
 use super::epilogue::RawEpilogue;
-use super::micro::{ContiguousColumns, ContiguousRows};
+use super::micro::{ContiguousColumns, ContiguousRows, Later};
 use super::pack::{Strips, pack_panels, pack_strip, panel_vectors};
 use super::plan::{LhsPacking, Operand, Plan, RhsPacking};
 use super::tile::{Ends, IN_PLACE, MAX_HEIGHT, MAX_WIDTH, Matrix, NV, PACKED, PACKING, Panels, tiles_of};
@@ -83,6 +83,14 @@ struct PackedStrips {
     depth: usize,
     first_row: usize,
     first_k: usize,
+}
+
+impl PackedStrips {
+    /// Column `k` of the strip of so many rows from `row` on.
+    #[inline(always)]
+    fn at(&self, row: usize, height: usize, k: usize) -> *const f32 {
+        self.start.wrapping_add((row - self.first_row) * self.depth + (k - self.first_k) * height)
+    }
 }
 
 /// Packed rhs: panels through `depth` rows from `first_k` on, from `first_panel` on.
@@ -160,6 +168,7 @@ unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
                                 first,
                                 panels.clone(),
                                 ks.clone(),
+                                None,
                                 &mut ahead,
                             );
                         } else {
@@ -169,13 +178,12 @@ unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
                     }
                     _ => rectangle.rhs,
                 };
-                match packed {
-                    None => {
-                        strips::<S, IN_PLACE>(simd, rectangle, packed, meeting, panels.clone(), ks.clone(), &mut ahead)
-                    }
-                    Some(_) => {
-                        strips::<S, PACKED>(simd, rectangle, packed, meeting, panels.clone(), ks.clone(), &mut ahead)
-                    }
+                let (panels, ks) = (panels.clone(), ks.clone());
+                if packed.is_none() {
+                    strips::<S, IN_PLACE>(simd, rectangle, None, meeting, panels, ks, None, &mut ahead);
+                } else {
+                    let next = next_block(rectangle, &panels, &ks, nr);
+                    strips::<S, PACKED>(simd, rectangle, packed, meeting, panels, ks, next, &mut ahead);
                 }
             }
             k = ks.end;
@@ -187,11 +195,24 @@ unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
     }
 }
 
+/// How many floats behind a block of a packed rhs, of panels of `nr` columns, the block stands that is met next.
+fn next_block(rectangle: &Rectangle<'_>, panels: &Range<usize>, ks: &Range<usize>, nr: usize) -> Option<isize> {
+    let depth = rectangle.rhs?.depth;
+    if ks.end < rectangle.ks.end {
+        return Some((ks.len() * nr) as isize);
+    }
+    // Beyond the rectangle is what this thread's next task meets, most likely.
+    let back = ks.start - rectangle.ks.start;
+    (panels.end < rectangle.plan.panels).then(|| (panels.len() * depth * nr) as isize - (back * nr) as isize)
+}
+
 /// Loops 2 and 1: the strips of the rectangle, each against all panels of a block of rhs.
 ///
 /// # Safety
 /// - As for [`blocks`]; `packed` holds `panels` and `ks` unless rhs is read in place, or has room for them if they are
 ///   packed on the way.
+///
+/// The panels that are met next, if they are packed, stand `next` floats behind these.
 #[inline(always)]
 unsafe fn strips<S: Simd, const RHS: u8>(
     simd: S,
@@ -200,6 +221,7 @@ unsafe fn strips<S: Simd, const RHS: u8>(
     strips: Range<usize>,
     panels: Range<usize>,
     ks: Range<usize>,
+    next: Option<isize>,
     ahead: &mut Ahead,
 ) {
     let Rectangle { product, plan, .. } = *rectangle;
@@ -225,6 +247,10 @@ unsafe fn strips<S: Simd, const RHS: u8>(
         {
             ahead.strip(lhs, [row + height, plan.strips.height(strip + 1)], ks.clone(), panels.len());
         }
+        let next_strip = rectangle.lhs.map(|p| {
+            let after = if strip + 1 < rectangle.strips.end { strip + 1 } else { rectangle.strips.start };
+            p.at(plan.strips.start(after), plan.strips.height(after), ks.start)
+        });
         let mut panel = panels.start;
         while panel < panels.end {
             let count = if buffered || panel >= whole { 1 } else { whole - panel };
@@ -236,8 +262,15 @@ unsafe fn strips<S: Simd, const RHS: u8>(
             });
             let rhs = match (packed, product.rhs) {
                 (Some(p), _) if RHS == PACKED => {
-                    let (row_stride, step) = ((nv * S::LANES) as isize, nr * p.depth);
-                    Panels { start: packed_panel, row_stride, step, count, pack_to: std::ptr::null_mut() }
+                    let mut met = Panels::packed(packed_panel, nv * S::LANES, nr * p.depth, count);
+                    if let Some(distance) = next {
+                        let part = [strip - rectangle.strips.start, rectangle.strips.len()];
+                        met = met.before_panels(packed_panel.wrapping_offset(distance), depth, part);
+                    }
+                    if let Some(next) = next_strip {
+                        met = met.before_strip(next, [height, depth], [panel - panels.start, panels.len()]);
+                    }
+                    met
                 }
                 (_, Operand::Matrix(rhs)) => Panels {
                     start: rhs.at(ks.start, column),
@@ -245,6 +278,7 @@ unsafe fn strips<S: Simd, const RHS: u8>(
                     step: nr,
                     count,
                     pack_to: packed_panel.cast_mut(),
+                    later: [Later::nothing(std::ptr::null()); 2],
                 },
                 (_, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
             };
@@ -260,6 +294,14 @@ unsafe fn strips<S: Simd, const RHS: u8>(
             // the buffer holds the largest tile.
             unsafe {
                 if buffered {
+                    // Tiles ask for the lines that they write, which is the buffer here.
+                    if depth >= WORTH_ASKING && product.column_stride == 1 {
+                        ask_for(simd, out, product.row_stride, [height, columns]);
+                        let residual = product.epilogue.residual;
+                        if finishes && !residual.start.is_null() && residual.column_stride == 1 {
+                            ask_for(simd, residual.at(row, column), residual.row_stride, [height, columns]);
+                        }
+                    }
                     (ends.to, ends.to_stride) = (buffer, MAX_WIDTH as isize);
                     if continues && product.column_stride != 1 {
                         for i in 0..height {
@@ -278,8 +320,8 @@ unsafe fn strips<S: Simd, const RHS: u8>(
                     (packed, operand) => {
                         let lhs = match (packed, operand) {
                             (Some(p), _) => {
-                                let at = (row - p.first_row) * p.depth + (ks.start - p.first_k) * height;
-                                ContiguousColumns { start: p.start.wrapping_add(at), column_stride: height as isize }
+                                let start = p.at(row, height, ks.start);
+                                ContiguousColumns { start, column_stride: height as isize }
                             }
                             (None, Operand::Matrix(lhs)) => {
                                 ContiguousColumns { start: lhs.at(row, ks.start), column_stride: lhs.column_stride }
@@ -311,6 +353,9 @@ unsafe fn strips<S: Simd, const RHS: u8>(
         }
     }
 }
+
+/// Depth from which a tile lasts long enough for its lines to arrive.
+const WORTH_ASKING: usize = 128;
 
 /// The address of element `[i, j]` from `start` on.
 #[inline(always)]

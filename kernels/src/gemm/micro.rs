@@ -196,6 +196,45 @@ impl RhsAddress for StridedRhs {
     }
 }
 
+/// Memory that is needed soon, asked for little by little: `share` floats with each row of a panel.
+#[derive(Clone, Copy)]
+pub(crate) struct Later {
+    pub at: *const f32,
+    pub share: usize,
+}
+
+impl Later {
+    /// Asks for nothing but what is there already.
+    pub fn nothing(there: *const f32) -> Self {
+        Self { at: there, share: 0 }
+    }
+}
+
+/// Rows of a packed panel, while the panel and the strip that follow are asked for.
+///
+/// What is met for the first time comes from L3 or from memory, and a tile is done sooner than it arrives.
+#[derive(Clone, Copy)]
+pub(crate) struct StreamedRhs {
+    pub start: *const f32,
+    pub row_stride: isize,
+    pub later: [Later; 2],
+}
+
+impl RhsAddress for StreamedRhs {
+    #[inline(always)]
+    unsafe fn row(&self, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.start.offset(k as isize * self.row_stride) }
+    }
+
+    #[inline(always)]
+    unsafe fn loaded<S: Simd, const NV: usize>(&self, simd: S, k: usize, _: &[S::F; NV]) {
+        for Later { at, share } in self.later {
+            simd.prefetch(at.wrapping_add(k * share));
+        }
+    }
+}
+
 /// Rows at a constant distance that are packed on the way: the first strip that meets a panel copies it for the others.
 ///
 /// A row is in registers anyway, and the loop waits for its multiplications, so the copy is free but for the stores.

@@ -182,6 +182,12 @@ impl Plan {
                 if runs && (small || m <= blocking.thin_rows) { RhsPacking::InPlace } else { RhsPacking::Private }
             }
         };
+        // Few rows stay in L2, as deep a block of all of them as fits, and a packed rhs comes by panel after panel.
+        let deepest = blocking.lhs_block / m.max(1);
+        let streams = matches!(rhs, Operand::Packed(_)) && deepest >= k.min(kc / 2);
+        if streams {
+            (kc, nc) = (kc.min(deepest).max(1), nr);
+        }
         // Blocks of nearly the same depth and width: 576 is 3 x 192, not 256 + 256 + 64. Less deep, they may be wider.
         let block = kc * nc;
         if kc > DEPTH_STEP {
@@ -212,10 +218,12 @@ impl Plan {
             }
         }
 
-        let (mut chunk_depth, mut chunk_strips) = (k, strips.count);
+        // A block of few rows meets all panels before the next block of them does.
+        let meets_all = streams && m.saturating_mul(k) > blocking.lhs_block;
+        let (mut chunk_depth, mut chunk_strips) = (if meets_all { kc } else { k }, strips.count);
         let mut shared_lhs = 0;
         if lhs_packing == LhsPacking::Shared {
-            if m.saturating_mul(k) > blocking.shared {
+            if m.saturating_mul(chunk_depth) > blocking.shared {
                 chunk_depth = (blocking.shared / m / kc * kc).max(kc);
                 chunk_strips = (blocking.shared / chunk_depth / height).clamp(1, strips.count);
             }

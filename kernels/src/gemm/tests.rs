@@ -7,6 +7,7 @@ use crate::activation::Activation;
 const TOY: Blocking = Blocking {
     kc: 5,
     nc: 1,
+    lhs_block: 0,
     shared: 40,
     thin_kc: 3,
     thin_nc: 1,
@@ -18,7 +19,7 @@ const TOY: Blocking = Blocking {
 };
 
 /// The same, with operands in place where that is possible.
-const TOY_IN_PLACE: Blocking = Blocking { thin_rows: 1000, thin_columns: 1000, ..TOY };
+const TOY_IN_PLACE: Blocking = Blocking { thin_rows: 1000, thin_columns: 1000, lhs_block: 60, ..TOY };
 
 /// Everything in one block, and shared packing of all.
 const TOY_WHOLE: Blocking = Blocking { kc: 1000, nc: 40, shared: 100_000, ..TOY };

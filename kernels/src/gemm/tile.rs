@@ -12,7 +12,7 @@
 //! ```
 
 use super::ahead::Ahead;
-use super::micro::{LhsAddress, PackedPanel, PackingRhs, StridedRhs, multiply, multiply_masked};
+use super::micro::{Later, LhsAddress, PackedPanel, PackingRhs, StreamedRhs, StridedRhs, multiply, multiply_masked};
 use crate::simd::{Job, Simd};
 use crate::tensor::View;
 use crate::workspace::LINE;
@@ -81,13 +81,39 @@ pub(crate) struct Panels {
     pub count: usize,
     /// Where the panels are packed, one behind the other; null unless they are.
     pub pack_to: *mut f32,
+    /// What is asked for while the first panel is met, if panels are packed: of the panel that follows (what is asked for
+    /// with the others is as far apart as they are), and of the strip that follows, piece after piece.
+    pub later: [Later; 2],
 }
 
 impl Panels {
     /// `count` packed panels of rows of `width`, `step` apart.
     #[inline(always)]
     pub fn packed(start: *const f32, width: usize, step: usize, count: usize) -> Self {
-        Self { start, row_stride: width as isize, step, count, pack_to: std::ptr::null_mut() }
+        let (pack_to, later) = (std::ptr::null_mut(), [Later::nothing(start); 2]);
+        Self { start, row_stride: width as isize, step, count, pack_to, later }
+    }
+
+    /// While strip `strip` of so many meets these panels of `depth` rows, its share of the panels that are met next is asked
+    /// for: those that stand as these do, from `next` on.
+    #[inline(always)]
+    pub fn before_panels(mut self, next: *const f32, depth: usize, [strip, strips]: [usize; 2]) -> Self {
+        let width = self.row_stride as usize;
+        let share = width.div_ceil(strips);
+        // More than a line with each row is more than one request a row can bring.
+        if strip * share < width && share <= LINE {
+            self.later[0] = Later { at: next.wrapping_add(strip * share * depth), share };
+        }
+        self
+    }
+
+    /// While panels from number `panel` of so many on meet their strip, their shares of the next strip, `height` rows
+    /// packed at `next`, are asked for.
+    #[inline(always)]
+    pub fn before_strip(mut self, next: *const f32, [height, depth]: [usize; 2], [panel, panels]: [usize; 2]) -> Self {
+        let share = height.div_ceil(panels);
+        self.later[1] = Later { at: next.wrapping_add(panel * share * depth), share };
+        self
     }
 }
 
@@ -230,7 +256,7 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
         let whole = ends.columns == NV * S::LANES;
         let mask = simd.mask_first(ends.columns - (NV - 1) * S::LANES);
         let Ends { mut from, mut to, .. } = ends;
-        let (mut start, mut pack_to) = (rhs.start, rhs.pack_to);
+        let (mut start, mut pack_to, mut later) = (rhs.start, rhs.pack_to, rhs.later);
         for panel in 0..rhs.count {
             ahead.step(simd);
             let mut acc = [[simd.zero(); NV]; MR];
@@ -271,7 +297,7 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
                     }
                 } else {
                     // Distances that are constants cost no instruction in the loop.
-                    let rhs = StridedRhs { start, row_stride: (NV * S::LANES) as isize };
+                    let rhs = StreamedRhs { start, row_stride: (NV * S::LANES) as isize, later };
                     match lhs.packed_panel(MR) {
                         Some(panel) => multiply::<S, _, MR, NV>(simd, &mut acc, PackedPanel::<MR>(panel), rhs, depth),
                         None => multiply::<S, _, MR, NV>(simd, &mut acc, lhs, rhs, depth),
@@ -291,6 +317,8 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
             }
             to = to.wrapping_add(NV * S::LANES);
             start = start.wrapping_add(rhs.step);
+            later[0].at = later[0].at.wrapping_add(rhs.step);
+            later[1].at = later[1].at.wrapping_add(later[1].share * depth);
             pack_to = pack_to.wrapping_add(NV * S::LANES * depth);
         }
     }

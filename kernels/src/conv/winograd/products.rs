@@ -57,9 +57,11 @@ impl Job for Products<'_> {
                 for k in (0..ic).step_by(DEPTH) {
                     let depth = DEPTH.min(ic - k);
                     let start = u.wrapping_add(k * width);
-                    let rhs = Panels::packed(start, width, 0, 1);
+                    // What is met next stands behind this: deeper rows, or the next panel.
+                    let next = start.wrapping_add(depth * width);
                     for strip in 0..strips.count {
                         let (first, height) = (strips.start(strip), strips.height(strip));
+                        let rhs = Panels::packed(start, width, 0, 1).before_panels(next, depth, [strip, strips.count]);
                         let start = v.wrapping_add(k / 16 * cut.v_group + first * 16);
                         let lhs = ColumnBlocks { start, block_stride: cut.v_group };
                         let to = m.wrapping_add(first * cut.panel);
