@@ -50,6 +50,8 @@ pub(super) struct PackFilters<'a> {
     /// The first output channel of the panel, and the columns that it has.
     pub first: usize,
     pub width: usize,
+    /// Whether transforms are written past the caches.
+    pub stream: bool,
     pub channels: Range<usize>,
     /// `plan.u`, of which this job alone writes its part.
     pub u: *mut f32,
@@ -69,6 +71,7 @@ impl Job for PackFilters<'_> {
             for column in (0..width.min(plan.out_channels - first)).step_by(SIDE) {
                 self.lay_out(simd, first + column, start, run, &mut filters);
                 let count = SIDE.min(width - column);
+                let stream = self.stream && count == SIDE;
                 for i in 0..run {
                     let mut half = [[0.0f64; SIDE]; MOST * TAPS];
                     let filter = &filters[i * taps..][..taps];
@@ -86,15 +89,16 @@ impl Job for PackFilters<'_> {
                         // writes those of its channels.
                         unsafe {
                             match along.taps {
-                                3 => sums_along::<3>(&columns, points, row, to, step, count),
-                                5 => sums_along::<5>(&columns, points, row, to, step, count),
-                                _ => sums_along::<1>(&columns, points, row, to, step, count),
+                                3 => sums_along::<S, 3>(simd, stream, &columns, points, row, to, step, count),
+                                5 => sums_along::<S, 5>(simd, stream, &columns, points, row, to, step, count),
+                                _ => sums_along::<S, 1>(simd, stream, &columns, points, row, to, step, count),
                             }
                         }
                     }
                 }
             }
         }
+        simd.fence();
     }
 }
 
@@ -147,9 +151,11 @@ fn sums_down<const N: usize>(
 /// The frequencies of a row of `N` taps, `step` floats apart.
 ///
 /// # Safety
-/// - `to` has room for `count` floats of each.
+/// - `to` has room for `count` floats of each; to stream, those are `SIDE`, and `to` and `step` whole vectors.
 #[inline(always)]
-unsafe fn sums_along<const N: usize>(
+unsafe fn sums_along<S: Simd, const N: usize>(
+    simd: S,
+    stream: bool,
     g: &Matrix,
     points: usize,
     row: &[Lanes<f64>],
@@ -167,7 +173,11 @@ unsafe fn sums_along<const N: usize>(
         }
         // SAFETY: the caller's contract.
         unsafe {
-            if count == SIDE {
+            if stream {
+                for lane in (0..SIDE).step_by(S::LANES) {
+                    simd.stream(to.add(q * step + lane), simd.load(sums.as_ptr().add(lane)));
+                }
+            } else if count == SIDE {
                 to.add(q * step).cast::<Lanes<f32>>().write_unaligned(sums);
             } else {
                 to.add(q * step).copy_from_nonoverlapping(sums.as_ptr(), count);
