@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::inference::Role;
 use crate::layer::{Layer, single, single_shape};
 use crate::memory::room;
-use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
+use crate::tensor::{Tensor, check_gradient, elements, in_order, row_major, tensor};
 
 /// `max(x, 0)`. A NaN stays one.
 #[derive(Default)]
@@ -39,6 +39,36 @@ impl Cache {
         let y = tensor(x.shape(), y)?;
         self.0 = Some(y.clone());
         Ok(y)
+    }
+
+    /// As `forward`, in the memory of `x` if nobody else has it.
+    fn forward_own(&mut self, function: Activation, x: Tensor, parallelism: Parallelism<'_>) -> Result<Tensor> {
+        let mut own = match in_order(x).try_into_owned_nocopy() {
+            Ok(own) => own,
+            Err(x) => return self.forward(function, &[&x], parallelism),
+        };
+        activation::forward_in_place(function, own.as_slice_mut().unwrap_or_default(), parallelism)?;
+        let y = own.into_shared();
+        self.0 = Some(y.clone());
+        Ok(y)
+    }
+
+    /// As `backward`, in the memory of the gradient if nobody else has it.
+    fn backward_own(
+        &mut self,
+        function: Activation,
+        d_output: Tensor,
+        parallelism: Parallelism<'_>,
+    ) -> Result<Vec<Tensor>> {
+        let y = self.0.as_ref().ok_or(Error::NoForward)?;
+        check_gradient(&d_output, y.shape())?;
+        let mut own = match in_order(d_output).try_into_owned_nocopy() {
+            Ok(own) => own,
+            Err(d_output) => return self.backward(function, &d_output, parallelism),
+        };
+        activation::backward_in_place(function, elements(y), own.as_slice_mut().unwrap_or_default(), parallelism)?;
+        self.0 = None;
+        Ok(vec![own.into_shared()])
     }
 
     fn backward(
@@ -77,6 +107,14 @@ impl Layer for ReLU {
     fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         self.0.backward(Activation::Relu, d_output, parallelism)
     }
+
+    fn forward_own(&mut self, x: Tensor, parallelism: Parallelism<'_>) -> Result<Tensor> {
+        self.0.forward_own(Activation::Relu, x, parallelism)
+    }
+
+    fn backward_own(&mut self, d_output: Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.0.backward_own(Activation::Relu, d_output, parallelism)
+    }
 }
 
 impl Layer for Sigmoid {
@@ -99,6 +137,14 @@ impl Layer for Sigmoid {
     fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         self.0.backward(Activation::Sigmoid, d_output, parallelism)
     }
+
+    fn forward_own(&mut self, x: Tensor, parallelism: Parallelism<'_>) -> Result<Tensor> {
+        self.0.forward_own(Activation::Sigmoid, x, parallelism)
+    }
+
+    fn backward_own(&mut self, d_output: Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.0.backward_own(Activation::Sigmoid, d_output, parallelism)
+    }
 }
 
 impl Layer for Tanh {
@@ -120,5 +166,13 @@ impl Layer for Tanh {
 
     fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         self.0.backward(Activation::Tanh, d_output, parallelism)
+    }
+
+    fn forward_own(&mut self, x: Tensor, parallelism: Parallelism<'_>) -> Result<Tensor> {
+        self.0.forward_own(Activation::Tanh, x, parallelism)
+    }
+
+    fn backward_own(&mut self, d_output: Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.0.backward_own(Activation::Tanh, d_output, parallelism)
     }
 }

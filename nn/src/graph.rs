@@ -17,9 +17,10 @@ use ndarray::ArrayD;
 
 use crate::attention::MultiHeadAttention;
 use crate::error::{Error, Result};
+use crate::inference::Role;
 use crate::layer::{Layer, Parameter};
 use crate::memory::{is_pass, recycle, room};
-use crate::tensor::{Tensor, elements, row_major, tensor};
+use crate::tensor::{Tensor, elements, in_order, tensor};
 
 /// A node of a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -138,16 +139,21 @@ impl Graph {
         let learns = self.learning_nodes(to_inputs);
         for at in (0..self.nodes.len()).rev() {
             let (before, [node, ..]) = self.nodes.split_at_mut(at) else { continue };
-            let (Some(layer), Some(gradient)) = (&mut node.layer, &node.gradient) else { continue };
+            let (Some(layer), true) = (&mut node.layer, node.gradient.is_some()) else { continue };
             let kind = layer.kind();
             let within = |error: Error| error.within(&node.name, kind);
             let start = Instant::now();
             if node.from.iter().any(|from| learns[from.0]) {
-                let inputs = layer.backward(gradient, parallelism).map_err(within)?;
+                let own = if nobody_looks && is_activation(layer.as_ref()) { node.gradient.take() } else { None };
+                let inputs = match (own, &node.gradient) {
+                    (Some(own), _) => layer.backward_own(own, parallelism).map_err(within)?,
+                    (None, Some(gradient)) => layer.backward(gradient, parallelism).map_err(within)?,
+                    (None, None) => continue,
+                };
                 for (from, gradient) in node.from.iter().zip(inputs) {
                     accumulate(&mut before[from.0].gradient, gradient, parallelism)?;
                 }
-            } else if node.parameters > 0 {
+            } else if let Some(gradient) = node.gradient.as_ref().filter(|_| node.parameters > 0) {
                 layer.backward_parameters(gradient, parallelism).map_err(within)?;
             }
             node.times[1] = start.elapsed();
@@ -223,6 +229,10 @@ impl Graph {
     }
 }
 
+fn is_activation(layer: &dyn Layer) -> bool {
+    matches!(layer.role(), Role::Activation(_))
+}
+
 /// Adds a term to a sum that may not have begun.
 fn accumulate(sum: &mut Option<Tensor>, term: Tensor, parallelism: Parallelism<'_>) -> Result<()> {
     let Some(so_far) = sum.take() else {
@@ -249,11 +259,6 @@ fn accumulate(sum: &mut Option<Tensor>, term: Tensor, parallelism: Parallelism<'
     recycle(other);
     *sum = Some(total);
     Ok(())
-}
-
-/// As [`row_major`], without another owner of the elements.
-fn in_order(x: Tensor) -> Tensor {
-    if x.is_standard_layout() { x } else { row_major(&x) }
 }
 
 impl Layer for Graph {
@@ -286,15 +291,30 @@ impl Layer for Graph {
             }
         }
         let mut inputs = inputs.iter();
+        let nobody_looks = is_pass();
+        let mut readers = vec![0; self.nodes.len()];
+        self.nodes.iter().flat_map(|node| &node.from).for_each(|from| readers[from.0] += 1);
         for at in 0..self.nodes.len() {
             let (before, [node, ..]) = self.nodes.split_at_mut(at) else { continue };
             node.value = match &mut node.layer {
                 None => inputs.next().map(|&x| x.clone()),
                 Some(layer) => {
-                    let from: Vec<&Tensor> =
-                        node.from.iter().filter_map(|from| before[from.0].value.as_ref()).collect();
                     let start = Instant::now();
-                    let value = layer.forward(&from, parallelism);
+                    // What only this activation reads, it may overwrite.
+                    let own = match node.from[..] {
+                        [from] if nobody_looks && readers[from.0] == 1 && is_activation(layer.as_ref()) => {
+                            before[from.0].value.take()
+                        }
+                        _ => None,
+                    };
+                    let value = match own {
+                        Some(x) => layer.forward_own(x, parallelism),
+                        None => {
+                            let from: Vec<&Tensor> =
+                                node.from.iter().filter_map(|from| before[from.0].value.as_ref()).collect();
+                            layer.forward(&from, parallelism)
+                        }
+                    };
                     node.times[0] = start.elapsed();
                     Some(value.map_err(|error| error.within(&node.name, layer.kind()))?)
                 }

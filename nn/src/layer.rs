@@ -68,6 +68,24 @@ pub trait Layer: Send {
         self.backward(d_output, parallelism).map(drop)
     }
 
+    /// As [`Layer::forward`], for one input that nobody else needs: the output may take its memory. Called for layers whose
+    /// role is [`Role::Activation`].
+    ///
+    /// # Errors
+    /// Those of [`Layer::forward`].
+    fn forward_own(&mut self, x: Tensor, parallelism: Parallelism<'_>) -> Result<Tensor> {
+        self.forward(&[&x], parallelism)
+    }
+
+    /// As [`Layer::backward`], for a gradient that nobody else needs: that of the input may take its memory. Called for
+    /// layers whose role is [`Role::Activation`].
+    ///
+    /// # Errors
+    /// Those of [`Layer::backward`].
+    fn backward_own(&mut self, d_output: Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.backward(&d_output, parallelism)
+    }
+
     /// Shows each parameter under its name, as PyTorch has it (`weight`, `bias`), behind `prefix`.
     fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
         let _ = (prefix, visitor);

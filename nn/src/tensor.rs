@@ -37,6 +37,11 @@ pub(crate) fn row_major(x: &Tensor) -> Tensor {
     if x.is_standard_layout() { x.clone() } else { x.as_standard_layout().into_owned().into_shared() }
 }
 
+/// As [`row_major`], without another owner of the elements.
+pub(crate) fn in_order(x: Tensor) -> Tensor {
+    if x.is_standard_layout() { x } else { row_major(&x) }
+}
+
 /// The elements of a tensor that [`row_major`] or [`tensor`] made.
 pub(crate) fn elements(x: &Tensor) -> &[f32] {
     x.as_slice().expect("row-major by construction")

@@ -15,7 +15,7 @@ use super::finish::finish;
 use super::grouped::{GroupedBackwardData, GroupedBackwardWeights};
 use super::patch_gradient::PatchGradient;
 use super::pixel_lanes::{Call, Post};
-use super::plan::{Options, are_finite, choose, describe, slots};
+use super::plan::{Options, choose, describe, keep, slots};
 use super::spec::{Conv2dSpec, Shape, Sizes};
 use super::weight_gradient::WeightGradient;
 use super::winograd::{Direction, Winograd, WinogradWeights};
@@ -127,8 +127,9 @@ impl Conv2dBackward {
             }
             _ => Weights::Dense(WeightGradient::new(&spec, isa, blocking)),
         };
-        let mut plan = Self { spec, isa, weights: weights.to_vec(), finite: true, data, gradient, costs };
-        plan.pack(Parallelism::Serial);
+        let room = vec![0.0; weights.len()];
+        let mut plan = Self { spec, isa, weights: room, finite: true, data, gradient, costs };
+        plan.pack(weights, Parallelism::Serial);
         Ok(plan)
     }
 
@@ -138,21 +139,20 @@ impl Conv2dBackward {
     /// [`Error::Length`] for weights of another length.
     pub fn set_weights(&mut self, weights: &[f32], parallelism: Parallelism<'_>) -> Result<(), Error> {
         check_len("weights", self.weights.len(), weights.len())?;
-        self.weights.copy_from_slice(weights);
-        self.pack(parallelism);
+        self.pack(weights, parallelism);
         Ok(())
     }
 
-    fn pack(&mut self, parallelism: Parallelism<'_>) {
-        self.finite = are_finite(&self.weights);
+    fn pack(&mut self, weights: &[f32], parallelism: Parallelism<'_>) {
+        self.finite = keep(weights, &mut self.weights, parallelism);
         match &mut self.data {
-            Data::Dense(_, kernel) => kernel.pack(&self.weights),
-            Data::Depthwise(kernel) => kernel.pack(&self.weights),
-            Data::Grouped(kernel) => kernel.pack(&self.weights),
-            Data::Gemm(kernel) => kernel.pack(&self.weights),
-            Data::Winograd(_, kernel) => kernel.pack(&self.weights, parallelism),
+            Data::Dense(_, kernel) => kernel.pack(weights, parallelism),
+            Data::Depthwise(kernel) => kernel.pack(weights),
+            Data::Grouped(kernel) => kernel.pack(weights),
+            Data::Gemm(kernel) => kernel.pack(weights, parallelism),
+            Data::Winograd(_, kernel) => kernel.pack(weights, parallelism),
             #[cfg(feature = "baseline")]
-            Data::Baseline(kernel) => kernel.pack(&self.weights),
+            Data::Baseline(kernel) => kernel.pack(weights),
         }
     }
 

@@ -36,11 +36,13 @@ use super::band::{copy_run, zero_run};
 use super::blocking::Blocking;
 use super::border::{self, Pixels};
 use super::dense::PEAK_FLOPS;
+use super::pack::{PackColumns, Packed, packers};
 use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::error::{Error, checked_len};
 use crate::gemm::micro::ContiguousColumns;
 use crate::gemm::tile::{Ends, Matrix, NV, PackedBlock, max_height, strip_across};
 use crate::gemm::{Strips, pack_panels};
+use crate::parallel::Parallelism;
 use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
@@ -118,24 +120,22 @@ impl Columns {
 
     /// Packs `[out_channels][group_in][taps]`: for each group, unit and strip the columns of its rows, one for each output
     /// channel; row `(ic, tap)` is number `ic * taps + taps - 1 - tap`.
-    pub fn pack(&mut self, weights: &[f32]) {
-        let (taps, group_in, group_out) = (self.taps(), self.group_in(), self.group_out());
-        let mut next = 0;
-        for group in 0..self.spec.groups {
-            for unit in 0..self.units.count {
-                let strips = self.strips(unit);
-                for strip in 0..strips.count {
-                    let rows = self.units.start(unit) * taps + strips.start(strip);
-                    for oc in group * group_out..(group + 1) * group_out {
-                        for row in rows..rows + strips.height(strip) {
-                            let (ic, tap) = (row / taps, taps - 1 - row % taps);
-                            self.packed[next] = weights[(oc * group_in + ic) * taps + tap];
-                            next += 1;
-                        }
-                    }
-                }
+    pub fn pack(&mut self, weights: &[f32], parallelism: Parallelism<'_>) {
+        let to = Packed(self.packed.as_mut_ptr());
+        let plan = &*self;
+        let (taps, group_in, group_out) = (plan.taps(), plan.group_in(), plan.group_out());
+        let parallelism = packers(parallelism, weights.len());
+        parallelism.for_each(plan.spec.groups * plan.units.count, parallelism.threads(), &|task, _| {
+            let (group, unit) = (task / plan.units.count, task % plan.units.count);
+            let weights = &weights[group * group_out * group_in * taps..][..group_out * group_in * taps];
+            let strips = plan.strips(unit);
+            for strip in 0..strips.count {
+                let row = plan.units.start(unit) * taps + strips.start(strip);
+                let to = to.at((group * group_in * taps + row) * group_out);
+                let (in_channels, height) = (group_in, strips.height(strip));
+                dispatch(plan.isa, PackColumns { weights, in_channels, taps, row, height, to });
             }
-        }
+        });
     }
 
     /// `None` where a plane would be much larger than the image.

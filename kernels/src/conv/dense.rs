@@ -2,10 +2,12 @@
 
 use super::blocking::Blocking;
 use super::channel_lanes::ChannelLanes;
+use super::pack::Source;
 use super::pixel_lanes::{Call, PixelLanes, TileRows, tile_rows};
 use super::slide::Slide;
 use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::error::Error;
+use crate::parallel::Parallelism;
 use crate::simd::Isa;
 
 /// Where patches come from.
@@ -48,10 +50,10 @@ impl Engine {
         })
     }
 
-    fn pack(&mut self, weight: impl Fn(usize, usize, usize, usize) -> f32) {
+    fn pack(&mut self, source: Source<'_>, parallelism: Parallelism<'_>) {
         match self {
-            Self::Pixels(engine) => engine.pack(weight),
-            Self::Channels(engine) => engine.pack(weight),
+            Self::Pixels(engine) => engine.pack(source, parallelism),
+            Self::Channels(engine) => engine.pack(source, parallelism),
         }
     }
 
@@ -194,9 +196,10 @@ impl Dense {
         }
     }
 
-    pub fn pack(&mut self, weights: &[f32]) {
+    pub fn pack(&mut self, values: &[f32], parallelism: Parallelism<'_>) {
         let Self { group_in, group_out, taps, .. } = *self;
-        self.engine.pack(|group, oc, ic, tap| weights[((group * group_out + oc) * group_in + ic) * taps + tap]);
+        let group = group_out * group_in * taps;
+        self.engine.pack(Source { values, group, output: group_in * taps, input: taps }, parallelism);
     }
 
     pub fn workspace_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
@@ -252,11 +255,12 @@ impl DenseBackwardData {
         })
     }
 
-    pub fn pack(&mut self, weights: &[f32]) {
+    pub fn pack(&mut self, values: &[f32], parallelism: Parallelism<'_>) {
         let Self { group_in, group_out, taps, .. } = *self;
+        let group = group_out * group_in * taps;
         for engine in &mut self.engines {
             // What backward reads are the output channels, what it computes the input channels.
-            engine.pack(|group, ic, oc, tap| weights[((group * group_out + oc) * group_in + ic) * taps + tap]);
+            engine.pack(Source { values, group, output: taps, input: group_in * taps }, parallelism);
         }
     }
 

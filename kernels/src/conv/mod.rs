@@ -26,6 +26,7 @@ mod finish;
 mod grouped;
 mod image_band;
 mod line;
+mod pack;
 mod panels;
 mod patch_gradient;
 mod pixel_lanes;

@@ -27,18 +27,4 @@ impl Panels {
     pub fn start(&self, panel: usize) -> usize {
         (self.channels as u128 * panel as u128 / self.count.max(1) as u128) as usize
     }
-
-    /// Packs the weights of one group: element `(channel, k)` comes from `weight(channel, k)`.
-    pub fn pack(&self, depth: usize, packed: &mut [f32], weight: impl Fn(usize, usize) -> f32) {
-        for panel in 0..self.count {
-            let (start, end) = (self.start(panel), self.start(panel + 1));
-            let rows = end - start;
-            let to = &mut packed[start * depth..end * depth];
-            for k in 0..depth {
-                for row in 0..rows {
-                    to[k * rows + row] = weight(start + row, k);
-                }
-            }
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! The forward plan: a spec with packed weights and the algorithm that suits them.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::algorithm::{Algorithm, Costs, Forward, ForwardCall};
 #[cfg(feature = "baseline")]
@@ -16,6 +17,7 @@ use super::winograd::{Direction, Winograd};
 use crate::activation::apply_one;
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
+use crate::parts::Parts;
 use crate::simd::Isa;
 
 /// What studies and tests set by hand; the default chooses everything.
@@ -66,9 +68,24 @@ enum Kernel {
     Baseline(Baseline),
 }
 
-/// Whether no number is infinite or NaN. Has no branch for each of them, so that it runs at the speed of memory.
-pub(super) fn are_finite(weights: &[f32]) -> bool {
-    weights.chunks(4096).all(|part| part.iter().fold(true, |finite, weight| finite & weight.is_finite()))
+/// Copies weights of the same length, at the speed of memory. Whether no number is infinite or NaN.
+pub(super) fn keep(from: &[f32], to: &mut [f32], parallelism: Parallelism<'_>) -> bool {
+    const PART: usize = 16 * 1024;
+    const SECONDS_PER_WEIGHT: f64 = 0.5e-9;
+    let finite = AtomicBool::new(true);
+    let parallelism = parallelism.for_seconds(from.len() as f64 * SECONDS_PER_WEIGHT);
+    let parts = Parts::new(to, PART);
+    parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
+        // SAFETY: each index comes up once.
+        let to = unsafe { parts.take(index) };
+        let from = &from[index * PART..][..to.len()];
+        // No branch for each of them.
+        if !from.iter().fold(true, |finite, weight| finite & weight.is_finite()) {
+            finite.store(false, Ordering::Relaxed);
+        }
+        to.copy_from_slice(from);
+    });
+    finite.into_inner()
 }
 
 /// A convolution with its weights: made once, run often, from any thread.
@@ -145,9 +162,9 @@ impl Conv2d {
                 Kernel::Dense(form, Dense::new(&spec, form, hint, &sizes, isa, blocking)?)
             }
         };
-        let (weights, bias) = (weights.to_vec(), bias.map(<[f32]>::to_vec));
-        let mut plan = Self { spec, isa, weights, finite: true, bias, kernel, costs };
-        plan.pack(Parallelism::Serial);
+        let (room, bias) = (vec![0.0; weights.len()], bias.map(<[f32]>::to_vec));
+        let mut plan = Self { spec, isa, weights: room, finite: true, bias, kernel, costs };
+        plan.pack(weights, Parallelism::Serial);
         Ok(plan)
     }
 
@@ -163,23 +180,22 @@ impl Conv2d {
     ) -> Result<(), Error> {
         check_len("weights", self.weights.len(), weights.len())?;
         check_len("bias", self.bias.as_ref().map_or(0, Vec::len), bias.map_or(0, <[f32]>::len))?;
-        self.weights.copy_from_slice(weights);
         if let (Some(to), Some(from)) = (&mut self.bias, bias) {
             to.copy_from_slice(from);
         }
-        self.pack(parallelism);
+        self.pack(weights, parallelism);
         Ok(())
     }
 
-    fn pack(&mut self, parallelism: Parallelism<'_>) {
-        self.finite = are_finite(&self.weights);
+    fn pack(&mut self, weights: &[f32], parallelism: Parallelism<'_>) {
+        self.finite = keep(weights, &mut self.weights, parallelism);
         match &mut self.kernel {
-            Kernel::Dense(_, kernel) => kernel.pack(&self.weights),
-            Kernel::Depthwise(kernel) => kernel.pack(&self.weights),
-            Kernel::Grouped(kernel) => kernel.pack(&self.weights),
-            Kernel::Winograd(_, kernel) => kernel.pack(&self.weights, parallelism),
+            Kernel::Dense(_, kernel) => kernel.pack(weights, parallelism),
+            Kernel::Depthwise(kernel) => kernel.pack(weights),
+            Kernel::Grouped(kernel) => kernel.pack(weights),
+            Kernel::Winograd(_, kernel) => kernel.pack(weights, parallelism),
             #[cfg(feature = "baseline")]
-            Kernel::Baseline(kernel) => kernel.pack(&self.weights),
+            Kernel::Baseline(kernel) => kernel.pack(weights),
         }
     }
 

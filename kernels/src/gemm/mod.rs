@@ -39,7 +39,7 @@ use blocking::Blocking;
 use driver::Product;
 use epilogue::RawEpilogue;
 pub use epilogue::{Bias, Epilogue};
-pub(crate) use pack::{Strips, pack_panels};
+pub(crate) use pack::{Strips, pack_panels, pack_strip, pack_transposed};
 pub use packed::{PackedLhs, PackedRhs};
 use plan::Operand;
 pub use plan::workspace_len;

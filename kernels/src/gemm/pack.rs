@@ -62,7 +62,7 @@ const RUN: usize = 64;
 ///   below `rows` is readable there.
 /// - `to` has room for `height * ks.len()` floats; `height <= MAX_HEIGHT`.
 #[inline(always)]
-pub(super) unsafe fn pack_strip<S: Simd>(
+pub(crate) unsafe fn pack_strip<S: Simd>(
     simd: S,
     lhs: Matrix,
     rows: usize,
@@ -203,7 +203,7 @@ pub(crate) unsafe fn pack_panels<S: Simd>(
 /// # Safety
 /// - Rows `ks` and the `columns` from `column` on are readable; `to` has room for `width * ks.len()`.
 #[inline(always)]
-unsafe fn pack_transposed<S: Simd>(
+pub(crate) unsafe fn pack_transposed<S: Simd>(
     simd: S,
     rhs: Matrix,
     ks: Range<usize>,

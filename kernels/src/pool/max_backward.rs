@@ -10,9 +10,11 @@
 //!     ───────────────  ┘                  NaN │ image │ NaN  ┘
 //! ```
 //!
-//! Padding is NaN in the strips, which equals nothing, so windows at an edge are like all others.
+//! Padding is NaN in the strips, which equals nothing, so windows at an edge are like all others. Small windows, which most
+//! are, give their gradients without scattering: [`max_meet`].
 
 use super::Band;
+use super::max_meet::{self, Plane};
 use super::nchw::{Piece, SLACK};
 use super::spec::Geometry;
 use crate::simd::each::{load, store};
@@ -38,6 +40,9 @@ impl Job for MaxBackward<'_> {
         let Self { geometry, x, y, dy, band, dx } = self;
         let (rows, columns) = (&geometry.rows, &geometry.columns);
         let x = &x[band.plane * rows.size * columns.size..][..rows.size * columns.size];
+        if max_meet::suits(geometry) {
+            return Plane { geometry, band, x, y, dy }.run(simd, dx);
+        }
         // Offsets within a window go through 32-bit lanes.
         let reach = rows.window.saturating_mul(columns.size).saturating_add(columns.window);
         let has_vectors = columns.stride <= 2 && reach < i32::MAX as usize;
@@ -169,7 +174,7 @@ unsafe fn find<S: Simd>(
 
 /// The index within the plane of the first maximum of one window; of the last NaN, if the maximum is NaN.
 #[inline(always)]
-fn find_one(geometry: &Geometry, x: &[f32], y: f32, oh: usize, ow: usize) -> Option<usize> {
+pub(super) fn find_one(geometry: &Geometry, x: &[f32], y: f32, oh: usize, ow: usize) -> Option<usize> {
     let (rows, columns) = (&geometry.rows, &geometry.columns);
     let mut found = None;
     for kh in rows.taps(oh) {

@@ -20,6 +20,7 @@
 
 mod adaptive;
 mod max_backward;
+mod max_meet;
 mod nchw;
 mod nhwc;
 mod spec;

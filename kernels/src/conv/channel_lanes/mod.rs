@@ -22,11 +22,13 @@ mod patches;
 use super::blocking::Blocking;
 use super::channel_tile::{ChannelTile, MAX_ROWS, panel_vectors};
 use super::image_band::ImageBand;
+use super::pack::{PackRows, Packed, Source as Weights, packers};
 use super::panels::Panels;
 use super::pixel_lanes::{Call, Post};
 use super::slide::Slide;
 use super::spec::Layout;
 use crate::error::Error;
+use crate::parallel::Parallelism;
 use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
@@ -101,24 +103,21 @@ impl ChannelLanes {
         (self.slide.out_channels - panel * self.panel_len).min(self.panel_len).next_multiple_of(self.isa.lanes())
     }
 
-    /// Packs weights: `weight(group, output channel, input channel, filter index)`.
-    pub fn pack(&mut self, weight: impl Fn(usize, usize, usize, usize) -> f32) {
-        let (depth, taps) = (self.slide.depth(), self.slide.taps.len());
-        let group_len = self.slide.out_channels.next_multiple_of(self.isa.lanes()) * depth;
-        for group in 0..self.groups {
-            for panel in 0..self.panels() {
-                let row_len = self.row_len(panel);
-                let start = group * group_len + panel * self.panel_len * depth;
-                for k in 0..depth {
-                    let (ic, filter_index) = (k / taps, self.slide.taps[k % taps].filter_index);
-                    for lane in 0..row_len {
-                        let oc = panel * self.panel_len + lane;
-                        self.packed[start + k * row_len + lane] =
-                            if oc < self.slide.out_channels { weight(group, oc, ic, filter_index) } else { 0.0 };
-                    }
-                }
-            }
-        }
+    /// Packs weights. Allocates nothing.
+    pub fn pack(&mut self, source: Weights<'_>, parallelism: Parallelism<'_>) {
+        let to = Packed(self.packed.as_mut_ptr());
+        let Self { slide, panel_len, isa, .. } = &*self;
+        let (depth, panels) = (slide.depth(), self.panels());
+        let group_len = slide.out_channels.next_multiple_of(isa.lanes()) * depth;
+        let parallelism = packers(parallelism, self.groups * group_len);
+        parallelism.for_each(self.groups * panels, parallelism.threads(), &|task, _| {
+            let (group, panel) = (task / panels, task % panels);
+            let start = panel * panel_len;
+            let rows = start..slide.out_channels.min(start + panel_len);
+            let to = to.at(group * group_len + start * depth);
+            let (in_channels, taps, height) = (slide.in_channels, &slide.taps, self.row_len(panel));
+            dispatch(*isa, PackRows { source, group, rows, in_channels, taps, height, to });
+        });
     }
 
     fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut {

@@ -28,6 +28,7 @@ mod tile;
 
 use super::band::{BandLayout, fill_channel};
 use super::blocking::Blocking;
+use super::pack::{PackRows, Packed, Source as Weights, packers};
 use super::panels::Panels;
 use super::slide::Slide;
 use crate::activation::Activation;
@@ -159,15 +160,19 @@ impl PixelLanes {
         Ok(Self { slide, groups, im2col, isa, blocking, panels, packed })
     }
 
-    /// Packs weights: `weight(group, output channel, input channel, filter index)`.
-    pub fn pack(&mut self, weight: impl Fn(usize, usize, usize, usize) -> f32) {
-        let (depth, taps) = (self.slide.depth(), &self.slide.taps);
-        let len = self.slide.out_channels * depth;
-        for group in 0..self.groups {
-            self.panels.pack(depth, &mut self.packed[group * len..(group + 1) * len], |channel, k| {
-                weight(group, channel, k / taps.len(), taps[k % taps.len()].filter_index)
-            });
-        }
+    /// Packs weights. Allocates nothing.
+    pub fn pack(&mut self, source: Weights<'_>, parallelism: Parallelism<'_>) {
+        let to = Packed(self.packed.as_mut_ptr());
+        let Self { slide, panels, isa, .. } = &*self;
+        let (depth, isa) = (slide.depth(), *isa);
+        let parallelism = packers(parallelism, self.groups * slide.out_channels * depth);
+        parallelism.for_each(self.groups * panels.count(), parallelism.threads(), &|task, _| {
+            let (group, panel) = (task / panels.count(), task % panels.count());
+            let rows = panels.start(panel)..panels.start(panel + 1);
+            let to = to.at((group * slide.out_channels + rows.start) * depth);
+            let (in_channels, taps, height) = (slide.in_channels, &slide.taps, rows.len());
+            dispatch(isa, PackRows { source, group, rows, in_channels, taps, height, to });
+        });
     }
 
     fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut {

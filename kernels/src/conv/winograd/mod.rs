@@ -186,6 +186,7 @@ impl Winograd {
         let lanes = plan.isa.lanes();
         let panel = NV * lanes;
         let (panels, chunks) = (plan.out_channels.div_ceil(panel), plan.in_channels.div_ceil(pack::CHANNELS));
+        let stream = len >= STREAMED;
         let parallelism = parallelism.for_seconds(len as f64 * PACK_SECONDS);
         parallelism.for_each(plan.groups * panels * chunks, parallelism.threads(), &|task, _| {
             let (chunk, first) = (task % chunks, task / chunks % panels * panel);
@@ -193,7 +194,7 @@ impl Winograd {
             let channels = start..plan.in_channels.min(start + pack::CHANNELS);
             let width = if plan.out_channels - first > lanes { panel } else { lanes };
             let group = task / chunks / panels;
-            dispatch(plan.isa, PackFilters { plan, weights, group, first, width, channels, u: u.at(0) });
+            dispatch(plan.isa, PackFilters { plan, weights, group, first, width, stream, channels, u: u.at(0) });
         });
     }
 
@@ -338,6 +339,9 @@ const TILE_DEPTH: f64 = 4.0;
 
 /// The speed by which work is judged too small for several threads.
 const FLOPS_PER_SECOND: f64 = 80e9;
+/// Transformed weights from which on they are written past the caches: a step of AlexNet's training takes a tenth less than
+/// with 8 to 14 MiB written through them, one of NiN's a twentieth.
+const STREAMED: usize = 1 << 20;
 /// A transformed weight, to tell whether threads are worth waking.
 const PACK_SECONDS: f64 = 0.4e-9;
 

@@ -71,3 +71,29 @@ fn every_tile_agrees_with_the_reference() {
         }
     }
 }
+
+#[test]
+fn weights_that_are_written_past_the_caches_are_the_same() {
+    let spec = Conv2dSpec::new(272, 256, [3, 3]).padding(Padding::all(1));
+    let shape = Shape::new(1, 2, 2);
+    let sizes = spec.sizes(shape).unwrap();
+    let integers = |seed, len| values(seed, len).into_iter().map(|v| (v * 3.0).round()).collect::<Vec<_>>();
+    let (x, w) = (integers(1, sizes.x_len), integers(2, sizes.w_len));
+    let dy = integers(3, sizes.y_len);
+    for isa in crate::Isa::available() {
+        let run = |algorithm| {
+            let options = Options { algorithm, isa: Some(isa), ..Options::default() };
+            let plan = Conv2d::with_options(spec, &w, None, shape, options).unwrap();
+            let mut workspace = vec![f32::NAN; plan.workspace_len(shape, 1).unwrap()];
+            let mut y = vec![f32::NAN; sizes.y_len];
+            plan.forward(shape, &x, None, &mut y, &mut workspace, Parallelism::Serial).unwrap();
+            let plan = Conv2dBackward::with_options(spec, &w, shape, options).unwrap();
+            let mut workspace = vec![f32::NAN; plan.workspace_len(shape, 1).unwrap()];
+            let mut dx = vec![f32::NAN; sizes.x_len];
+            plan.data(shape, &dy, &mut dx, &mut workspace, Parallelism::Serial).unwrap();
+            (y, dx)
+        };
+        // Both are exact on integers.
+        assert!(run(Algorithm::Winograd2) == run(Algorithm::Direct), "{isa}");
+    }
+}
