@@ -440,7 +440,11 @@ mod tests {
             let fused: Vec<_> = Isa::available().filter(|&isa| isa != Isa::Portable).collect();
             for pair in fused.windows(2) {
                 let (a, b) = (apply(pair[0], function, &x), apply(pair[1], function, &x));
-                assert!(a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()));
+                for (&x, (a, b)) in x.iter().zip(a.iter().zip(&b)) {
+                    let undefined = matches!(function, Function::Exp2) && x > 0.0;
+                    let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+                    assert!(same || undefined, "{function:?} of {x:e}: {a:e} on {}, {b:e} on {}", pair[0], pair[1]);
+                }
             }
         }
     }

@@ -36,6 +36,12 @@ use crate::workspace::{LINE, Workspace, aligned, round_up, split_indices};
 use finish::Finish;
 use patches::{Lhs, Patches};
 
+/// More threads than these are not looked after when rows and panels are cut.
+const MOST_THREADS: usize = 256;
+
+/// So many tasks come out even by themselves.
+const MANY_TASKS: usize = 4096;
+
 /// A slide with packed weights.
 #[derive(Clone)]
 pub(super) struct ChannelLanes {
@@ -155,6 +161,7 @@ impl ChannelLanes {
         let by_tiles = if packs { blocking.sums / depth.saturating_mul(columns).max(1) } else { grid[0] };
         let most_rows = by_sums.min(by_band).min(by_tiles).min(blocking.pixels / columns).clamp(1, grid[0].max(1));
         let mut bands = grid[0].div_ceil(most_rows).max(1);
+        let threads = threads.min(MOST_THREADS);
         // Few tasks must come out even between the threads: blocks of panels, whose weights are read by one thread only,
         // where there are enough, else bands, or both.
         if threads > 1 && images.saturating_mul(panel_blocks * bands) < threads * blocking.tasks_per_thread {
@@ -170,6 +177,9 @@ impl ChannelLanes {
                     (end - (panels.start * self.panel_len).min(end)) * share(grid[0], bands, task % bands).len()
                 };
                 let tasks = images * blocks * bands;
+                if tasks > MANY_TASKS {
+                    return Some((slide.out_channels * grid[0] * images).div_ceil(threads));
+                }
                 (0..threads).map(|thread| share(tasks, threads, thread).map(size).sum::<usize>()).max()
             };
             [panel_blocks, bands] = choices.into_iter().min_by_key(longest).unwrap_or([panel_blocks, bands]);
