@@ -29,6 +29,7 @@ pub(crate) mod micro;
 mod pack;
 mod packed;
 mod plan;
+mod rectangle;
 pub(crate) mod tile;
 
 #[cfg(test)]
@@ -36,13 +37,13 @@ mod tests;
 
 pub(crate) use ahead::{Ahead, Lines};
 use blocking::Blocking;
-use driver::Product;
 use epilogue::RawEpilogue;
 pub use epilogue::{Bias, Epilogue};
 pub(crate) use pack::{Strips, pack_panels, pack_strip, pack_transposed};
 pub use packed::{PackedLhs, PackedRhs};
 use plan::Operand;
 pub use plan::workspace_len;
+use rectangle::Product;
 use tile::Matrix;
 
 use crate::error::Error;

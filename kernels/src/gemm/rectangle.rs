@@ -1,0 +1,348 @@
+//! A product, and a rectangle of its output: what one task computes, loops 4 to 1 of [`super::driver`].
+
+use std::ops::Range;
+
+use super::ahead::{Ahead, ask_for};
+use super::blocking::Blocking;
+use super::epilogue::RawEpilogue;
+use super::micro::{ContiguousColumns, ContiguousRows, Later};
+use super::pack::{pack_panels, panel_vectors};
+use super::plan::{Operand, Plan, RhsPacking};
+use super::tile::{Ends, IN_PLACE, MAX_HEIGHT, MAX_WIDTH, NV, PACKED, PACKING, Panels, tiles_of};
+use crate::simd::{Job, Simd};
+
+/// A product whose arguments have been checked: `out = epilogue(lhs * rhs)`, or `epilogue(out + lhs * rhs)`.
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub lhs: Operand,
+    pub rhs: Operand,
+    pub out: *mut f32,
+    pub row_stride: isize,
+    pub column_stride: isize,
+    pub accumulate: bool,
+    pub epilogue: RawEpilogue,
+}
+
+// SAFETY: the pointers come from views that outlive the call, and tasks write disjoint parts of the output.
+unsafe impl Sync for Product {}
+
+impl Product {
+    /// The same product with rows along the registers, if the output's columns are not contiguous but its rows are,
+    /// or if there is one column only.
+    pub fn oriented(mut self) -> Self {
+        if let (Operand::Matrix(lhs), Operand::Matrix(rhs)) = (self.lhs, self.rhs) {
+            let upright = self.n > 1 && (self.column_stride == 1 || self.row_stride != 1);
+            if self.m > 1 && !upright {
+                self = Self {
+                    m: self.n,
+                    n: self.m,
+                    lhs: Operand::Matrix(rhs.transposed()),
+                    rhs: Operand::Matrix(lhs.transposed()),
+                    row_stride: self.column_stride,
+                    column_stride: self.row_stride,
+                    epilogue: self.epilogue.transposed(),
+                    ..self
+                };
+            }
+        }
+        if self.n == 1 {
+            self.column_stride = 1;
+        }
+        self
+    }
+
+    /// An estimate for the choice between one thread and many.
+    pub fn seconds(&self, blocking: &Blocking) -> f64 {
+        2e-9 * self.m as f64 * self.n as f64 * self.k as f64 / blocking.gflops
+    }
+}
+
+/// Packed lhs: strips through `depth` columns from `first_k` on, of rows from `first_row` on.
+#[derive(Clone, Copy)]
+pub(super) struct PackedStrips {
+    pub start: *const f32,
+    pub depth: usize,
+    pub first_row: usize,
+    pub first_k: usize,
+}
+
+impl PackedStrips {
+    /// Column `k` of the strip of so many rows from `row` on.
+    #[inline(always)]
+    fn at(&self, row: usize, height: usize, k: usize) -> *const f32 {
+        self.start.wrapping_add((row - self.first_row) * self.depth + (k - self.first_k) * height)
+    }
+}
+
+/// Packed rhs: panels through `depth` rows from `first_k` on, from `first_panel` on.
+#[derive(Clone, Copy)]
+pub(super) struct PackedPanels {
+    pub start: *const f32,
+    pub depth: usize,
+    pub first_panel: usize,
+    pub first_k: usize,
+}
+
+/// A rectangle of the output, and a range of `k`, that one task computes.
+pub(super) struct Rectangle<'a> {
+    pub product: &'a Product,
+    pub plan: &'a Plan,
+    pub strips: Range<usize>,
+    pub panels: Range<usize>,
+    pub ks: Range<usize>,
+    /// None: in place.
+    pub lhs: Option<PackedStrips>,
+    /// None: in place, or packed block by block into `private`.
+    pub rhs: Option<PackedPanels>,
+    pub private: *mut f32,
+}
+
+impl Job for Rectangle<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // SAFETY: `run` made the rectangle of a checked product and gave it the memory that the plan asks for.
+        unsafe { blocks(simd, &self) }
+    }
+}
+
+/// Loops 4 and 3.
+///
+/// # Safety
+/// - The rectangle lies inside of its product; its pointers hold what the plan promised.
+#[inline(always)]
+unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
+    let Rectangle { product, plan, .. } = *rectangle;
+    let nr = NV * S::LANES;
+    let mut ahead = Ahead::NONE;
+    let mut panel = rectangle.panels.start;
+    while panel < rectangle.panels.end {
+        let panels = panel..rectangle.panels.end.min(panel + plan.block_panels);
+        let mut k = rectangle.ks.start;
+        loop {
+            let ks = k..rectangle.ks.end.min(k + plan.kc);
+            // SAFETY: panels and depth of the block are inside of the rectangle's.
+            unsafe {
+                let private =
+                    PackedPanels { start: rectangle.private, depth: ks.len(), first_panel: panel, first_k: k };
+                let mut meeting = rectangle.strips.clone();
+                let packed = match (plan.rhs, product.rhs) {
+                    (RhsPacking::InPlace, _) => None,
+                    (RhsPacking::Private, Operand::Matrix(rhs)) => {
+                        let deeper = ks.end < rectangle.ks.end;
+                        let next_k = if deeper { ks.end } else { rectangle.ks.start };
+                        let next_panel = if deeper { panels.start } else { panels.end };
+                        if next_panel < rectangle.panels.end {
+                            let next_ks = next_k..rectangle.ks.end.min(next_k + plan.kc);
+                            let end = rectangle.panels.end.min(next_panel + plan.block_panels) * nr;
+                            let steps = rectangle.strips.len() * panels.len();
+                            ahead.block(rhs, next_ks, next_panel * nr..product.n.min(end), steps);
+                        }
+                        if rhs.column_stride == 1 {
+                            // The first strip packs the block on its way.
+                            let first = meeting.start..meeting.end.min(meeting.start + 1);
+                            meeting.start = first.end;
+                            strips::<S, PACKING>(
+                                simd,
+                                rectangle,
+                                Some(private),
+                                first,
+                                panels.clone(),
+                                ks.clone(),
+                                None,
+                                &mut ahead,
+                            );
+                        } else {
+                            pack_panels(simd, rhs, product.n, panels.clone(), ks.clone(), rectangle.private);
+                        }
+                        Some(private)
+                    }
+                    _ => rectangle.rhs,
+                };
+                let (panels, ks) = (panels.clone(), ks.clone());
+                if packed.is_none() {
+                    strips::<S, IN_PLACE>(simd, rectangle, None, meeting, panels, ks, None, &mut ahead);
+                } else {
+                    let next = next_block(rectangle, &panels, &ks, nr);
+                    strips::<S, PACKED>(simd, rectangle, packed, meeting, panels, ks, next, &mut ahead);
+                }
+            }
+            k = ks.end;
+            if k >= rectangle.ks.end {
+                break;
+            }
+        }
+        panel = panels.end;
+    }
+}
+
+/// How many floats behind a block of a packed rhs, of panels of `nr` columns, the block stands that is met next.
+fn next_block(rectangle: &Rectangle<'_>, panels: &Range<usize>, ks: &Range<usize>, nr: usize) -> Option<isize> {
+    let depth = rectangle.rhs?.depth;
+    if ks.end < rectangle.ks.end {
+        return Some((ks.len() * nr) as isize);
+    }
+    // Beyond the rectangle is what this thread's next task meets, most likely.
+    let back = ks.start - rectangle.ks.start;
+    (panels.end < rectangle.plan.panels).then(|| (panels.len() * depth * nr) as isize - (back * nr) as isize)
+}
+
+/// Loops 2 and 1: the strips of the rectangle, each against all panels of a block of rhs.
+///
+/// # Safety
+/// - As for [`blocks`]; `packed` holds `panels` and `ks` unless rhs is read in place, or has room for them if they are
+///   packed on the way.
+///
+/// The panels that are met next, if they are packed, stand `next` floats behind these.
+#[inline(always)]
+unsafe fn strips<S: Simd, const RHS: u8>(
+    simd: S,
+    rectangle: &Rectangle<'_>,
+    packed: Option<PackedPanels>,
+    strips: Range<usize>,
+    panels: Range<usize>,
+    ks: Range<usize>,
+    next: Option<isize>,
+    ahead: &mut Ahead,
+) {
+    let Rectangle { product, plan, .. } = *rectangle;
+    let (nr, depth) = (NV * S::LANES, ks.len());
+    let continues = ks.start > 0 || product.accumulate;
+    let finishes = ks.end == product.k && !product.epilogue.is_nothing();
+    // A tile that is not stored as it is goes through a buffer.
+    let buffered = finishes || product.column_stride != 1;
+    let mut buffer = std::mem::MaybeUninit::<[f32; MAX_HEIGHT * MAX_WIDTH]>::uninit();
+    let buffer = buffer.as_mut_ptr().cast::<f32>();
+    if buffered {
+        // SAFETY: the buffer's own size.
+        unsafe { buffer.write_bytes(0, MAX_HEIGHT * MAX_WIDTH) };
+    }
+    // Panels that are whole are met in one go, unless each tile goes through the buffer.
+    let whole = panels.end.min(product.n / nr);
+    for strip in strips {
+        let (row, height) = (plan.strips.start(strip), plan.strips.height(strip));
+        if let (None, Operand::Matrix(lhs)) = (rectangle.lhs, product.lhs)
+            && plan.looks_ahead
+            && lhs.column_stride == 1
+            && strip + 1 < rectangle.strips.end
+        {
+            ahead.strip(lhs, [row + height, plan.strips.height(strip + 1)], ks.clone(), panels.len());
+        }
+        let next_strip = rectangle.lhs.map(|p| {
+            let after = if strip + 1 < rectangle.strips.end { strip + 1 } else { rectangle.strips.start };
+            p.at(plan.strips.start(after), plan.strips.height(after), ks.start)
+        });
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let count = if buffered || panel >= whole { 1 } else { whole - panel };
+            let column = panel * nr;
+            let nv = panel_vectors::<S>(column, product.n);
+            let columns = (product.n - column).min(nr);
+            let packed_panel = packed.map_or(std::ptr::null(), |p| {
+                p.start.wrapping_add((panel - p.first_panel) * nr * p.depth + (ks.start - p.first_k) * nv * S::LANES)
+            });
+            let rhs = match (packed, product.rhs) {
+                (Some(p), _) if RHS == PACKED => {
+                    let mut met = Panels::packed(packed_panel, nv * S::LANES, nr * p.depth, count);
+                    if let Some(distance) = next {
+                        let part = [strip - rectangle.strips.start, rectangle.strips.len()];
+                        met = met.before_panels(packed_panel.wrapping_offset(distance), depth, part);
+                    }
+                    if let Some(next) = next_strip {
+                        met = met.before_strip(next, [height, depth], [panel - panels.start, panels.len()]);
+                    }
+                    met
+                }
+                (_, Operand::Matrix(rhs)) => Panels {
+                    start: rhs.at(ks.start, column),
+                    row_stride: rhs.row_stride,
+                    step: nr,
+                    count,
+                    pack_to: packed_panel.cast_mut(),
+                    later: [Later::nothing(std::ptr::null()); 2],
+                },
+                (_, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
+            };
+            let out = element(product, product.out, row, column);
+            let mut ends = Ends {
+                from: if continues { out } else { std::ptr::null() },
+                from_stride: product.row_stride,
+                to: out,
+                to_stride: product.row_stride,
+                columns,
+            };
+            // SAFETY: strip, panels and depth are inside of the operands, and so are the tiles inside of the output;
+            // the buffer holds the largest tile.
+            unsafe {
+                if buffered {
+                    // Tiles ask for the lines that they write, which is the buffer here.
+                    if depth >= WORTH_ASKING && product.column_stride == 1 {
+                        ask_for(simd, out, product.row_stride, [height, columns]);
+                        let residual = product.epilogue.residual;
+                        if finishes && !residual.start.is_null() && residual.column_stride == 1 {
+                            ask_for(simd, residual.at(row, column), residual.row_stride, [height, columns]);
+                        }
+                    }
+                    (ends.to, ends.to_stride) = (buffer, MAX_WIDTH as isize);
+                    if continues && product.column_stride != 1 {
+                        for i in 0..height {
+                            for j in 0..columns {
+                                *buffer.add(i * MAX_WIDTH + j) = *element(product, out, i, j);
+                            }
+                        }
+                        (ends.from, ends.from_stride) = (buffer, MAX_WIDTH as isize);
+                    }
+                }
+                match (rectangle.lhs, product.lhs) {
+                    (None, Operand::Matrix(lhs)) if lhs.column_stride == 1 => {
+                        let lhs = ContiguousRows { start: lhs.at(row, ks.start), row_stride: lhs.row_stride };
+                        tiles_of::<S, _, RHS>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
+                    }
+                    (packed, operand) => {
+                        let lhs = match (packed, operand) {
+                            (Some(p), _) => {
+                                let start = p.at(row, height, ks.start);
+                                ContiguousColumns { start, column_stride: height as isize }
+                            }
+                            (None, Operand::Matrix(lhs)) => {
+                                ContiguousColumns { start: lhs.at(row, ks.start), column_stride: lhs.column_stride }
+                            }
+                            (None, Operand::Packed(_)) => unreachable!("a packed operand is never read in place"),
+                        };
+                        tiles_of::<S, _, RHS>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
+                    }
+                }
+                if buffered {
+                    if finishes {
+                        product.epilogue.apply(simd, buffer, MAX_WIDTH, [row, column], [height, columns]);
+                    }
+                    for i in 0..height {
+                        if product.column_stride == 1 {
+                            for j in (0..columns).step_by(S::LANES) {
+                                let x = simd.load(buffer.add(i * MAX_WIDTH + j));
+                                simd.store_first(element(product, out, i, j), columns - j, x);
+                            }
+                        } else {
+                            for j in 0..columns {
+                                *element(product, out, i, j) = *buffer.add(i * MAX_WIDTH + j);
+                            }
+                        }
+                    }
+                }
+            }
+            panel += count;
+        }
+    }
+}
+
+/// Depth from which a tile lasts long enough for its lines to arrive.
+const WORTH_ASKING: usize = 128;
+
+/// The address of element `[i, j]` from `start` on.
+#[inline(always)]
+fn element(product: &Product, start: *mut f32, i: usize, j: usize) -> *mut f32 {
+    start.wrapping_offset(i as isize * product.row_stride + j as isize * product.column_stride)
+}
