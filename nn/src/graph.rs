@@ -300,9 +300,14 @@ impl Layer for Graph {
                 None => inputs.next().map(|&x| x.clone()),
                 Some(layer) => {
                     let start = Instant::now();
-                    // What only this activation reads, it may overwrite.
+                    // What only this activation reads, it may overwrite; an input is the caller's.
                     let own = match node.from[..] {
-                        [from] if nobody_looks && readers[from.0] == 1 && is_activation(layer.as_ref()) => {
+                        [from]
+                            if nobody_looks
+                                && readers[from.0] == 1
+                                && before[from.0].layer.is_some()
+                                && is_activation(layer.as_ref()) =>
+                        {
                             before[from.0].value.take()
                         }
                         _ => None,

@@ -3,6 +3,9 @@
 use crate::error::Error;
 use crate::simd::Isa;
 
+/// More threads than these are not looked after when work is cut evenly.
+pub(super) const MOST_THREADS: usize = 256;
+
 /// How a dense convolution is cut. Every cut is between outputs, or continues a sum where it was: no size here
 /// changes a bit of the result.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -33,7 +33,7 @@
 
 use super::algorithm::BackwardDataCall;
 use super::band::{copy_run, zero_run};
-use super::blocking::Blocking;
+use super::blocking::{Blocking, MOST_THREADS};
 use super::border::{self, Pixels};
 use super::dense::PEAK_FLOPS;
 use super::pack::{PackColumns, Packed, packers};
@@ -166,7 +166,7 @@ impl Columns {
         };
         let mut unit_blocks = self.units.count.div_ceil(most_units);
         // Enough tasks for the threads; each packs dy for itself.
-        let wanted = if threads > 1 { 2 * threads } else { 1 };
+        let wanted = if threads > 1 { 2 * threads.min(MOST_THREADS) } else { 1 };
         let images = shape.batch.saturating_mul(spec.groups);
         while images * unit_blocks < wanted && unit_blocks < self.units.count {
             unit_blocks += 1;

@@ -56,7 +56,7 @@ pub(crate) trait RhsAddress: Copy {
     /// - `k` is within the operand.
     unsafe fn row(&self, k: usize) -> *const f32;
 
-    /// The vectors of row `k`.
+    /// The vectors of row `k`, for [`multiply`] alone: where a vector is masked, the others read from [`RhsAddress::row`] on.
     ///
     /// # Safety
     /// - `k` is within the operand, `NV * LANES` floats of which are readable.
@@ -298,6 +298,9 @@ impl RhsAddress for OffsetRhs {
 /// memory   . . . a a a a | gap | a a a a a a . . .
 /// vector         a a a a         a a a a a a             `kept` of the first piece
 /// ```
+///
+/// Whoever makes one vouches that of every vector both pieces are readable, whole: `LANES` floats at its start, and as many
+/// `gap` floats behind it, at each offset.
 #[derive(Clone, Copy)]
 pub(crate) struct BrokenRhs<const VECTORS: usize> {
     /// Where each vector starts.
@@ -318,7 +321,7 @@ impl<const VECTORS: usize> RhsAddress for BrokenRhs<VECTORS> {
     #[inline(always)]
     unsafe fn load<S: Simd, const NV: usize>(&self, simd: S, k: usize) -> [S::F; NV] {
         let mut row = [simd.zero(); NV];
-        // SAFETY: the caller's contract, for both pieces.
+        // SAFETY: the promise of the maker, for both pieces.
         unsafe {
             let offset = *self.offsets.add(k);
             for v in 0..NV {

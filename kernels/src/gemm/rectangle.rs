@@ -190,13 +190,12 @@ fn next_block(rectangle: &Rectangle<'_>, panels: &Range<usize>, ks: &Range<usize
     (panels.end < rectangle.plan.panels).then(|| (panels.len() * depth * nr) as isize - (back * nr) as isize)
 }
 
-/// Loops 2 and 1: the strips of the rectangle, each against all panels of a block of rhs.
+/// Loops 2 and 1: the strips of the rectangle, each against all panels of a block of rhs. The panels that are met next, if
+/// they are packed, stand `next` floats behind these.
 ///
 /// # Safety
 /// - As for [`blocks`]; `packed` holds `panels` and `ks` unless rhs is read in place, or has room for them if they are
 ///   packed on the way.
-///
-/// The panels that are met next, if they are packed, stand `next` floats behind these.
 #[inline(always)]
 unsafe fn strips<S: Simd, const RHS: u8>(
     simd: S,

@@ -19,7 +19,7 @@
 mod finish;
 mod patches;
 
-use super::blocking::Blocking;
+use super::blocking::{Blocking, MOST_THREADS};
 use super::channel_tile::{ChannelTile, MAX_ROWS, panel_vectors};
 use super::image_band::ImageBand;
 use super::pack::{PackRows, Packed, Source as Weights, packers};
@@ -36,11 +36,8 @@ use crate::workspace::{LINE, Workspace, aligned, round_up, split_indices};
 use finish::Finish;
 use patches::{Lhs, Patches};
 
-/// More threads than these are not looked after when rows and panels are cut.
-const MOST_THREADS: usize = 256;
-
 /// So many tasks come out even by themselves.
-const MANY_TASKS: usize = 4096;
+const MANY_TASKS: usize = 512;
 
 /// A slide with packed weights.
 #[derive(Clone)]

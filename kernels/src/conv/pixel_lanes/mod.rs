@@ -27,7 +27,7 @@ mod rows;
 mod tile;
 
 use super::band::{BandLayout, fill_channel};
-use super::blocking::Blocking;
+use super::blocking::{Blocking, MOST_THREADS};
 use super::pack::{PackRows, Packed, Source as Weights, packers};
 use super::panels::Panels;
 use super::slide::Slide;
@@ -59,6 +59,9 @@ const EVEN_TILES: usize = 12;
 
 /// One band more is made where that spares a part in so many of the work.
 const MORE_BANDS: usize = 64;
+
+/// No more than so many further bands are weighed: among many, one more changes little.
+const MOST_MORE_BANDS: usize = 32;
 
 /// Rows of a tile: as many accumulators as the registers hold beside a row of the right-hand side.
 pub(super) const fn tile_rows(isa: Isa) -> usize {
@@ -217,6 +220,7 @@ impl PixelLanes {
         // Few tasks must come out even between the threads: bands where there are many pixels, else blocks of panels.
         let images = batch.saturating_mul(self.groups);
         let mut bands = units.div_ceil(most_units);
+        let threads = threads.min(MOST_THREADS);
         let few = |tasks: usize| threads > 1 && tasks > 0 && tasks < threads * blocking.tasks_per_thread;
         if few(images * panel_blocks * bands) && !(images * panel_blocks * bands).is_multiple_of(threads) {
             let even = (bands.max(threads)).next_multiple_of(threads);
@@ -238,7 +242,7 @@ impl PixelLanes {
         };
         let fewest = bands;
         let weight = |&bands: &usize| work(bands).saturating_mul(MORE_BANDS + bands - fewest);
-        let bands = (fewest..=(fewest + fewest / 3).min(units)).min_by_key(weight).unwrap_or(1);
+        let bands = (fewest..=(fewest + (fewest / 3).min(MOST_MORE_BANDS)).min(units)).min_by_key(weight).unwrap_or(1);
         let band_units = units.div_ceil(bands);
 
         let depth = channel_block * taps;

@@ -1,4 +1,4 @@
-//! How tiles follow the rows of a band that is read in place.
+//! How direct tiles follow the rows of a band.
 //!
 //! ```text
 //! rows of 7 results, 9 apart, vectors of 4:

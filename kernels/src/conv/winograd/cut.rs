@@ -11,6 +11,7 @@
 
 use super::input::rows_len;
 use super::{Axis, Winograd, points};
+use crate::conv::blocking::MOST_THREADS;
 use crate::gemm::tile::NV;
 use crate::parts::balanced;
 use crate::simd::{Cpu, Isa, cpu};
@@ -103,7 +104,7 @@ impl Cut {
         };
         // Even work for all threads: smaller blocks where that is enough, else shared steps.
         let uneven = |images: usize, rows: usize| {
-            slots > 1 && count(images, rows) < 4 * slots && !count(images, rows).is_multiple_of(slots)
+            slots > 1 && count(images, rows) < 4 * slots.min(MOST_THREADS) && !count(images, rows).is_multiple_of(slots)
         };
         while uneven(images, rows) && images * rows * columns >= EVEN_TILES && images * rows > 1 {
             if images > 1 {
