@@ -1,4 +1,4 @@
-//! Work cut into parts: how large they are, and outputs whose parts tasks on several threads own.
+//! Work cut into parts: how large they are, and memory whose parts tasks on several threads own.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -53,5 +53,20 @@ impl<'a> Parts<'a> {
         let len = count.saturating_mul(self.part).min(self.len - start);
         // SAFETY: the range is within the slice that was borrowed for 'a, and by contract nobody else gets it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+/// Memory that tasks cut among themselves: scratch, or what is packed for all.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(pub *mut f32);
+
+// SAFETY: each task writes only its own part, and reads what was written in an earlier loop.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// So many elements from the start.
+    #[inline(always)]
+    pub(crate) fn at(&self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
     }
 }

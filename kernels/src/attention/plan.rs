@@ -12,6 +12,7 @@ use super::merge::Merge;
 use super::spec::{AttentionSpec, Shape};
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
+use crate::parts::Shared;
 use crate::simd::Isa;
 use crate::tensor::{View, ViewMut};
 use crate::workspace::{LINE, Workspace, aligned};
@@ -218,18 +219,6 @@ impl Attention {
 impl fmt::Debug for Attention {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Attention({}, on {})", self.spec, self.isa)
-    }
-}
-
-/// Scratch memory whose parts belong to slots.
-pub(super) struct Shared(pub *mut f32);
-
-// SAFETY: each slot uses its own part.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    pub fn at(&self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
     }
 }
 

@@ -17,10 +17,11 @@ use super::dropout::Dropout;
 use super::forward::{Forward, Outputs};
 use super::inputs::{Inputs, check_shape};
 use super::merge::Merge;
-use super::plan::{Attention, FLOPS, Shared, slots};
+use super::plan::{Attention, FLOPS, slots};
 use super::spec::{AttentionSpec, Shape};
 use crate::error::{Error, check_len};
 use crate::parallel::Parallelism;
+use crate::parts::Shared;
 use crate::tensor::{View, ViewMut};
 use crate::workspace::{LINE, aligned, split_indices};
 

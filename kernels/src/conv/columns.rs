@@ -36,14 +36,14 @@ use super::band::{copy_run, zero_run};
 use super::blocking::{Blocking, MOST_THREADS};
 use super::border::{self, Pixels};
 use super::dense::PEAK_FLOPS;
-use super::pack::{PackColumns, Packed, packers};
+use super::pack::{PackColumns, packers};
 use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::error::{Error, checked_len};
 use crate::gemm::micro::ContiguousColumns;
 use crate::gemm::tile::{Ends, Matrix, NV, PackedBlock, max_height, strip_across};
 use crate::gemm::{Strips, pack_panels};
 use crate::parallel::Parallelism;
-use crate::parts::share;
+use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
 
@@ -121,7 +121,7 @@ impl Columns {
     /// Packs `[out_channels][group_in][taps]`: for each group, unit and strip the columns of its rows, one for each output
     /// channel; row `(ic, tap)` is number `ic * taps + taps - 1 - tap`.
     pub fn pack(&mut self, weights: &[f32], parallelism: Parallelism<'_>) {
-        let to = Packed(self.packed.as_mut_ptr());
+        let to = Shared(self.packed.as_mut_ptr());
         let plan = &*self;
         let (taps, group_in, group_out) = (plan.taps(), plan.group_in(), plan.group_out());
         let parallelism = packers(parallelism, weights.len());

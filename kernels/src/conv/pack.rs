@@ -47,18 +47,6 @@ pub(super) struct PackRows<'a> {
     pub to: *mut f32,
 }
 
-/// Packed weights that tasks cut among themselves.
-#[derive(Clone, Copy)]
-pub(super) struct Packed(pub *mut f32);
-// SAFETY: each task writes its own panels.
-unsafe impl Sync for Packed {}
-
-impl Packed {
-    pub fn at(self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
-    }
-}
-
 impl Job for PackRows<'_> {
     type Output = ();
     #[inline(always)]

@@ -22,7 +22,7 @@ use super::plan::{LhsPacking, Operand, Plan, RhsPacking};
 use super::rectangle::{PackedPanels, PackedStrips, Product, Rectangle};
 use super::tile::{Matrix, NV};
 use crate::parallel::Parallelism;
-use crate::parts::share;
+use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
 
 /// Packs strips of lhs, for all tasks or ahead of time.
@@ -66,19 +66,6 @@ impl Job for PackPanels {
         let at = self.panels.start * NV * S::LANES * self.k;
         // SAFETY: the panels are inside of the matrix, and `to` has room for all panels.
         unsafe { pack_panels(simd, self.rhs, self.n, self.panels, 0..self.k, self.to.add(at)) };
-    }
-}
-
-/// Memory that tasks share or cut among themselves.
-#[derive(Clone, Copy)]
-pub(super) struct Shared(pub *mut f32);
-// SAFETY: who holds one writes only the part that is its own, and reads what was written in an earlier loop.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    #[inline(always)]
-    pub fn at(&self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
     }
 }
 

@@ -48,6 +48,7 @@ use tile::Matrix;
 
 use crate::error::Error;
 use crate::parallel::Parallelism;
+use crate::parts::Shared;
 use crate::simd::Isa;
 use crate::tensor::{View, ViewMut};
 use crate::workspace::{LINE, Workspace, aligned};
@@ -256,7 +257,7 @@ impl Gemm<'_> {
         let side_by_side = workspace.len().checked_div(serial.least_workspace()).unwrap_or(threads).min(threads);
         if side_by_side > 1 && batch >= 2 * threads {
             let each = serial.least_workspace();
-            let memory = driver::Shared(workspace.as_mut_ptr());
+            let memory = Shared(workspace.as_mut_ptr());
             parallelism.for_each(batch, side_by_side, &|b, slot| {
                 // SAFETY: as below; each slot has a workspace of its own.
                 unsafe { driver::run(&nth(&first, b), &serial, isa, memory.at(slot * each), 1, Parallelism::Serial) };

@@ -22,14 +22,14 @@ mod patches;
 use super::blocking::{Blocking, MOST_THREADS};
 use super::channel_tile::{ChannelTile, MAX_ROWS, panel_vectors};
 use super::image_band::ImageBand;
-use super::pack::{PackRows, Packed, Source as Weights, packers};
+use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
 use super::pixel_lanes::{Call, Post};
 use super::slide::Slide;
 use super::spec::Layout;
 use crate::error::Error;
 use crate::parallel::Parallelism;
-use crate::parts::share;
+use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up, split_indices};
@@ -108,7 +108,7 @@ impl ChannelLanes {
 
     /// Packs weights. Allocates nothing.
     pub fn pack(&mut self, source: Weights<'_>, parallelism: Parallelism<'_>) {
-        let to = Packed(self.packed.as_mut_ptr());
+        let to = Shared(self.packed.as_mut_ptr());
         let Self { slide, panel_len, isa, .. } = &*self;
         let (depth, panels) = (slide.depth(), self.panels());
         let group_len = slide.out_channels.next_multiple_of(isa.lanes()) * depth;

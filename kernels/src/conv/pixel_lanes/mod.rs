@@ -28,14 +28,14 @@ mod tile;
 
 use super::band::{BandLayout, fill_channel};
 use super::blocking::{Blocking, MOST_THREADS};
-use super::pack::{PackRows, Packed, Source as Weights, packers};
+use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
 use super::slide::Slide;
 use crate::activation::Activation;
 use crate::error::Error;
 use crate::gemm::micro::{BrokenRhs, OffsetRhs, StridedRhs};
 use crate::parallel::Parallelism;
-use crate::parts::share;
+use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, split_indices};
@@ -165,7 +165,7 @@ impl PixelLanes {
 
     /// Packs weights. Allocates nothing.
     pub fn pack(&mut self, source: Weights<'_>, parallelism: Parallelism<'_>) {
-        let to = Packed(self.packed.as_mut_ptr());
+        let to = Shared(self.packed.as_mut_ptr());
         let Self { slide, panels, isa, .. } = &*self;
         let (depth, isa) = (slide.depth(), *isa);
         let parallelism = packers(parallelism, self.groups * slide.out_channels * depth);

@@ -35,7 +35,7 @@ use super::spec::{Conv2dSpec, Layout};
 use crate::error::{Error, checked_len};
 use crate::gemm::tile::NV;
 use crate::parallel::Parallelism;
-use crate::parts::share;
+use crate::parts::{Shared, share};
 use crate::simd::{Isa, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
@@ -181,7 +181,7 @@ impl Winograd {
 
     /// Transforms the weights. Allocates nothing.
     pub fn pack(&mut self, weights: &[f32], parallelism: Parallelism<'_>) {
-        let (len, u) = (self.u.len(), Scratch(self.u.as_mut_ptr()));
+        let (len, u) = (self.u.len(), Shared(self.u.as_mut_ptr()));
         let plan = &*self;
         let lanes = plan.isa.lanes();
         let panel = NV * lanes;
@@ -212,7 +212,7 @@ impl Winograd {
         let (products, transforms, shared) = (round_up(cut.products()), cut.transform_scratch(), cut.shared);
         let scratch = aligned(workspace);
         debug_assert!(scratch.len() >= if shared { products } else { slots * products } + slots * transforms);
-        let scratch = Scratch(scratch.as_mut_ptr());
+        let scratch = Shared(scratch.as_mut_ptr());
         let flops = 2.0
             * (batch * self.groups * self.out_channels * self.in_channels) as f64
             * (cut.tiles[0] * cut.tiles[1] * cut.frequencies) as f64;
@@ -280,12 +280,12 @@ impl Context<'_> {
 
     /// A block by all threads: each takes some channels, then some frequencies, so weights are read once, then some
     /// channels.
-    fn block_shared(&self, index: usize, scratch: Scratch, slots: usize, parallelism: Parallelism<'_>) {
+    fn block_shared(&self, index: usize, scratch: Shared, slots: usize, parallelism: Parallelism<'_>) {
         let (plan, cut) = (self.plan, &self.cut);
         let block = cut.at(plan.groups, self.batch, index);
         let v = scratch;
-        let m = Scratch(v.at(cut.frequencies * cut.v_plane));
-        let own = Scratch(v.at(round_up(cut.products())));
+        let m = Shared(v.at(cut.frequencies * cut.v_plane));
+        let own = Shared(v.at(round_up(cut.products())));
         let transforms = cut.transform_scratch();
         let units = |items: usize, unit: usize, tasks: usize, task: usize| {
             let units = share(items.div_ceil(unit), tasks, task);
@@ -351,18 +351,6 @@ fn channels(spec: &Conv2dSpec, direction: Direction) -> [usize; 2] {
     match direction {
         Direction::Forward => [group_in, group_out],
         Direction::BackwardData => [group_out, group_in],
-    }
-}
-
-/// Scratch memory that tasks cut among themselves.
-#[derive(Clone, Copy)]
-struct Scratch(*mut f32);
-// SAFETY: each task writes only its own part, and reads what was written in an earlier loop.
-unsafe impl Sync for Scratch {}
-
-impl Scratch {
-    fn at(self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
     }
 }
 

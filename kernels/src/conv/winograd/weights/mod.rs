@@ -27,14 +27,14 @@ use std::ops::Range;
 
 use super::cut::{Block, GROUP};
 use super::input::{Image, InputTransform, Place, Transform};
-use super::{Axis, Direction, Scratch, Winograd};
+use super::{Axis, Direction, Winograd};
 use crate::conv::algorithm::{Algorithm, BackwardWeightsCall};
 use crate::conv::border;
 use crate::conv::dense::PEAK_FLOPS;
 use crate::conv::spec::{Conv2dSpec, Shape, Sizes};
 use crate::gemm::tile::NV;
 use crate::parallel::Parallelism;
-use crate::parts::share;
+use crate::parts::{Shared, share};
 use crate::simd::{Isa, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, aligned};
@@ -67,10 +67,10 @@ struct Context<'a> {
     start: [usize; 2],
     part: [usize; 2],
     /// Transformed tiles, sums and what each slot has for transforms.
-    x_tiles: Scratch,
-    dy_tiles: Scratch,
-    sums: Scratch,
-    own: Scratch,
+    x_tiles: Shared,
+    dy_tiles: Shared,
+    sums: Shared,
+    own: Shared,
 }
 
 // SAFETY: tasks write disjoint tiles, sums and gradients, each after those before it are complete.
@@ -116,10 +116,10 @@ impl WinogradWeights {
         let scratch = aligned(workspace);
         debug_assert!(scratch.len() >= cut.len(slots));
         let [x_len, dy_len] = cut.transformed();
-        let x_tiles = Scratch(scratch.as_mut_ptr());
-        let dy_tiles = Scratch(x_tiles.at(x_len));
-        let sums = Scratch(dy_tiles.at(dy_len));
-        let own = Scratch(sums.at(cut.sums(slots)));
+        let x_tiles = Shared(scratch.as_mut_ptr());
+        let dy_tiles = Shared(x_tiles.at(x_len));
+        let sums = Shared(dy_tiles.at(dy_len));
+        let own = Shared(sums.at(cut.sums(slots)));
         let tiles = (shape.batch * cut.tiles[0] * cut.tiles[1]) as f64;
         let flops = 2.0 * cut.frequencies as f64 * tiles * (self.spec.out_channels * self.group_in) as f64;
         let parallelism = parallelism.for_seconds(flops / super::FLOPS_PER_SECOND);
