@@ -2,8 +2,9 @@
 
 use super::blocking::Blocking;
 use super::channel_lanes::ChannelLanes;
+use super::engine::{Call, Engine as _};
 use super::pack::Source;
-use super::pixel_lanes::{Call, PixelLanes, TileRows, tile_rows};
+use super::pixel_lanes::{PixelLanes, TileRows, tile_rows};
 use super::slide::Slide;
 use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::error::Error;

@@ -1,6 +1,6 @@
 //! Bias and activation as a pass of their own, where a kernel cannot end with them.
 
-use super::pixel_lanes::Post;
+use super::engine::Post;
 use super::spec::Layout;
 use crate::activation::{self, Activation};
 use crate::parallel::Parallelism;

@@ -22,6 +22,7 @@ mod channel_tile;
 mod columns;
 mod dense;
 mod depthwise;
+mod engine;
 mod finish;
 mod grouped;
 mod image_band;

@@ -16,7 +16,7 @@
 use super::algorithm::Algorithm;
 use super::backward::Conv2dBackward;
 use super::bias_gradient::bias_gradient;
-use super::pixel_lanes::Post;
+use super::engine::Post;
 use super::plan::{Conv2d, Options};
 use super::spec::{Conv2dSpec, Layout, Padding, Shape, Sizes};
 use crate::activation::Activation;

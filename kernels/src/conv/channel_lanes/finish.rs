@@ -1,6 +1,6 @@
 //! The last step of a panel: where its results go, and bias, residual and activation on the way.
 
-use super::Context;
+use super::{ChannelLanes, Context};
 use crate::activation::apply;
 use crate::simd::Simd;
 
@@ -9,7 +9,7 @@ const BLOCK_PIXELS: usize = 64;
 
 /// The last step of a panel: bias, residual, activation, store.
 pub(super) struct Finish<'a> {
-    pub context: &'a Context<'a>,
+    pub context: &'a Context<'a, ChannelLanes>,
     pub n: usize,
     pub first_row: usize,
     pub oc: usize,

@@ -21,10 +21,10 @@ mod patches;
 
 use super::blocking::{Blocking, MOST_THREADS};
 use super::channel_tile::{ChannelTile, MAX_ROWS, panel_vectors};
+use super::engine::{self, Context, Cut as _, Engine};
 use super::image_band::ImageBand;
 use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
-use super::pixel_lanes::{Call, Post};
 use super::slide::Slide;
 use super::spec::Layout;
 use crate::error::Error;
@@ -32,7 +32,7 @@ use crate::parallel::Parallelism;
 use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
-use crate::workspace::{LINE, Workspace, aligned, round_up, split_indices};
+use crate::workspace::{LINE, Workspace, round_up};
 use finish::Finish;
 use patches::{Lhs, Patches};
 
@@ -54,7 +54,7 @@ pub(super) struct ChannelLanes {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Cut {
+pub(super) struct Cut {
     grid: [usize; 2],
     source: Source,
     channel_block: usize,
@@ -75,9 +75,28 @@ enum Source {
     Gather,
 }
 
-impl Cut {
+impl engine::Cut for Cut {
+    fn grid(&self) -> [usize; 2] {
+        self.grid
+    }
+
+    fn tasks(&self) -> usize {
+        self.tasks
+    }
+
     fn scratch_len(&self) -> usize {
         self.sums_len.saturating_add(self.band_len).saturating_add(self.tiles_len)
+    }
+
+    fn table_len(&self) -> usize {
+        self.table_len
+    }
+
+    fn fill_offsets(&self, slide: &Slide, table: &mut [usize]) {
+        match self.source {
+            Source::InPlace(band) | Source::Band(band) => band.fill_offsets(slide, table),
+            Source::Gather => {}
+        }
     }
 }
 
@@ -121,6 +140,26 @@ impl ChannelLanes {
             let (in_channels, taps, height) = (slide.in_channels, &slide.taps, self.row_len(panel));
             dispatch(*isa, PackRows { source, group, rows, in_channels, taps, height, to });
         });
+    }
+}
+
+impl Engine for ChannelLanes {
+    type Cut = Cut;
+
+    fn slide(&self) -> &Slide {
+        &self.slide
+    }
+
+    fn groups(&self) -> usize {
+        self.groups
+    }
+
+    fn blocking(&self) -> &Blocking {
+        &self.blocking
+    }
+
+    fn compute(context: &Context<'_, Self>, task: usize, slot: usize) {
+        dispatch(context.plan.isa, Task { context, task, slot });
     }
 
     fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut {
@@ -202,67 +241,10 @@ impl ChannelLanes {
             tiles_len: if packs { round_up(pixels.saturating_mul(depth)) } else { 0 },
         }
     }
-
-    /// Scratch of a call, in elements.
-    pub fn workspace_len(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], slots: usize) -> usize {
-        let cut = self.cut(batch, in_size, out_size, slots);
-        let table = LINE + split_indices::len(cut.table_len);
-        slots.min(cut.tasks.max(1)).saturating_mul(cut.scratch_len()).saturating_add(table)
-    }
-
-    /// Computes every result of the slide.
-    pub fn run(&self, call: Call<'_>) {
-        let Call { batch, input, in_size, output, out_size, post, workspace, slots, parallelism } = call;
-        let cut = self.cut(batch, in_size, out_size, slots);
-        if cut.grid.contains(&0) {
-            return;
-        }
-        let (table, scratch) = split_indices::split(aligned(workspace), cut.table_len);
-        match cut.source {
-            Source::InPlace(band) | Source::Band(band) => band.fill_offsets(&self.slide, table),
-            Source::Gather => {}
-        }
-        debug_assert!(scratch.len() >= slots.min(cut.tasks) * cut.scratch_len());
-        let context = Context {
-            plan: self,
-            cut,
-            input,
-            in_size,
-            output: output.as_mut_ptr(),
-            out_size,
-            post,
-            table,
-            scratch: scratch.as_mut_ptr(),
-        };
-        let flops = 2.0
-            * (batch * self.groups * self.slide.out_channels * self.slide.depth()) as f64
-            * (cut.grid[0] * cut.grid[1]) as f64;
-        let parallelism = parallelism.for_seconds(flops / self.blocking.flops_per_second);
-        let context = &context;
-        parallelism.for_each(cut.tasks, slots, &move |task, slot| {
-            dispatch(self.isa, Task { context, task, slot });
-        });
-    }
 }
-
-struct Context<'a> {
-    plan: &'a ChannelLanes,
-    cut: Cut,
-    input: &'a [f32],
-    in_size: [usize; 2],
-    output: *mut f32,
-    out_size: [usize; 2],
-    post: Post<'a>,
-    table: &'a [usize],
-    scratch: *mut f32,
-}
-
-// SAFETY: tasks write disjoint pixels and channels of `output` (every cut is between outputs), and disjoint parts
-// of `scratch` (a slot belongs to one running task); everything else is only read.
-unsafe impl Sync for Context<'_> {}
 
 struct Task<'a> {
-    context: &'a Context<'a>,
+    context: &'a Context<'a, ChannelLanes>,
     task: usize,
     slot: usize,
 }

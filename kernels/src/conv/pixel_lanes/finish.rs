@@ -2,8 +2,9 @@
 
 use super::patches::Runs;
 use super::tile::Whole;
-use super::{MAX_ROWS, NV, Post};
+use super::{MAX_ROWS, NV};
 use crate::activation::{Activation, apply};
+use crate::conv::engine::Post;
 use crate::conv::slide::Slide;
 use crate::simd::{Job, Simd};
 

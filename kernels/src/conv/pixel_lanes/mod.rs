@@ -28,17 +28,17 @@ mod tile;
 
 use super::band::{BandLayout, fill_channel};
 use super::blocking::{Blocking, MOST_THREADS};
+use super::engine::{self, Context, Cut as _, Engine};
 use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
 use super::slide::Slide;
-use crate::activation::Activation;
 use crate::error::Error;
 use crate::gemm::micro::{BrokenRhs, OffsetRhs, StridedRhs};
 use crate::parallel::Parallelism;
 use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
-use crate::workspace::{LINE, Workspace, aligned, split_indices};
+use crate::workspace::{LINE, Workspace};
 use finish::{Finish, Places};
 use patches::{Runs, Vectors, gather_tile, pack_tile};
 pub(super) use rows::TileRows;
@@ -84,37 +84,9 @@ pub(super) struct PixelLanes {
     packed: Workspace,
 }
 
-/// What is applied to each output when its sum is complete.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Post<'a> {
-    pub bias: Option<&'a [f32]>,
-    pub residual: Option<&'a [f32]>,
-    pub activation: Activation,
-}
-
-/// The arguments of a call, checked by the plan.
-pub(super) struct Call<'a> {
-    pub batch: usize,
-    pub input: &'a [f32],
-    pub in_size: [usize; 2],
-    pub output: &'a mut [f32],
-    pub out_size: [usize; 2],
-    pub post: Post<'a>,
-    pub workspace: &'a mut [f32],
-    pub slots: usize,
-    pub parallelism: Parallelism<'a>,
-}
-
-impl Call<'_> {
-    /// The same call again, for the next slide over the same tensors.
-    pub fn reborrow(&mut self) -> Call<'_> {
-        Call { output: &mut *self.output, workspace: &mut *self.workspace, ..*self }
-    }
-}
-
-/// How a call is cut. Every cut is between outputs, or between blocks of `k` whose chains continue.
+/// How a call is cut.
 #[derive(Clone, Copy, Debug)]
-struct Cut {
+pub(super) struct Cut {
     grid: [usize; 2],
     source: Source,
     /// Input channels of a block, and the number of blocks.
@@ -149,9 +121,28 @@ enum Source {
     Gather,
 }
 
-impl Cut {
+impl engine::Cut for Cut {
+    fn grid(&self) -> [usize; 2] {
+        self.grid
+    }
+
+    fn tasks(&self) -> usize {
+        self.tasks
+    }
+
     fn scratch_len(&self) -> usize {
         self.sums_len.saturating_add(self.band_len).saturating_add(self.tile_len)
+    }
+
+    fn table_len(&self) -> usize {
+        self.table_len
+    }
+
+    fn fill_offsets(&self, slide: &Slide, table: &mut [usize]) {
+        match self.source {
+            Source::InPlace(layout) | Source::Band(layout) => layout.fill_offsets(slide, table),
+            Source::Gather => {}
+        }
     }
 }
 
@@ -176,6 +167,26 @@ impl PixelLanes {
             let (in_channels, taps, height) = (slide.in_channels, &slide.taps, rows.len());
             dispatch(isa, PackRows { source, group, rows, in_channels, taps, height, to });
         });
+    }
+}
+
+impl Engine for PixelLanes {
+    type Cut = Cut;
+
+    fn slide(&self) -> &Slide {
+        &self.slide
+    }
+
+    fn groups(&self) -> usize {
+        self.groups
+    }
+
+    fn blocking(&self) -> &Blocking {
+        &self.blocking
+    }
+
+    fn compute(context: &Context<'_, Self>, task: usize, slot: usize) {
+        dispatch(context.plan.isa, Task { context, task, slot });
     }
 
     fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut {
@@ -297,70 +308,10 @@ impl PixelLanes {
             rows,
         }
     }
-
-    /// Scratch of a call, in elements.
-    pub fn workspace_len(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], slots: usize) -> usize {
-        let cut = self.cut(batch, in_size, out_size, slots);
-        let table = LINE + split_indices::len(cut.table_len);
-        slots.min(cut.tasks.max(1)).saturating_mul(cut.scratch_len()).saturating_add(table)
-    }
-
-    /// Computes every result of the slide.
-    pub fn run(&self, call: Call<'_>) {
-        let Call { batch, input, in_size, output, out_size, post, workspace, slots, parallelism } = call;
-        let cut = self.cut(batch, in_size, out_size, slots);
-        if cut.grid.contains(&0) {
-            return;
-        }
-        let (table, scratch) = split_indices::split(aligned(workspace), cut.table_len);
-        match cut.source {
-            Source::InPlace(layout) | Source::Band(layout) => layout.fill_offsets(&self.slide, table),
-            Source::Gather => {}
-        }
-        debug_assert!(scratch.len() >= slots.min(cut.tasks) * cut.scratch_len());
-        let context = Context {
-            plan: self,
-            cut,
-            input,
-            in_size,
-            output_len: output.len(),
-            output: output.as_mut_ptr(),
-            out_size,
-            post,
-            table,
-            scratch: scratch.as_mut_ptr(),
-        };
-        let flops = 2.0
-            * (batch * self.groups * self.slide.out_channels * self.slide.depth()) as f64
-            * (cut.grid[0] * cut.grid[1]) as f64;
-        let parallelism = parallelism.for_seconds(flops / self.blocking.flops_per_second);
-        // The closure must borrow the whole context, whose `Sync` is argued below, not its pointers one by one.
-        let context = &context;
-        parallelism.for_each(cut.tasks, slots, &move |task, slot| {
-            dispatch(self.isa, Task { context, task, slot });
-        });
-    }
 }
-
-struct Context<'a> {
-    plan: &'a PixelLanes,
-    cut: Cut,
-    input: &'a [f32],
-    in_size: [usize; 2],
-    output: *mut f32,
-    output_len: usize,
-    out_size: [usize; 2],
-    post: Post<'a>,
-    table: &'a [usize],
-    scratch: *mut f32,
-}
-
-// SAFETY: tasks write disjoint pixels and channels of `output` (every cut is between outputs), and disjoint parts
-// of `scratch` (a slot belongs to one running task); everything else is only read.
-unsafe impl Sync for Context<'_> {}
 
 struct Task<'a> {
-    context: &'a Context<'a>,
+    context: &'a Context<'a, PixelLanes>,
     task: usize,
     slot: usize,
 }

@@ -30,7 +30,7 @@ use std::ops::Range;
 
 use super::algorithm::Algorithm;
 use super::dense::PEAK_FLOPS;
-use super::pixel_lanes::{Call, Post};
+use super::engine::{Call, Post};
 use super::spec::{Conv2dSpec, Layout};
 use crate::error::{Error, checked_len};
 use crate::gemm::tile::NV;
