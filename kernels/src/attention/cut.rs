@@ -18,7 +18,12 @@ const TASK_ELEMENTS: usize = 768 * 128;
 const TASK_FLOPS: f64 = 2e6;
 
 /// Tasks that there are at least, where there is work for so many: two threads then end a few hundredths apart.
-pub(super) const TASKS: usize = 32;
+const TASKS: usize = 32;
+
+/// How many of so many units a task gets that is to have so many operations at least, each unit having `flops`.
+pub(super) fn units_of_task(units: usize, flops: f64, least_flops: f64) -> usize {
+    ((least_flops / flops.max(1.0)) as usize).clamp(1, (units / TASKS).max(1))
+}
 
 /// Up to so many rows share a head of keys, packing keys does not pay: each key is read once and met by all rows.
 const FEW_ROWS: usize = 12;
@@ -75,7 +80,7 @@ impl Cut {
         let rows_worth = if few { 8 } else { heads * rows };
         let flops = 2.0 * rows_worth as f64 * (keys * (spec.head_dim + spec.v_dim)) as f64;
         let all = shape.batch * spec.kv_heads * units;
-        let per_task = ((TASK_FLOPS / flops.max(1.0)) as usize).clamp(1, (all / TASKS).max(1));
+        let per_task = units_of_task(all, flops, TASK_FLOPS);
         let tiles = (heads * rows).div_ceil(MR);
         Self { key_pieces, pieces, heads, units, per_task, tasks: all.div_ceil(per_task), tiles }
     }

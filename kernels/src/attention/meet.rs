@@ -14,11 +14,12 @@ use super::dots::{DotTile, dot_tile};
 use super::dropout::{DropoutRow, mask_row};
 use super::forward::{Forward, Tile, Unit};
 use super::logits::Transform;
-use super::scores::{Exponentials, ScoreTile, Seen, TileSeen, first_score, fold_rows, score_tile};
+use super::scores::{
+    Exponentials, MAX_LANES, ScoreTile, Seen, TileSeen, first_score, fold_lanes, fold_rows, score_tile,
+};
 use super::values::{Hidden, ScoreRows, SumEnds, ValueTile, value_tile};
 use crate::simd::reduce::NARROW;
 use crate::simd::{Simd, math};
-use crate::softmax::ln;
 
 /// A block of keys as a tile meets it.
 pub(super) struct Block {
@@ -71,7 +72,7 @@ impl Unit<'_> {
         block: &Block,
         ahead: &mut Ahead,
     ) -> bool {
-        let Forward { call, layout, scratch, outputs, cut, .. } = *self.task;
+        let Forward { call, layout, scratch, cut, .. } = *self.task;
         let spec = &call.spec;
         let (dim, rows) = (spec.head_dim, tile.count);
         let few = cut.key_pieces > 0;
@@ -177,20 +178,8 @@ impl Unit<'_> {
             if block.last && !few {
                 let mut totals = [0.0f32; 16];
                 fold_sums(simd, state, &mut totals);
-                let mut to = [std::ptr::null_mut(); MR];
-                let mut factors = [1.0; MR];
-                for i in 0..rows {
-                    let (head, row) = tile.places[i];
-                    to[i] = outputs.out.head(self.batch, head).at(row, 0).cast_mut();
-                    // A row that sees none of the keys of its tile has sums of 0.
-                    factors[i] = if totals[i] == 0.0 { 1.0 } else { 1.0 / (totals[i] * call.stays()) };
-                    if !outputs.lse.is_null() {
-                        let scale = if plain { spec.scale } else { 1.0 };
-                        let lse = *state.add(i) * scale + ln(simd, totals[i]);
-                        *outputs.lse.add(self.lse_at(head, row)) = lse;
-                    }
-                }
-                ends.out = Some((to, outputs.out.strides[3], factors));
+                let scale = if plain { spec.scale } else { 1.0 };
+                ends.out = Some(self.outputs_of(simd, tile, (state, &totals), scale, call.stays()));
             }
             let mut finite = true;
             let mut at = seen.outer.first / block.step * block.step;
@@ -239,19 +228,12 @@ unsafe fn are_finite(start: *const f32, rows: usize, stride: usize, count: usize
 pub(super) unsafe fn fold_sums<S: Simd>(simd: S, state: *const f32, totals: &mut [f32; 16]) {
     let mut rows = [simd.zero(); MR];
     for i in 0..MR {
-        let mut vectors = 16 / S::LANES;
         let mut lanes = [simd.zero(); NARROW];
-        for v in 0..vectors {
+        for v in 0..MAX_LANES / S::LANES {
             // SAFETY: the caller's contract.
             lanes[v] = unsafe { simd.load(state.add(16 + i * 16 + v * S::LANES)) };
         }
-        while vectors > 1 {
-            vectors /= 2;
-            for v in 0..vectors {
-                lanes[v] = simd.add(lanes[v], lanes[v + vectors]);
-            }
-        }
-        rows[i] = lanes[0];
+        rows[i] = fold_lanes(simd, lanes);
     }
     // SAFETY: there is room for 16.
     unsafe { fold_rows::<S, false, MR>(simd, &rows, totals.as_mut_ptr()) };

@@ -11,6 +11,7 @@ use super::ahead::{Ahead, PIECE};
 use super::call::{MAX_PANEL, MR, SCORE_STRIDE};
 use super::pack::panel_vectors;
 use crate::gemm::micro::{ContiguousRows, StridedRhs, multiply, multiply_with_tail};
+use crate::simd::reduce::NARROW;
 use crate::simd::{Job, Simd, math};
 
 /// The keys `first..end` of a block that a row sees.
@@ -125,6 +126,15 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> Job for ScoreTile<'_
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         if S::REGISTERS >= 32 { self.panels::<S, 4>(simd) } else { self.panels::<S, 2>(simd) }
+    }
+}
+
+impl<'a, const MASK: bool, const STRIDE: usize> ScoreTile<'a, MR, MASK, STRIDE> {
+    /// The first `M` rows.
+    #[inline(always)]
+    pub fn of_rows<const M: usize>(self) -> ScoreTile<'a, M, MASK, STRIDE> {
+        let Self { q, packed, dim, keys, seen, scores, maxima, ahead } = self;
+        ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead }
     }
 }
 
@@ -302,29 +312,59 @@ impl Job for Exponentials {
             // SAFETY: the job's contract.
             unsafe {
                 let (row, sums) = (self.scores.add(i * SCORE_STRIDE), self.sums.add(i * MAX_LANES));
-                let mut lanes = [simd.zero(); 4];
+                let mut lanes = [simd.zero(); NARROW];
                 if !self.fresh {
                     for v in 0..vectors {
                         lanes[v] = simd.mul(simd.load(sums.add(v * S::LANES)), rescale);
                     }
                 }
-                let mut at = self.at;
-                while at < self.end {
-                    for v in 0..vectors {
-                        let place = row.add(at + v * S::LANES);
-                        let x = simd.mul(simd.sub(simd.load(place), shift), factor);
-                        let p = math::exp2_nonpositive(simd, x);
-                        simd.store(place, p);
-                        lanes[v] = simd.add(lanes[v], p);
-                    }
-                    at += MAX_LANES;
-                }
+                exponentials(simd, row, [self.at, self.end], shift, factor, &mut lanes);
                 for v in 0..vectors {
                     simd.store(sums.add(v * S::LANES), lanes[v]);
                 }
             }
         }
     }
+}
+
+/// `row = exp2((row - shift) * factor)` over `at..end`, multiples of 16, added to the sums of 16 lanes.
+///
+/// # Safety
+/// - These scores are readable and writable.
+#[inline(always)]
+pub(super) unsafe fn exponentials<S: Simd>(
+    simd: S,
+    row: *mut f32,
+    [at, end]: [usize; 2],
+    shift: S::F,
+    factor: S::F,
+    lanes: &mut [S::F; NARROW],
+) {
+    for at in (at..end).step_by(MAX_LANES) {
+        for v in 0..MAX_LANES / S::LANES {
+            // SAFETY: the caller's contract.
+            unsafe {
+                let place = row.add(at + v * S::LANES);
+                let x = simd.mul(simd.sub(simd.load(place), shift), factor);
+                let p = math::exp2_nonpositive(simd, x);
+                simd.store(place, p);
+                lanes[v] = simd.add(lanes[v], p);
+            }
+        }
+    }
+}
+
+/// The sums of 16 lanes as those of a vector, by the tree of halves.
+#[inline(always)]
+pub(super) fn fold_lanes<S: Simd>(simd: S, mut lanes: [S::F; NARROW]) -> S::F {
+    let mut vectors = MAX_LANES / S::LANES;
+    while vectors > 1 {
+        vectors /= 2;
+        for v in 0..vectors {
+            lanes[v] = simd.add(lanes[v], lanes[v + vectors]);
+        }
+    }
+    lanes[0]
 }
 
 /// Scores of a tile whose number of rows is chosen at run time.
@@ -337,14 +377,13 @@ pub(super) unsafe fn score_tile<S: Simd, const MASK: bool, const STRIDE: usize>(
     rows: usize,
     tile: ScoreTile<'_, MR, MASK, STRIDE>,
 ) {
-    let ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead } = tile;
     debug_assert!((1..=MR).contains(&rows));
     match rows {
-        1 => simd.call(ScoreTile::<1, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        2 => simd.call(ScoreTile::<2, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        3 => simd.call(ScoreTile::<3, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        4 => simd.call(ScoreTile::<4, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        5 => simd.call(ScoreTile::<5, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
-        _ => simd.call(ScoreTile::<MR, MASK, STRIDE> { q, packed, dim, keys, seen, scores, maxima, ahead }),
+        1 => simd.call(tile.of_rows::<1>()),
+        2 => simd.call(tile.of_rows::<2>()),
+        3 => simd.call(tile.of_rows::<3>()),
+        4 => simd.call(tile.of_rows::<4>()),
+        5 => simd.call(tile.of_rows::<5>()),
+        _ => simd.call(tile),
     }
 }

@@ -105,6 +105,15 @@ pub(super) struct ValueTile<'a, L, const M: usize> {
     pub ahead: &'a mut Ahead,
 }
 
+impl<'a, L> ValueTile<'a, L, MR> {
+    /// The first `M` rows.
+    #[inline(always)]
+    fn of_rows<const M: usize>(self) -> ValueTile<'a, L, M> {
+        let Self { weights, values, seen, dim, ends, careful, ahead } = self;
+        ValueTile { weights, values, seen, dim, ends, careful, ahead }
+    }
+}
+
 impl<L: Weights, const M: usize> Job for ValueTile<'_, L, M> {
     type Output = bool;
     #[inline(always)]
@@ -323,24 +332,23 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
 /// - The contract of [`ValueTile`]; `rows` is 1 to `MR`.
 #[inline(always)]
 pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile: ValueTile<'_, L, MR>) -> bool {
-    let ValueTile { weights, values, seen, dim, ends, careful, ahead } = tile;
     debug_assert!((1..=MR).contains(&rows));
-    if careful {
+    if tile.careful {
+        let ValueTile { weights, values, seen, dim, ends, careful, ahead } = tile;
         let mut finite = true;
         for i in 0..rows {
             let (weights, ends) = (weights.starting_at(i, 0), ends.row(i));
-            let row = ValueTile::<L, 1> { weights, values, seen, dim, ends, careful, ahead: &mut *ahead };
-            finite &= simd.call(row);
+            finite &= simd.call(ValueTile::<L, 1> { weights, values, seen, dim, ends, careful, ahead: &mut *ahead });
         }
         return finite;
     }
     match rows {
-        1 => simd.call(ValueTile::<L, 1> { weights, values, seen, dim, ends, careful, ahead }),
-        2 => simd.call(ValueTile::<L, 2> { weights, values, seen, dim, ends, careful, ahead }),
-        3 => simd.call(ValueTile::<L, 3> { weights, values, seen, dim, ends, careful, ahead }),
-        4 => simd.call(ValueTile::<L, 4> { weights, values, seen, dim, ends, careful, ahead }),
-        5 => simd.call(ValueTile::<L, 5> { weights, values, seen, dim, ends, careful, ahead }),
-        _ => simd.call(ValueTile::<L, MR> { weights, values, seen, dim, ends, careful, ahead }),
+        1 => simd.call(tile.of_rows::<1>()),
+        2 => simd.call(tile.of_rows::<2>()),
+        3 => simd.call(tile.of_rows::<3>()),
+        4 => simd.call(tile.of_rows::<4>()),
+        5 => simd.call(tile.of_rows::<5>()),
+        _ => simd.call(tile),
     }
 }
 

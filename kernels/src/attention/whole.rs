@@ -13,7 +13,9 @@ use super::ahead::{self, Ahead};
 use super::call::{MR, QUERY_STRIDE, SCORE_STRIDE, block_keys};
 use super::forward::{Forward, Tile, Unit};
 use super::pack::pack_transposed;
-use super::scores::{MAX_LANES, ScoreTile, Seen, TileSeen, copy_query, first_score, fold_rows};
+use super::scores::{
+    MAX_LANES, ScoreTile, Seen, TileSeen, copy_query, exponentials, first_score, fold_lanes, fold_rows,
+};
 use super::values::{ScoreRows, SumEnds, ValueTile, value_tile};
 use crate::gemm::micro::ContiguousRows;
 use crate::simd::reduce::NARROW;
@@ -32,6 +34,14 @@ struct WeightTile<'a, const M: usize> {
     scores: ScoreTile<'a, M, true, SCORE_STRIDE>,
     factor: f32,
     totals: &'a mut Totals,
+}
+
+impl<'a> WeightTile<'a, MR> {
+    /// The first `M` rows.
+    #[inline(always)]
+    fn of_rows<const M: usize>(self) -> WeightTile<'a, M> {
+        WeightTile { scores: self.scores.of_rows(), factor: self.factor, totals: self.totals }
+    }
 }
 
 impl<const M: usize> Job for WeightTile<'_, M> {
@@ -56,28 +66,10 @@ impl<const M: usize> Job for WeightTile<'_, M> {
         let mut sums = [simd.zero(); M];
         for i in 0..M {
             let shift = simd.splat(shifts[i]);
-            let mut vectors = MAX_LANES / S::LANES;
             let mut lanes = [simd.zero(); NARROW];
             // SAFETY: the contract of the scores.
-            unsafe {
-                let row = start.add(i * SCORE_STRIDE);
-                for at in (at..end).step_by(MAX_LANES) {
-                    for v in 0..vectors {
-                        let place = row.add(at + v * S::LANES);
-                        let x = simd.mul(simd.sub(simd.load(place), shift), factor);
-                        let p = math::exp2_nonpositive(simd, x);
-                        simd.store(place, p);
-                        lanes[v] = simd.add(lanes[v], p);
-                    }
-                }
-            }
-            while vectors > 1 {
-                vectors /= 2;
-                for v in 0..vectors {
-                    lanes[v] = simd.add(lanes[v], lanes[v + vectors]);
-                }
-            }
-            sums[i] = lanes[0];
+            unsafe { exponentials(simd, start.add(i * SCORE_STRIDE), [at, end], shift, factor, &mut lanes) };
+            sums[i] = fold_lanes(simd, lanes);
         }
         // SAFETY: there is room for 16.
         unsafe { fold_rows::<S, false, M>(simd, &sums, totals.sums.as_mut_ptr()) };
@@ -144,12 +136,20 @@ impl Unit<'_> {
                     };
                     let factor = spec.scale * std::f32::consts::LOG2_E;
                     weight_tile(simd, tile.count, WeightTile { scores, factor, totals: &mut totals });
+                    let found = (totals.maxima.as_ptr(), &totals.sums);
+                    let out = Some(self.outputs_of(simd, &tile, found, spec.scale, 1.0));
                     let job = ValueTile {
                         weights: ScoreRows::<SCORE_STRIDE>(scratch),
                         values: v,
                         seen: seen.outer,
                         dim: spec.v_dim,
-                        ends: self.ends(simd, &tile, &totals),
+                        ends: SumEnds {
+                            from: std::ptr::null(),
+                            rescale: [1.0; MR],
+                            sums: std::ptr::null_mut(),
+                            stride: 0,
+                            out,
+                        },
                         careful: false,
                         ahead: &mut ahead,
                     };
@@ -196,28 +196,36 @@ impl Unit<'_> {
         ContiguousRows { start: queries, row_stride: QUERY_STRIDE as isize }
     }
 
-    /// Where the sums of a tile go, and what they are multiplied with. Writes log-sum-exps.
+    /// The outputs of a tile, and what its sums of values are multiplied with. Writes log-sum-exps, of maxima that are to be
+    /// multiplied by `scale`. Dropout has left `stays` of the weights.
     ///
     /// # Safety
-    /// - The contract of [`Forward`].
+    /// - The contract of [`Forward`]; 16 maxima are readable.
     #[inline(always)]
-    unsafe fn ends<S: Simd>(&self, simd: S, tile: &Tile, totals: &Totals) -> SumEnds {
-        let Forward { call, outputs, .. } = *self.task;
+    pub(super) unsafe fn outputs_of<S: Simd>(
+        &self,
+        simd: S,
+        tile: &Tile,
+        (maxima, sums): (*const f32, &[f32; 16]),
+        scale: f32,
+        stays: f32,
+    ) -> ([*mut f32; MR], isize, [f32; MR]) {
+        let outputs = &self.task.outputs;
         let (mut to, mut factors) = ([std::ptr::null_mut(); MR], [1.0; MR]);
         for i in 0..tile.count {
             let (head, row) = tile.places[i];
             to[i] = outputs.out.head(self.batch, head).at(row, 0).cast_mut();
             // A row that sees none of the keys of its tile has sums of 0.
-            factors[i] = if totals.sums[i] == 0.0 { 1.0 } else { 1.0 / totals.sums[i] };
+            factors[i] = if sums[i] == 0.0 { 1.0 } else { 1.0 / (sums[i] * stays) };
         }
         if !outputs.lse.is_null() {
             let mut lse = [0.0f32; 16];
             for lane in (0..tile.count).step_by(S::LANES) {
                 // SAFETY: there is room for 16.
                 unsafe {
-                    let largest = simd.load(totals.maxima.as_ptr().add(lane));
-                    let logarithm = math::ln(simd, simd.load(totals.sums.as_ptr().add(lane)));
-                    let sum = simd.add(simd.mul(largest, simd.splat(call.spec.scale)), logarithm);
+                    let largest = simd.load(maxima.add(lane));
+                    let logarithm = math::ln(simd, simd.load(sums.as_ptr().add(lane)));
+                    let sum = simd.add(simd.mul(largest, simd.splat(scale)), logarithm);
                     simd.store(lse.as_mut_ptr().add(lane), sum);
                 }
             }
@@ -227,8 +235,7 @@ impl Unit<'_> {
                 unsafe { *outputs.lse.add(self.lse_at(head, row)) = lse[i] };
             }
         }
-        let out = Some((to, outputs.out.strides[3], factors));
-        SumEnds { from: std::ptr::null(), rescale: [1.0; MR], sums: std::ptr::null_mut(), stride: 0, out }
+        (to, outputs.out.strides[3], factors)
     }
 }
 
@@ -238,39 +245,13 @@ impl Unit<'_> {
 /// - The contract of [`WeightTile`]; `rows` is 1 to `MR`.
 #[inline(always)]
 unsafe fn weight_tile<S: Simd>(simd: S, rows: usize, tile: WeightTile<'_, MR>) {
-    let WeightTile { scores, factor, totals } = tile;
-    let ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead } = scores;
     debug_assert!((1..=MR).contains(&rows));
     match rows {
-        1 => simd.call(WeightTile::<1> {
-            scores: ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead },
-            factor,
-            totals,
-        }),
-        2 => simd.call(WeightTile::<2> {
-            scores: ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead },
-            factor,
-            totals,
-        }),
-        3 => simd.call(WeightTile::<3> {
-            scores: ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead },
-            factor,
-            totals,
-        }),
-        4 => simd.call(WeightTile::<4> {
-            scores: ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead },
-            factor,
-            totals,
-        }),
-        5 => simd.call(WeightTile::<5> {
-            scores: ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead },
-            factor,
-            totals,
-        }),
-        _ => simd.call(WeightTile::<MR> {
-            scores: ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead },
-            factor,
-            totals,
-        }),
+        1 => simd.call(tile.of_rows::<1>()),
+        2 => simd.call(tile.of_rows::<2>()),
+        3 => simd.call(tile.of_rows::<3>()),
+        4 => simd.call(tile.of_rows::<4>()),
+        5 => simd.call(tile.of_rows::<5>()),
+        _ => simd.call(tile),
     }
 }

@@ -477,12 +477,8 @@ pub(crate) unsafe fn multiply_with_tail<S: Simd, L: LhsAddress, const MR: usize,
     for k in 0..depth {
         // SAFETY: the caller's contract, for this `k`.
         unsafe {
-            let row = rhs.row(k);
-            let mut b = [simd.zero(); NV];
-            for v in 0..NV {
-                b[v] = simd.load(row.add(v * S::LANES));
-            }
-            let last = row.add(NV * S::LANES);
+            let b: [S::F; NV] = rhs.load(simd, k);
+            let last = rhs.row(k).add(NV * S::LANES);
             let last = match mask {
                 None => narrow.load(last),
                 Some(mask) => narrow.load_masked(last, mask),

@@ -301,28 +301,25 @@ impl Case {
 /// Guarded memory for the arguments of calls.
 #[derive(Debug, Default)]
 pub struct Memory {
-    buffers: [Guarded; 16],
+    inputs: [Guarded; 6],
+    results: [Guarded; 9],
 }
 
 impl Case {
+    fn copies<'m>(&self, memory: &'m mut [Guarded; 6], side: Side) -> [&'m [f32]; 6] {
+        let mut data = self.data().into_iter();
+        memory.each_mut().map(|memory| &*memory.copy(data.next().unwrap_or_default(), side))
+    }
+
     /// The output and the log-sum-exp, computed between guard pages.
     pub fn forward(&self, isa: Isa, parallelism: Parallelism, memory: &mut Memory, side: Side) -> (Vec<f32>, Vec<f32>) {
         let plan = Attention::with_isa(self.spec, isa).expect("a valid spec");
-        let [m0, m1, m2, m3, m4, m5, m6, m7, m8, ..] = &mut memory.buffers;
-        let [q, k, v, bias, alibi, sinks] = self.data();
-        let data = [
-            &*m0.copy(q, side),
-            &*m1.copy(k, side),
-            &*m2.copy(v, side),
-            &*m3.copy(bias, side),
-            &*m4.copy(alibi, side),
-            &*m5.copy(sinks, side),
-        ];
-        let inputs = self.inputs(data);
-        let out = m6.filled(self.dout.len(), side, SENTINEL);
-        let lse = m7.filled(self.rows(), side, SENTINEL);
+        let Memory { inputs, results: [m0, m1, m2, ..] } = memory;
+        let inputs = self.inputs(self.copies(inputs, side));
+        let out = m0.filled(self.dout.len(), side, SENTINEL);
+        let lse = m1.filled(self.rows(), side, SENTINEL);
         let len = plan.workspace_len(self.shape, parallelism.threads()).expect("a valid shape");
-        let workspace = m8.filled(len, side, POISON);
+        let workspace = m2.filled(len, side, POISON);
         let view = self.view_mut(out, 3);
         plan.forward(&inputs, view, Some(lse), workspace, parallelism).expect("a valid call");
         (out.to_vec(), lse.to_vec())
@@ -338,26 +335,17 @@ impl Case {
         (out, lse): (&[f32], &[f32]),
     ) -> [Vec<f32>; 5] {
         let plan = Attention::with_isa(self.spec, isa).expect("a valid spec");
-        let [m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, ..] = &mut memory.buffers;
-        let [q, k, v, bias, alibi, sinks] = self.data();
-        let data = [
-            &*m0.copy(q, side),
-            &*m1.copy(k, side),
-            &*m2.copy(v, side),
-            &*m3.copy(bias, side),
-            &*m4.copy(alibi, side),
-            &*m5.copy(sinks, side),
-        ];
-        let inputs = self.inputs(data);
+        let Memory { inputs, results: [m0, m1, m2, m3, m4, m5, m6, m7, m8] } = memory;
+        let inputs = self.inputs(self.copies(inputs, side));
         let (sizes, of_bias) = self.gradient_sizes();
-        let mut of = [m6, m7, m8, m9, m10];
+        let mut of = [m0, m1, m2, m3, m4];
         let mut at = 0;
         let mut of = of.each_mut().map(|memory| {
             at += 1;
             memory.filled(sizes[at - 1], side, SENTINEL)
         });
         let len = plan.backward_workspace_len(self.shape, parallelism.threads()).expect("a valid shape");
-        let workspace = m11.filled(len, side, POISON);
+        let workspace = m5.filled(len, side, POISON);
         {
             let [dq, dk, dv, dbias, dsinks] = &mut of;
             let (dq, dk, dv) = (self.view_mut(dq, 0), self.view_mut(dk, 1), self.view_mut(dv, 2));
@@ -368,7 +356,7 @@ impl Case {
             if self.sinks.is_some() {
                 gradients = gradients.dsinks(dsinks);
             }
-            let (out, dout, lse) = (m12.copy(out, side), m13.copy(&self.dout, side), m14.copy(lse, side));
+            let (out, dout, lse) = (m6.copy(out, side), m7.copy(&self.dout, side), m8.copy(lse, side));
             let (out, dout) = (self.view(&*out, 3), self.view(&*dout, 3));
             plan.backward(&inputs, &out, &dout, lse, gradients, workspace, parallelism).expect("a valid call");
         }

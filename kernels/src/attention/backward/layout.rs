@@ -1,7 +1,7 @@
 //! Scratch memory of a backward task, and the arrays that it reads and writes.
 
 use crate::attention::call::{Call, MR, QUERY_STRIDE, Raw};
-use crate::attention::cut::TASKS;
+use crate::attention::cut::units_of_task;
 use crate::attention::gradients::Gradients;
 use crate::attention::spec::AttentionSpec;
 use crate::workspace::round_up;
@@ -32,6 +32,7 @@ pub(super) fn block_keys(spec: &AttentionSpec) -> usize {
 pub(in crate::attention) struct Layout {
     pub gradients: usize,
     pub slopes: usize,
+    /// Two rows whose elements are no neighbours, gathered.
     pub queries: usize,
     pub packed_k: usize,
     pub packed_v: usize,
@@ -67,7 +68,7 @@ impl Layout {
         part(block * STRIDE, true);
         let gradients = part(block * STRIDE, true);
         let slopes = part(MR * STRIDE, spec.softcap.is_some());
-        let queries = part(MR * QUERY_STRIDE, true);
+        let queries = part(2 * QUERY_STRIDE, true);
         let packed_k = part(keys * spec.head_dim, true);
         let packed_v = part(keys * spec.v_dim, true);
         let k_rows = part(keys * spec.head_dim, k);
@@ -79,7 +80,7 @@ impl Layout {
         let dq = part(total * k_stride, dq);
         let units = shape.batch * spec.kv_heads;
         let flops = 5.0 * total as f64 * (shape.kv_len * (spec.head_dim + spec.v_dim)) as f64;
-        let per_task = ((TASK_FLOPS / flops.max(1.0)) as usize).clamp(1, (units / TASKS).max(1));
+        let per_task = units_of_task(units, flops, TASK_FLOPS);
         let tasks = units.div_ceil(per_task);
         Self {
             gradients,
