@@ -24,6 +24,7 @@ mod max_meet;
 mod nchw;
 mod nhwc;
 mod spec;
+mod square;
 
 pub use adaptive::{adaptive_average_backward, adaptive_average_forward};
 pub use spec::{Pool2dSpec, PoolSizes};
@@ -35,6 +36,7 @@ use crate::parts::Parts;
 use crate::simd::reduce::{Reduction, Sum};
 use crate::simd::{Isa, Simd, dispatch};
 use spec::Geometry;
+use square::Square;
 
 /// Input elements that make a task worth handing out.
 const TASK: usize = 16 * 1024;
@@ -60,7 +62,7 @@ impl Reduction for MaxOrNan {
     const START: f32 = f32::NEG_INFINITY;
     #[inline(always)]
     fn join<S: Simd>(simd: S, a: S::F, b: S::F) -> S::F {
-        simd.select(simd.or(simd.lt(a, b), simd.is_nan(b)), b, a)
+        simd.select(simd.eq(b, b), simd.larger(a, b), b)
     }
     #[inline(always)]
     fn join_one(a: f32, b: f32) -> f32 {
@@ -95,9 +97,11 @@ pub fn max_forward<'t>(
     let (geometry, sizes) = spec.geometry(shape, channels)?;
     check_len("x", sizes.x_len, x.len())?;
     check_len("y", sizes.y_len, y.len())?;
-    for_each_output_rows(&geometry, y, execution.into(), &|isa, first, y| match spec.layout {
-        Layout::Nchw => dispatch(isa, nchw::Forward { geometry: &geometry, pooling: MaxOrNan, x, first, y }),
-        Layout::Nhwc => dispatch(isa, nhwc::Forward { geometry: &geometry, pooling: MaxOrNan, x, first, y }),
+    let square = Square::of(&geometry);
+    for_each_output_rows(&geometry, y, execution.into(), &|isa, first, y| match (spec.layout, square) {
+        (Layout::Nchw, Some(square)) => dispatch(isa, square::Forward { geometry: &geometry, square, x, first, y }),
+        (Layout::Nchw, None) => dispatch(isa, nchw::Forward { geometry: &geometry, pooling: MaxOrNan, x, first, y }),
+        (Layout::Nhwc, _) => dispatch(isa, nhwc::Forward { geometry: &geometry, pooling: MaxOrNan, x, first, y }),
     })
 }
 

@@ -99,6 +99,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_max_ps(a, b) }
     }
     #[inline(always)]
+    fn larger(self, a: __m256, b: __m256) -> __m256 {
+        // The instruction returns its second operand unless the first is larger.
+        unsafe { _mm256_max_ps(b, a) }
+    }
+    #[inline(always)]
     fn lt(self, a: __m256, b: __m256) -> __m256i {
         unsafe { _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
     }

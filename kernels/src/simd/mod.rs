@@ -109,6 +109,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The larger; when either is NaN, or both are zero, which of the two comes out is up to the instruction set.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `b` where it is larger than `a`, else `a`: so too where either is NaN, or both are zero.
+    #[inline(always)]
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F {
+        self.select(self.lt(a, b), b, a)
+    }
 
     /// `a < b`, false when either is NaN.
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
