@@ -11,9 +11,10 @@
 //! ```
 //!
 //! Padding is NaN in the strips, which equals nothing, so windows at an edge are like all others. Small windows, which most
-//! are, give their gradients without scattering: [`max_meet`].
+//! are, give their gradients without scattering: [`max_apart`] and [`max_meet`].
 
 use super::Band;
+use super::max_apart;
 use super::max_meet::{self, Plane};
 use super::nchw::{Piece, SLACK};
 use super::spec::Geometry;
@@ -40,8 +41,12 @@ impl Job for MaxBackward<'_> {
         let Self { geometry, x, y, dy, band, dx } = self;
         let (rows, columns) = (&geometry.rows, &geometry.columns);
         let x = &x[band.plane * rows.size * columns.size..][..rows.size * columns.size];
+        let plane = Plane { geometry, band, x, y, dy };
+        if max_apart::suits(geometry) {
+            return max_apart::run(&plane, simd, dx);
+        }
         if max_meet::suits(geometry) {
-            return Plane { geometry, band, x, y, dy }.run(simd, dx);
+            return plane.run(simd, dx);
         }
         // Offsets within a window go through 32-bit lanes.
         let reach = rows.window.saturating_mul(columns.size).saturating_add(columns.window);

@@ -19,6 +19,7 @@
 //! bits do not depend on threads.
 
 mod adaptive;
+mod max_apart;
 mod max_backward;
 mod max_meet;
 mod nchw;
