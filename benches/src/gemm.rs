@@ -8,7 +8,6 @@
 
 use std::hint::black_box;
 use std::io::Write;
-use std::path::Path;
 use std::time::Instant;
 
 use kernels::gemm::{Gemm, workspace_len};
@@ -17,6 +16,7 @@ use kernels::{Isa, Parallelism, Team, View, ViewMut, Workspace};
 use crate::failure::Failure;
 use crate::machine;
 use crate::options::{Format, Options};
+use crate::table;
 
 /// The environment variable that says how many threads `matrixmultiply` uses. It is read at its first product.
 pub const MATRIXMULTIPLY_THREADS: &str = "MATMUL_NUM_THREADS";
@@ -93,7 +93,7 @@ const BUDGET: f64 = 1.6;
 /// A bad file, or a result that is wrong, which is not timed.
 pub fn run(options: &Options, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
     let sizes = match &options.shapes {
-        Some(path) => read(path)?,
+        Some(path) => table::read(path, parse)?,
         None => SIZES.to_vec(),
     };
     let Options { threads, isa, .. } = *options;
@@ -149,24 +149,14 @@ fn write_row(row: &Row, options: &Options, out: &mut (dyn Write + Send)) -> Resu
     Ok(())
 }
 
-/// Sizes from a CSV file whose first line is `name,m,n,k`.
-fn read(path: &Path) -> Result<Vec<Size>, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|error| Failure::study(format!("{}: {error}", path.display())))?;
-    let wrong = |line: usize, what: &str| Failure::study(format!("{}:{}: {what}", path.display(), line + 1));
-    let mut lines = text.lines().enumerate();
-    if lines.next().map(|(_, header)| header.trim()) != Some("name,m,n,k") {
-        return Err(wrong(0, "expected the header name,m,n,k"));
-    }
-    let mut sizes = Vec::new();
-    for (number, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
-        let fields: Vec<&str> = line.trim().split(',').collect();
-        let parsed: Result<Vec<usize>, _> = fields.iter().skip(1).map(|field| field.trim().parse()).collect();
-        match parsed.as_deref() {
-            Ok(&[m, n, k]) if m > 0 && n > 0 && k > 0 => sizes.push(Size { m, n, k }),
-            _ => return Err(wrong(number, "expected a name and three numbers, each at least 1")),
-        }
-    }
-    Ok(sizes)
+/// The sizes of a CSV text with the columns `name,m,n,k`. `origin` names it in errors.
+fn parse(text: &str, origin: &str) -> Result<Vec<Size>, Failure> {
+    table::parse(text, origin, &["name", "m", "n", "k"], |fields| {
+        let number =
+            |column| fields.text(column)?.parse().ok().filter(|&size: &usize| size > 0).ok_or_else(String::new);
+        let size = || Ok(Size { m: number(1)?, n: number(2)?, k: number(3)? });
+        size().map_err(|_: String| "expected a name and three numbers, each at least 1".to_owned())
+    })
 }
 
 /// The shortest call of each contender.
