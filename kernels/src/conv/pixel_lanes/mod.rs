@@ -39,10 +39,10 @@ use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace};
-use finish::{Finish, Places};
+use finish::{Finish, Place, Places};
 use patches::{Runs, Vectors, gather_tile, pack_tile};
 pub(super) use rows::TileRows;
-use tile::Tile;
+use tile::{Series, Tile};
 
 /// Vectors of a tile's row.
 const NV: usize = 2;
@@ -405,6 +405,10 @@ impl Job for Task<'_> {
                 let mut strip_places = [Places::default(); MAX_STRIP];
                 let mut strip_vectors = [Vectors::default(); MAX_STRIP];
                 let mut strip_lens = [0; MAX_STRIP];
+                let mut strip_runs = [None; MAX_STRIP];
+                // How many whole tiles from this one on follow each other on both sides.
+                let mut strip_counts = [0; MAX_STRIP];
+                let mut head = 0;
                 for t in 0..strip_tiles {
                     let (flat, len) = span(strip + t);
                     strip_lens[t] = len;
@@ -413,11 +417,23 @@ impl Job for Task<'_> {
                         _ => (Runs::new(first_pixel + flat, len, columns, columns, 0), columns),
                     };
                     strip_places[t] = Places::new(slide, cut.grid, context.out_size[1], apart, runs);
+                    strip_runs[t] = strip_places[t].single();
                     if in_band {
                         strip_vectors[t] = match broken {
                             true => Vectors::broken(flat, len, S::LANES, pitch, columns),
                             false => Vectors { starts: [flat; NV], ..Vectors::default() },
                         };
+                    }
+                    let joins = t > 0
+                        && strip_lens[t - 1] == tile_pixels
+                        && len == tile_pixels
+                        && (!in_band || Vectors::follow(strip_vectors[t - 1], strip_vectors[t], tile_pixels))
+                        && Place::follow(strip_runs[t - 1], strip_runs[t], tile_pixels);
+                    if !joins {
+                        head = t;
+                    }
+                    strip_counts[head] += 1;
+                    if in_band {
                         continue;
                     }
                     let offsets = context.table.get(..depth).unwrap_or(&[]);
@@ -448,39 +464,47 @@ impl Job for Task<'_> {
                     let lhs = weights.wrapping_add(start * slide.depth() + first_in * taps * rows);
                     let channel = group * slide.out_channels + start;
                     let offset = (first_channel_of_image + channel) * finish.plane;
-                    for t in 0..strip_tiles {
+                    let mut t = 0;
+                    while t < strip_tiles {
                         let tile = strip + t;
                         let (vectors, len) = (&strip_vectors[t], strip_lens[t]);
-                        let tile_sums = match cut.channel_blocks {
-                            1 => sums,
-                            _ => sums.wrapping_add((tile * channels + start - first_channel) * tile_pixels),
+                        let (sums, sums_step) = match cut.channel_blocks {
+                            1 => (sums, 0),
+                            _ => {
+                                let at = (tile * channels + start - first_channel) * tile_pixels;
+                                (sums.wrapping_add(at), channels * tile_pixels)
+                            }
                         };
-                        let places = strip_places[t];
-                        let whole = if last { finish.whole(simd, channel, offset, places) } else { None };
+                        let whole = if last { finish.whole(simd, channel, offset, strip_runs[t]) } else { None };
+                        let count = if whole.is_some() || !last { strip_counts[t].max(1) } else { 1 };
                         // SAFETY: the panel holds `rows` rows of the whole depth; the tile's right-hand rows are in the
                         // band (which has a tile to spare at its end) or in the packed tile; the sums hold the tile; the
-                        // channels are those of the image, the places lie in its plane.
+                        // channels are those of the image, the places lie in its plane. So it is for every tile.
                         unsafe {
                             if vectors.is_broken {
                                 let starts = vectors.starts.map(|start| source.wrapping_add(start));
                                 let (kept, offsets) = (vectors.kept, context.table.as_ptr());
                                 let rhs = BrokenRhs { starts, kept, gap: pitch - columns, offsets };
-                                Tile { lhs, rhs, depth, sums: tile_sums, first, whole }.multiply(simd, rows, len);
+                                let series = Series { count, rhs_step: 0, sums_step };
+                                Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
                             } else if in_band {
                                 let start = source.add(vectors.starts[0]);
                                 let rhs = OffsetRhs { start, offsets: context.table.as_ptr() };
-                                Tile { lhs, rhs, depth, sums: tile_sums, first, whole }.multiply(simd, rows, len);
+                                let series = Series { count, rhs_step: tile_pixels, sums_step };
+                                Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
                             } else {
                                 let start = packed_tiles.add(t * packed_len);
                                 let rhs = StridedRhs { start, row_stride: tile_pixels as isize };
-                                Tile { lhs, rhs, depth, sums: tile_sums, first, whole }.multiply(simd, rows, len);
+                                let series = Series { count, rhs_step: packed_len, sums_step };
+                                Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
                             }
                             if last && whole.is_none() {
                                 laps.lap(Stage::Product);
-                                finish.tile(simd, tile_sums, rows, channel, offset, places);
+                                finish.tile(simd, sums, rows, channel, offset, strip_places[t]);
                                 laps.lap(Stage::Epilogue);
                             }
                         }
+                        t += count;
                     }
                 }
                 laps.lap(Stage::Product);
