@@ -376,6 +376,11 @@ impl Job for Task<'_> {
             stream: context.output_len >= plan.blocking.stream_from,
         };
         let mut laps = Laps::start();
+        // Of each tile of a strip.
+        let mut strip_places = [Places::default(); MAX_STRIP];
+        let mut strip_runs = [None; MAX_STRIP];
+        let mut strip_vectors = [Vectors::default(); MAX_STRIP];
+        let mut strip_lens = [0; MAX_STRIP];
         for block in 0..cut.channel_blocks {
             let first_in = block * cut.channel_block;
             let in_block = cut.channel_block.min(slide.in_channels - first_in.min(slide.in_channels));
@@ -402,10 +407,6 @@ impl Job for Task<'_> {
             let mut strip = 0;
             while strip < tiles {
                 let strip_tiles = cut.strip_tiles.min(tiles - strip);
-                let mut strip_places = [Places::default(); MAX_STRIP];
-                let mut strip_vectors = [Vectors::default(); MAX_STRIP];
-                let mut strip_lens = [0; MAX_STRIP];
-                let mut strip_runs = [None; MAX_STRIP];
                 // How many whole tiles from this one on follow each other on both sides.
                 let mut strip_counts = [0; MAX_STRIP];
                 let mut head = 0;

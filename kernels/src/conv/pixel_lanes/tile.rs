@@ -149,50 +149,43 @@ impl<R: Onward> Tile<R> {
     /// - The pointers keep what the fields promise for `rows` rows of every tile; if there are several, `len` is
     ///   `NV * LANES`.
     #[inline(always)]
-    pub unsafe fn multiply<S: Simd>(mut self, simd: S, rows: usize, len: usize, series: Series) {
-        for _ in 0..series.count {
-            if len <= S::LANES {
-                self.by_rows::<S, 1>(simd, rows)
-            } else {
-                self.by_rows::<S, NV>(simd, rows)
-            }
-            self.rhs = self.rhs.onward(series.rhs_step);
-            self.sums = self.sums.wrapping_add(series.sums_step);
-            if let Some(whole) = &mut self.whole {
-                whole.output = whole.output.wrapping_add(NV * S::LANES);
-            }
+    pub unsafe fn multiply<S: Simd>(self, simd: S, rows: usize, len: usize, series: Series) {
+        if len <= S::LANES {
+            self.by_rows::<S, 1>(simd, rows, series);
+        } else {
+            self.by_rows::<S, NV>(simd, rows, series);
         }
     }
 
     /// Picks the instance for the number of rows.
     #[inline(always)]
-    fn by_rows<S: Simd, const V: usize>(self, simd: S, rows: usize) {
+    fn by_rows<S: Simd, const V: usize>(self, simd: S, rows: usize, series: Series) {
         match rows {
-            1 => simd.call(FixedTile::<R, 1, V>(self)),
-            2 => simd.call(FixedTile::<R, 2, V>(self)),
-            3 => simd.call(FixedTile::<R, 3, V>(self)),
-            4 => simd.call(FixedTile::<R, 4, V>(self)),
-            5 => simd.call(FixedTile::<R, 5, V>(self)),
-            6 => simd.call(FixedTile::<R, 6, V>(self)),
-            7 => simd.call(FixedTile::<R, 7, V>(self)),
-            8 => simd.call(FixedTile::<R, 8, V>(self)),
-            9 => simd.call(FixedTile::<R, 9, V>(self)),
-            10 => simd.call(FixedTile::<R, 10, V>(self)),
-            11 => simd.call(FixedTile::<R, 11, V>(self)),
-            12 => simd.call(FixedTile::<R, 12, V>(self)),
-            13 => simd.call(FixedTile::<R, 13, V>(self)),
+            1 => simd.call(FixedTiles::<R, 1, V>(self, series)),
+            2 => simd.call(FixedTiles::<R, 2, V>(self, series)),
+            3 => simd.call(FixedTiles::<R, 3, V>(self, series)),
+            4 => simd.call(FixedTiles::<R, 4, V>(self, series)),
+            5 => simd.call(FixedTiles::<R, 5, V>(self, series)),
+            6 => simd.call(FixedTiles::<R, 6, V>(self, series)),
+            7 => simd.call(FixedTiles::<R, 7, V>(self, series)),
+            8 => simd.call(FixedTiles::<R, 8, V>(self, series)),
+            9 => simd.call(FixedTiles::<R, 9, V>(self, series)),
+            10 => simd.call(FixedTiles::<R, 10, V>(self, series)),
+            11 => simd.call(FixedTiles::<R, 11, V>(self, series)),
+            12 => simd.call(FixedTiles::<R, 12, V>(self, series)),
+            13 => simd.call(FixedTiles::<R, 13, V>(self, series)),
             _ => {
                 debug_assert_eq!(rows, MAX_ROWS);
-                simd.call(FixedTile::<R, MAX_ROWS, V>(self));
+                simd.call(FixedTiles::<R, MAX_ROWS, V>(self, series));
             }
         }
     }
 }
 
-/// A tile whose size is known at compile time: `ROWS` rows of `V` vectors.
-struct FixedTile<R, const ROWS: usize, const V: usize>(Tile<R>);
+/// Tiles whose size is known at compile time: `ROWS` rows of `V` vectors.
+struct FixedTiles<R, const ROWS: usize, const V: usize>(Tile<R>, Series);
 
-impl<R: RhsAddress, const ROWS: usize, const V: usize> Job for FixedTile<R, ROWS, V> {
+impl<R: Onward, const ROWS: usize, const V: usize> Job for FixedTiles<R, ROWS, V> {
     type Output = ();
 
     #[inline(always)]
@@ -201,27 +194,34 @@ impl<R: RhsAddress, const ROWS: usize, const V: usize> Job for FixedTile<R, ROWS
         if ROWS * V + V + 1 > S::REGISTERS {
             return;
         }
-        let Tile { lhs, rhs, depth, sums, first, whole } = self.0;
+        let Self(Tile { lhs, mut rhs, depth, mut sums, first, mut whole }, Series { count, rhs_step, sums_step }) =
+            self;
         let row_len = NV * S::LANES;
-        let mut acc = [[simd.zero(); V]; ROWS];
-        // SAFETY: the contract of `Tile::multiply`.
-        unsafe {
-            if !first {
-                for i in 0..ROWS {
-                    for v in 0..V {
-                        acc[i][v] = simd.load(sums.add(i * row_len + v * S::LANES));
+        for _ in 0..count {
+            let mut acc = [[simd.zero(); V]; ROWS];
+            // SAFETY: the contract of `Tile::multiply`.
+            unsafe {
+                if !first {
+                    for i in 0..ROWS {
+                        for v in 0..V {
+                            acc[i][v] = simd.load(sums.add(i * row_len + v * S::LANES));
+                        }
+                    }
+                }
+                multiply(simd, &mut acc, PackedPanel::<ROWS>(lhs), rhs, depth);
+                if let Some(whole) = &mut whole {
+                    whole.write(simd, &acc);
+                    whole.output = whole.output.wrapping_add(row_len);
+                } else {
+                    for i in 0..ROWS {
+                        for v in 0..V {
+                            simd.store(sums.add(i * row_len + v * S::LANES), acc[i][v]);
+                        }
                     }
                 }
             }
-            multiply(simd, &mut acc, PackedPanel::<ROWS>(lhs), rhs, depth);
-            if let Some(whole) = whole {
-                return whole.write(simd, &acc);
-            }
-            for i in 0..ROWS {
-                for v in 0..V {
-                    simd.store(sums.add(i * row_len + v * S::LANES), acc[i][v]);
-                }
-            }
+            rhs = rhs.onward(rhs_step);
+            sums = sums.wrapping_add(sums_step);
         }
     }
 }
