@@ -33,7 +33,7 @@ use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
 use super::slide::Slide;
 use crate::error::Error;
-use crate::gemm::micro::{BrokenRhs, OffsetRhs, StridedRhs};
+use crate::gemm::micro::{BrokenRhs, OffsetRhs, PackingRhs, StridedRhs};
 use crate::parallel::Parallelism;
 use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
@@ -404,6 +404,11 @@ impl Job for Task<'_> {
                 Source::Gather => block_input,
             };
             let packed_len = depth * tile_pixels;
+            // The patches of a single tap are the image itself: the first panel reads them where they are.
+            let packs_on_the_way = match cut.source {
+                Source::InPlace(layout) => taps == 1 && layout.pitch == columns,
+                _ => false,
+            };
             let mut strip = 0;
             while strip < tiles {
                 let strip_tiles = cut.strip_tiles.min(tiles - strip);
@@ -435,6 +440,9 @@ impl Job for Task<'_> {
                     }
                     strip_counts[head] += 1;
                     if in_band {
+                        continue;
+                    }
+                    if packs_on_the_way && len == tile_pixels {
                         continue;
                     }
                     let offsets = context.table.get(..depth).unwrap_or(&[]);
@@ -477,7 +485,8 @@ impl Job for Task<'_> {
                             }
                         };
                         let whole = if last { finish.whole(simd, channel, offset, strip_runs[t]) } else { None };
-                        let count = if whole.is_some() || !last { strip_counts[t].max(1) } else { 1 };
+                        let fresh = packs_on_the_way && len == tile_pixels && panel == first_panel;
+                        let count = if !fresh && (whole.is_some() || !last) { strip_counts[t].max(1) } else { 1 };
                         // SAFETY: the panel holds `rows` rows of the whole depth; the tile's right-hand rows are in the
                         // band (which has a tile to spare at its end) or in the packed tile; the sums hold the tile; the
                         // channels are those of the image, the places lie in its plane. So it is for every tile.
@@ -492,6 +501,12 @@ impl Job for Task<'_> {
                                 let start = source.add(vectors.starts[0]);
                                 let rhs = OffsetRhs { start, offsets: context.table.as_ptr() };
                                 let series = Series { count, rhs_step: tile_pixels, sums_step };
+                                Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
+                            } else if fresh {
+                                let start = source.add(first_pixel + tile * tile_pixels);
+                                let to = packed_tiles.add(t * packed_len);
+                                let rhs = PackingRhs { start, row_stride: plane as isize, to };
+                                let series = Series { count, rhs_step: 0, sums_step };
                                 Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
                             } else {
                                 let start = packed_tiles.add(t * packed_len);

@@ -9,7 +9,7 @@
 //! finding a tile's place takes a tenth of its time.
 
 use super::{MAX_ROWS, NV};
-use crate::gemm::micro::{BrokenRhs, OffsetRhs, PackedPanel, RhsAddress, StridedRhs, multiply};
+use crate::gemm::micro::{BrokenRhs, OffsetRhs, PackedPanel, PackingRhs, RhsAddress, StridedRhs, multiply};
 use crate::simd::{Job, Simd};
 
 /// Right-hand rows that go on: those of the tile to the right.
@@ -36,6 +36,14 @@ impl Onward for BrokenRhs<NV> {
     #[inline(always)]
     fn onward(self, elements: usize) -> Self {
         Self { starts: self.starts.map(|start| start.wrapping_add(elements)), ..self }
+    }
+}
+
+/// Tiles that are packed on the way come one by one.
+impl Onward for PackingRhs {
+    #[inline(always)]
+    fn onward(self, _: usize) -> Self {
+        self
     }
 }
 
