@@ -176,6 +176,31 @@ pub(super) unsafe fn copy_run<S: Simd>(simd: S, from: *const f32, stride: usize,
     }
 }
 
+/// Writes elements of two runs by turns, `len` in all: `even[0], odd[0], even[1], odd[1], ...`
+///
+/// # Safety
+/// - `even` is readable for half of `len`, rounded up, `odd` for half of it, rounded down; `to` is writable for `len`.
+#[inline(always)]
+pub(super) unsafe fn interleave_runs<S: Simd>(simd: S, even: *const f32, odd: *const f32, to: *mut f32, len: usize) {
+    let (mut done, mut rest) = (0, len);
+    // SAFETY: the caller's contract; no more than `rest` elements are written, from half as many of each run.
+    unsafe {
+        while rest >= 2 * S::LANES {
+            let (low, high) = simd.interleave(simd.load(even.add(done)), simd.load(odd.add(done)));
+            simd.store(to.add(2 * done), low);
+            simd.store(to.add(2 * done + S::LANES), high);
+            (done, rest) = (done + S::LANES, rest - 2 * S::LANES);
+        }
+        if rest > 0 {
+            let even = simd.load_first(even.add(done), rest.div_ceil(2));
+            let odd = simd.load_first(odd.wrapping_add(done), rest / 2);
+            let (low, high) = simd.interleave(even, odd);
+            simd.store_first(to.add(2 * done), rest, low);
+            simd.store_first(to.wrapping_add(2 * done + S::LANES), rest.saturating_sub(S::LANES), high);
+        }
+    }
+}
+
 /// Writes the first `n` lanes, by a plain store if that is all of them: a masked one takes longer on some CPUs.
 ///
 /// # Safety

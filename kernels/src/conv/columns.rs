@@ -32,7 +32,7 @@
 //! (2006), whose unfolding this is the transpose of.
 
 use super::algorithm::BackwardDataCall;
-use super::band::{copy_run, zero_run};
+use super::band::{copy_run, interleave_runs, zero_run};
 use super::blocking::{Blocking, MOST_THREADS};
 use super::border::{self, Pixels};
 use super::dense::PEAK_FLOPS;
@@ -461,6 +461,14 @@ unsafe fn write_plane<S: Simd>(simd: S, context: &Context<'_>, n: usize, channel
     };
     let (stride, left) = (spec.stride[1], spec.padding.left);
     for ih in 0..height {
+        if stride == 2 && step == 1 {
+            // Columns `left`, `left + 2` .. of the padded row by turns with `left + 1`, `left + 3` ..
+            let from = |column: usize| plane.wrapping_add((ih * 2 + column % 2) * cut.pitch + column / 2);
+            let to = context.dx.wrapping_add(start + ih * width);
+            // SAFETY: the plane's pitch has room for every column of the image, and the channel is the task's.
+            unsafe { interleave_runs(simd, from(left), from(left + 1), to, width) };
+            continue;
+        }
         for phase in 0..stride {
             // The first column of the phase that lies inside of the image.
             let q = left.saturating_sub(phase).div_ceil(stride);

@@ -15,7 +15,8 @@
 //! add the pieces' sums, write them transposed
 //! ```
 //!
-//! The patch matrix never exists: a strip of it stays in L1 for as long as it meets the panels of `dy`.
+//! The patch matrix never exists: a strip of it stays in L1 for as long as it meets the panels of `dy`. Patches of a single tap
+//! are runs of the image, which are read where they are if they are long; blocks of pixels then end where images end.
 //!
 //! Few weights are few tasks, and each would pack all of `dy`. So the pixels of the batch are then cut into pieces, by the
 //! shape alone, whose sums are added in a fixed tree: `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`. Everything else that is
@@ -49,6 +50,10 @@ const PIECE_PIXELS: usize = 1024;
 const MERGED_ROWS: usize = 16;
 /// Pixels of a block, at most: 256 of them by 256 output channels are a quarter of a megabyte.
 const MAX_PIXELS: usize = 256;
+/// Pixels of an image whose patches are read in place, at least: sums are loaded and stored once for each block.
+const IN_PLACE_PIXELS: usize = 128;
+/// Rows of images that are a multiple of so many elements apart share too few sets of L1.
+const SHARED_SETS: usize = 512;
 /// Rows of a task, at least: `dy` is packed once for them.
 const LEAST_ROWS: usize = 56;
 
@@ -65,6 +70,8 @@ pub(super) struct PatchGradient {
 struct Cut {
     /// Output pixels of an image, as one row where patches are runs of the image.
     grid: [usize; 2],
+    /// Whether patches are read where they are, in the image.
+    in_place: bool,
     /// Rows of the product, of a group, in strips.
     strips: Strips,
     pieces: usize,
@@ -153,9 +160,14 @@ impl PatchGradient {
             let pitch = group_out.next_multiple_of(LINE);
             (pitch, 0, strips.start(strips.count) * pitch)
         };
-        let pixels = blocking.gradient_pixels.min(MAX_PIXELS).min(shape.batch.saturating_mul(plane)).max(1);
+        let in_place =
+            flat && spec.layout == Layout::Nchw && plane >= IN_PLACE_PIXELS && !plane.is_multiple_of(SHARED_SETS);
+        let most = blocking.gradient_pixels.min(MAX_PIXELS);
+        let pixels = if in_place { plane.div_ceil(plane.div_ceil(most)) } else { shape.batch.saturating_mul(plane) };
+        let pixels = pixels.min(most).max(1);
         let cut = Cut {
             grid,
+            in_place,
             strips,
             pieces,
             oc_blocks,
@@ -301,7 +313,9 @@ impl Job for Task<'_> {
         let stride = cut.pitch as isize;
         let mut first = pixels.start;
         while first < pixels.end {
-            let block = first..pixels.end.min(first + cut.pixels);
+            let plane = cut.grid[0] * cut.grid[1];
+            let image_end = if cut.in_place { first / plane * plane + plane } else { pixels.end };
+            let block = first..pixels.end.min(first + cut.pixels).min(image_end);
             let depth = block.len();
             let rhs = PackedBlock { start: packed_dy, depth, columns: channels.len() };
             // SAFETY: the scratch holds a block of pixels of the task's channels and a strip of patches; the sums hold its
@@ -310,14 +324,20 @@ impl Job for Task<'_> {
                 pack_dy(simd, context, group, channels.clone(), block.clone(), packed_dy);
                 for strip in strips.clone() {
                     let (row, height) = (cut.strips.start(strip), cut.strips.height(strip));
-                    for i in 0..height {
-                        let to = patches.add(i * cut.strip_pitch());
-                        copy_patches(simd, context, group, row + i, block.clone(), to);
-                    }
+                    let lhs = if cut.in_place {
+                        let channel = first / plane * plan.spec.in_channels + group * plan.group_in() + row;
+                        let start = context.x[channel * plane + first % plane..].as_ptr();
+                        ContiguousRows { start, row_stride: plane as isize }
+                    } else {
+                        for i in 0..height {
+                            let to = patches.add(i * cut.strip_pitch());
+                            copy_patches(simd, context, group, row + i, block.clone(), to);
+                        }
+                        ContiguousRows { start: patches, row_stride: cut.strip_pitch() as isize }
+                    };
                     let to = sums.add((row - first_row) * cut.pitch);
                     let from = if first == pixels.start { std::ptr::null() } else { to.cast_const() };
                     let ends = Ends { from, from_stride: stride, to, to_stride: stride, columns: channels.len() };
-                    let lhs = ContiguousRows { start: patches, row_stride: cut.strip_pitch() as isize };
                     strip_across(simd, height, lhs, rhs, 0..depth, ends);
                 }
             }

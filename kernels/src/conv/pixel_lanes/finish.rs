@@ -30,6 +30,14 @@ pub(super) struct Place {
     pub at: usize,
 }
 
+impl Place {
+    /// Whether the second starts `distance` behind the first.
+    #[inline(always)]
+    pub fn follow(first: Option<Self>, second: Option<Self>, distance: usize) -> bool {
+        first.zip(second).is_some_and(|(first, second)| second.at == first.at + distance)
+    }
+}
+
 /// Where the runs of a tile go. Results that cover the output without gaps are one run, whatever the rows.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Places {
@@ -50,7 +58,7 @@ impl Places {
 
     /// The place of all results, if they are one run.
     #[inline(always)]
-    fn single(mut self) -> Option<Place> {
+    pub fn single(mut self) -> Option<Place> {
         let len = self.runs.len;
         self.next().filter(|place| place.len == len)
     }
@@ -75,16 +83,16 @@ impl Finish<'_> {
     /// The way from the registers to the output, where a tile is one run and nothing but a bias and a ReLU is to be done:
     /// with few products to an output the way through memory would cost a fifth of the time.
     #[inline(always)]
-    pub fn whole<S: Simd>(&self, _: S, channel: usize, offset: usize, places: Places) -> Option<Whole> {
-        let least = match self.post.activation {
-            Activation::Identity => f32::NEG_INFINITY,
-            Activation::Relu => 0.0,
+    pub fn whole<S: Simd>(&self, _: S, channel: usize, offset: usize, place: Option<Place>) -> Option<Whole> {
+        let place = place?;
+        let relu = match self.post.activation {
+            Activation::Identity => false,
+            Activation::Relu => true,
             _ => return None,
         };
         if self.post.residual.is_some() || self.column_step != 1 {
             return None;
         }
-        let place = places.single()?;
         let output = self.output.wrapping_add(offset + place.at);
         let aligned = output.addr().is_multiple_of(S::LANES * size_of::<f32>()) && self.plane.is_multiple_of(S::LANES);
         Some(Whole {
@@ -92,7 +100,7 @@ impl Finish<'_> {
             len: place.len,
             plane: self.plane,
             bias: self.post.bias.map_or(NO_BIAS.as_ptr(), |bias| bias[channel..].as_ptr()),
-            least,
+            relu,
             stream: self.stream && aligned,
         })
     }

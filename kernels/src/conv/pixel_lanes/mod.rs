@@ -14,8 +14,9 @@
 //!
 //! Direct copies nothing per tap, and its loads are not aligned. Its tiles follow the rows of the band one by one where
 //! rows are as good as whole vectors; else a vector that meets the end of a row is read in two pieces, or, where rows are
-//! shorter than a vector, tiles compute the few pixels between the end of one row and the start of the next. Im2col packs each patch once per block of output channels. The patch matrix as a
-//! whole never exists. Both sum in the order of `ic, kh, kw`, so they give the same bits.
+//! shorter than a vector, tiles compute the few pixels between the end of one row and the start of the next. Im2col packs each patch once per block of output channels;
+//! those of a single tap of stride 1 are runs of the image, which the first panel reads where they are and packs for the
+//! others. The patch matrix as a whole never exists. Both sum in the order of `ic, kh, kw`, so they give the same bits.
 //!
 //! Sources: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for document
 //! processing" (2006) for im2col; J. Zhang, F. Franchetti, T. M. Low, "High performance zero-memory-overhead direct
@@ -33,16 +34,16 @@ use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
 use super::slide::Slide;
 use crate::error::Error;
-use crate::gemm::micro::{BrokenRhs, OffsetRhs, StridedRhs};
+use crate::gemm::micro::{BrokenRhs, OffsetRhs, PackingRhs, StridedRhs};
 use crate::parallel::Parallelism;
 use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace};
-use finish::{Finish, Places};
+use finish::{Finish, Place, Places};
 use patches::{Runs, Vectors, gather_tile, pack_tile};
 pub(super) use rows::TileRows;
-use tile::Tile;
+use tile::{Series, Tile};
 
 /// Vectors of a tile's row.
 const NV: usize = 2;
@@ -376,6 +377,11 @@ impl Job for Task<'_> {
             stream: context.output_len >= plan.blocking.stream_from,
         };
         let mut laps = Laps::start();
+        // Of each tile of a strip.
+        let mut strip_places = [Places::default(); MAX_STRIP];
+        let mut strip_runs = [None; MAX_STRIP];
+        let mut strip_vectors = [Vectors::default(); MAX_STRIP];
+        let mut strip_lens = [0; MAX_STRIP];
         for block in 0..cut.channel_blocks {
             let first_in = block * cut.channel_block;
             let in_block = cut.channel_block.min(slide.in_channels - first_in.min(slide.in_channels));
@@ -399,12 +405,17 @@ impl Job for Task<'_> {
                 Source::Gather => block_input,
             };
             let packed_len = depth * tile_pixels;
+            // The patches of a single tap are the image itself: the first panel reads them where they are.
+            let packs_on_the_way = match cut.source {
+                Source::InPlace(layout) => taps == 1 && layout.pitch == columns,
+                _ => false,
+            };
             let mut strip = 0;
             while strip < tiles {
                 let strip_tiles = cut.strip_tiles.min(tiles - strip);
-                let mut strip_places = [Places::default(); MAX_STRIP];
-                let mut strip_vectors = [Vectors::default(); MAX_STRIP];
-                let mut strip_lens = [0; MAX_STRIP];
+                // How many whole tiles from this one on follow each other on both sides.
+                let mut strip_counts = [0; MAX_STRIP];
+                let mut head = 0;
                 for t in 0..strip_tiles {
                     let (flat, len) = span(strip + t);
                     strip_lens[t] = len;
@@ -413,11 +424,26 @@ impl Job for Task<'_> {
                         _ => (Runs::new(first_pixel + flat, len, columns, columns, 0), columns),
                     };
                     strip_places[t] = Places::new(slide, cut.grid, context.out_size[1], apart, runs);
+                    strip_runs[t] = strip_places[t].single();
                     if in_band {
                         strip_vectors[t] = match broken {
                             true => Vectors::broken(flat, len, S::LANES, pitch, columns),
                             false => Vectors { starts: [flat; NV], ..Vectors::default() },
                         };
+                    }
+                    let joins = t > 0
+                        && strip_lens[t - 1] == tile_pixels
+                        && len == tile_pixels
+                        && (!in_band || Vectors::follow(strip_vectors[t - 1], strip_vectors[t], tile_pixels))
+                        && Place::follow(strip_runs[t - 1], strip_runs[t], tile_pixels);
+                    if !joins {
+                        head = t;
+                    }
+                    strip_counts[head] += 1;
+                    if in_band {
+                        continue;
+                    }
+                    if packs_on_the_way && len == tile_pixels {
                         continue;
                     }
                     let offsets = context.table.get(..depth).unwrap_or(&[]);
@@ -448,39 +474,54 @@ impl Job for Task<'_> {
                     let lhs = weights.wrapping_add(start * slide.depth() + first_in * taps * rows);
                     let channel = group * slide.out_channels + start;
                     let offset = (first_channel_of_image + channel) * finish.plane;
-                    for t in 0..strip_tiles {
+                    let mut t = 0;
+                    while t < strip_tiles {
                         let tile = strip + t;
                         let (vectors, len) = (&strip_vectors[t], strip_lens[t]);
-                        let tile_sums = match cut.channel_blocks {
-                            1 => sums,
-                            _ => sums.wrapping_add((tile * channels + start - first_channel) * tile_pixels),
+                        let (sums, sums_step) = match cut.channel_blocks {
+                            1 => (sums, 0),
+                            _ => {
+                                let at = (tile * channels + start - first_channel) * tile_pixels;
+                                (sums.wrapping_add(at), channels * tile_pixels)
+                            }
                         };
-                        let places = strip_places[t];
-                        let whole = if last { finish.whole(simd, channel, offset, places) } else { None };
+                        let whole = if last { finish.whole(simd, channel, offset, strip_runs[t]) } else { None };
+                        let fresh = packs_on_the_way && len == tile_pixels && panel == first_panel;
+                        let count = if !fresh && (whole.is_some() || !last) { strip_counts[t].max(1) } else { 1 };
                         // SAFETY: the panel holds `rows` rows of the whole depth; the tile's right-hand rows are in the
                         // band (which has a tile to spare at its end) or in the packed tile; the sums hold the tile; the
-                        // channels are those of the image, the places lie in its plane.
+                        // channels are those of the image, the places lie in its plane. So it is for every tile.
                         unsafe {
                             if vectors.is_broken {
                                 let starts = vectors.starts.map(|start| source.wrapping_add(start));
                                 let (kept, offsets) = (vectors.kept, context.table.as_ptr());
                                 let rhs = BrokenRhs { starts, kept, gap: pitch - columns, offsets };
-                                Tile { lhs, rhs, depth, sums: tile_sums, first, whole }.multiply(simd, rows, len);
+                                let series = Series { count, rhs_step: 0, sums_step };
+                                Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
                             } else if in_band {
                                 let start = source.add(vectors.starts[0]);
                                 let rhs = OffsetRhs { start, offsets: context.table.as_ptr() };
-                                Tile { lhs, rhs, depth, sums: tile_sums, first, whole }.multiply(simd, rows, len);
+                                let series = Series { count, rhs_step: tile_pixels, sums_step };
+                                Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
+                            } else if fresh {
+                                let start = source.add(first_pixel + tile * tile_pixels);
+                                let to = packed_tiles.add(t * packed_len);
+                                let rhs = PackingRhs { start, row_stride: plane as isize, to };
+                                let series = Series { count, rhs_step: 0, sums_step };
+                                Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
                             } else {
                                 let start = packed_tiles.add(t * packed_len);
                                 let rhs = StridedRhs { start, row_stride: tile_pixels as isize };
-                                Tile { lhs, rhs, depth, sums: tile_sums, first, whole }.multiply(simd, rows, len);
+                                let series = Series { count, rhs_step: packed_len, sums_step };
+                                Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
                             }
                             if last && whole.is_none() {
                                 laps.lap(Stage::Product);
-                                finish.tile(simd, tile_sums, rows, channel, offset, places);
+                                finish.tile(simd, sums, rows, channel, offset, strip_places[t]);
                                 laps.lap(Stage::Epilogue);
                             }
                         }
+                        t += count;
                     }
                 }
                 laps.lap(Stage::Product);

@@ -83,6 +83,12 @@ impl Vectors {
         }
         Self { starts, kept, is_broken: kept[0] < len }
     }
+
+    /// Whether the second tile lies `distance` behind the first, in the same row.
+    #[inline(always)]
+    pub fn follow(first: Self, second: Self, distance: usize) -> bool {
+        !first.is_broken && !second.is_broken && second.starts[0] == first.starts[0] + distance
+    }
 }
 
 /// Packs the patches of a tile: row `k` holds, for each run, the elements at its pixels plus `offsets[k]`.
