@@ -17,7 +17,7 @@
 //! spared where k is no deeper. 1024 x 1024 x 1024 on one thread: 102 with 256 x 512, 106 with 512 x 256, 110 with 1024 x 128.
 //!
 //! What is met next is asked for while a tile is computed: 1024 x 1024 x 1024 on one thread, 94 GFLOP/s without and 101 with
-//! the next strip of a packed lhs (Zen 4, while neighbours took their share of L3). Weights that are packed ahead of time
+//! the next strip of a packed lhs (Zen 4, while other programs on the same processor used much of its L3). Weights that are packed ahead of time
 //! come from memory: few rows of lhs stay in L2 and each panel comes by once, 197 x 3072 x 768 on two threads 199 GFLOP/s
 //! when strips were what came by, 212 now.
 //!

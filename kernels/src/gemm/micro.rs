@@ -38,6 +38,10 @@ pub(crate) trait LhsAddress: Copy {
     /// - `i` and `k` are within the operand.
     unsafe fn at(&self, i: usize, k: usize) -> *const f32;
 
+    /// What else is done while column `k` is multiplied.
+    #[inline(always)]
+    fn meanwhile<S: Simd>(&self, _simd: S, _k: usize) {}
+
     /// The start of the operand if it is a packed panel of `rows` rows, whose distances the compiler then knows.
     #[inline(always)]
     fn packed_panel(&self, _rows: usize) -> Option<*const f32> {
@@ -105,6 +109,36 @@ impl LhsAddress for ContiguousRows {
     unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
         // SAFETY: the caller's contract.
         unsafe { self.start.offset(i as isize * self.row_stride).add(k) }
+    }
+}
+
+/// Rows that are contiguous, while those of the next strip are asked for: runs of a few cache lines are too short for the
+/// hardware to foresee. Of each line's worth of columns, one row a step.
+#[derive(Clone, Copy)]
+pub(crate) struct RowsAhead {
+    pub rows: ContiguousRows,
+    /// Row 0 of the next strip; as far apart as these.
+    pub next: *const f32,
+}
+
+impl RowsAhead {
+    /// Nothing but what is there already is asked for.
+    pub fn alone(rows: ContiguousRows) -> Self {
+        Self { rows, next: rows.start }
+    }
+}
+
+impl LhsAddress for RowsAhead {
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.rows.at(i, k) }
+    }
+
+    #[inline(always)]
+    fn meanwhile<S: Simd>(&self, simd: S, k: usize) {
+        let row = (k % LINE) as isize;
+        simd.prefetch(self.next.wrapping_offset(row.wrapping_mul(self.rows.row_stride)).wrapping_add(k / LINE * LINE));
     }
 }
 
@@ -412,6 +446,7 @@ unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
     unsafe {
         let b: [S::F; NV] = rhs.load(simd, first + k);
         rhs.loaded(simd, first + k, &b);
+        lhs.meanwhile(simd, k);
         for i in 0..MR {
             let a = simd.splat(*lhs.at(i, k));
             for v in 0..NV {
@@ -446,6 +481,7 @@ pub(crate) unsafe fn multiply_masked<S: Simd, L: LhsAddress, const MR: usize, co
             }
             b[NV - 1] = simd.load_masked(row.add((NV - 1) * S::LANES), mask);
             rhs.loaded(simd, k, &b);
+            lhs.meanwhile(simd, k % L::BLOCK);
             for i in 0..MR {
                 let a = simd.splat(*lhs.at(i, k % L::BLOCK));
                 for v in 0..NV {
