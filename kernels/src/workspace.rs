@@ -12,7 +12,7 @@ pub(crate) const LINE: usize = 16;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([f32; LINE]);
+pub(crate) struct Line([f32; LINE]);
 
 /// Scratch memory that starts on a cache line.
 ///

@@ -371,7 +371,7 @@ unsafe fn multiply_unit<S: Simd>(
                 let to = target.wrapping_add((row - first_row) * pitch);
                 let from = if k == 0 { std::ptr::null() } else { to.cast_const() };
                 let stride = pitch as isize;
-                let ends = Ends { from, from_stride: stride, to, to_stride: stride, columns: count };
+                let ends = Ends { from, from_stride: stride, to, to_stride: stride, columns: count, finish: None };
                 let start = weights[row * group_out + k * height..].as_ptr();
                 let lhs = ContiguousColumns { start, column_stride: height as isize };
                 // SAFETY: the strip is packed for all output channels; its rows fit the block of columns or `dx`.

@@ -33,7 +33,7 @@ use super::blocking::Blocking;
 use super::border;
 use super::dense::PEAK_FLOPS;
 use super::spec::{Conv2dSpec, Layout, Padding, Shape, Sizes};
-use crate::gemm::micro::ContiguousRows;
+use crate::gemm::micro::{ContiguousRows, RowsAhead};
 use crate::gemm::tile::{Ends, MAX_HEIGHT, Matrix, NV, PackedBlock, max_height, strip_across};
 use crate::gemm::{Strips, pack_panels};
 use crate::parts::share;
@@ -337,8 +337,15 @@ impl Job for Task<'_> {
                     };
                     let to = sums.add((row - first_row) * cut.pitch);
                     let from = if first == pixels.start { std::ptr::null() } else { to.cast_const() };
-                    let ends = Ends { from, from_stride: stride, to, to_stride: stride, columns: channels.len() };
-                    strip_across(simd, height, lhs, rhs, 0..depth, ends);
+                    let ends = Ends {
+                        from,
+                        from_stride: stride,
+                        to,
+                        to_stride: stride,
+                        columns: channels.len(),
+                        finish: None,
+                    };
+                    strip_across(simd, height, RowsAhead::alone(lhs), rhs, 0..depth, ends);
                 }
             }
             first = block.end;

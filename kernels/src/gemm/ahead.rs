@@ -1,14 +1,17 @@
 //! What will be needed soon, asked for a little with each tile.
 //!
 //! Rows of lhs that are read in place are runs of a few cache lines, and so are the rows of a block of rhs that is
-//! packed next: too short for the hardware to foresee. While one strip is multiplied the next arrives, and while one
-//! block is multiplied the next.
+//! packed next: too short for the hardware to foresee. While one strip is multiplied the next arrives, while one block is
+//! multiplied the next, and while a tile is computed the lines of its output.
 //!
 //! ```text
-//! strip:  tile | tile | tile | tile         each asks for a share of
+//! strip:  tile | tile | tile | tile         each asks for its output, and a share of
 //!         next strip's rows ............    the next strip (L1)
 //!         next block of rhs ............    and of the next block (L2)
 //! ```
+//!
+//! Strips are asked for step by step instead, [`super::micro::RowsAhead`], where steps have time for it: few wide tiles would
+//! have to ask for hundreds of lines at once.
 
 use std::ops::Range;
 
@@ -60,28 +63,46 @@ impl Lines {
     }
 }
 
-/// Asks for `rows` rows of `columns` floats, which seldom start with a line.
-#[inline(always)]
-pub(super) fn ask_for<S: Simd>(simd: S, start: *const f32, stride: isize, [rows, columns]: [usize; 2]) {
-    for i in 0..rows {
-        let row = start.wrapping_offset(i as isize * stride);
-        for column in (0..columns).step_by(LINE) {
-            simd.prefetch(row.wrapping_add(column));
+/// Rows of a matrix that are asked for at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    pub start: *const f32,
+    pub stride: isize,
+    /// Rows and columns.
+    pub size: [usize; 2],
+}
+
+impl Rows {
+    /// No row.
+    pub const NONE: Self = Self { start: std::ptr::null(), stride: 0, size: [0; 2] };
+
+    /// Rows seldom start with a line.
+    #[inline(always)]
+    fn ask<S: Simd>(self, simd: S) {
+        let Self { start, stride, size: [rows, columns] } = self;
+        for i in 0..rows {
+            let row = start.wrapping_offset(i as isize * stride);
+            for column in (0..columns).step_by(LINE) {
+                simd.prefetch(row.wrapping_add(column));
+            }
+            simd.prefetch(row.wrapping_add(columns.max(1) - 1));
         }
-        simd.prefetch(row.wrapping_add(columns.max(1) - 1));
     }
 }
 
-/// The next strip of lhs and the next block of rhs.
+/// The next strip of lhs and the next block of rhs, and whether a tile's outputs come from beyond L1.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     strip: Lines,
     block: Lines,
+    outputs: bool,
 }
 
 impl Ahead {
-    /// Nothing is asked for.
-    pub const NONE: Self = Self { strip: Lines::NONE, block: Lines::NONE };
+    /// Only outputs are asked for.
+    pub const OUTPUTS: Self = Self { strip: Lines::NONE, block: Lines::NONE, outputs: true };
+    /// Nothing is asked for: all is in L1.
+    pub const NONE: Self = Self { outputs: false, ..Self::OUTPUTS };
 
     /// With each of the following `steps` tiles a share of a strip that is read in place: `height` rows from `row` on.
     #[inline(always)]
@@ -99,17 +120,20 @@ impl Ahead {
         };
     }
 
-    /// One tile's share; to be called while no accumulators are in registers.
+    /// One tile's share, and the outputs that it, or the next, will meet; to be called while no accumulators are in registers.
     #[inline(always)]
-    pub fn step<S: Simd>(&mut self, simd: S) {
-        if self.strip.runs > 0 || self.block.runs > 0 {
-            self.ask(simd);
+    pub fn step<S: Simd>(&mut self, simd: S, outputs: [Rows; 2]) {
+        if self.outputs {
+            self.ask(simd, outputs);
         }
     }
 
     /// A function of its own: every tile would hold a copy.
     #[inline(never)]
-    fn ask<S: Simd>(&mut self, simd: S) {
+    fn ask<S: Simd>(&mut self, simd: S, outputs: [Rows; 2]) {
+        for rows in outputs {
+            rows.ask(simd);
+        }
         self.strip.step(simd);
         self.block.step(simd);
     }

@@ -17,12 +17,12 @@
 //! spared where k is no deeper. 1024 x 1024 x 1024 on one thread: 102 with 256 x 512, 106 with 512 x 256, 110 with 1024 x 128.
 //!
 //! What is met next is asked for while a tile is computed: 1024 x 1024 x 1024 on one thread, 94 GFLOP/s without and 101 with
-//! the next strip of a packed lhs (Zen 4, while neighbours took their share of L3). Weights that are packed ahead of time
-//! come from memory: few rows of lhs stay in L2 and each panel comes by once, 197 x 3072 x 768 on two threads 199 GFLOP/s
-//! when strips were what came by, 212 now.
+//! the next strip of a packed lhs (Zen 4, while other programs on the same processor used much of its L3). Where an L3 is slow,
+//! few rows of lhs stay in L2 and each panel of weights that are packed ahead of time comes by once.
 //!
 //! Rows of lhs that are contiguous are read where they are: broadcasts do not mind, and packing them took a seventh of
-//! the time at 256 x 256 x 256 (79 % of the peak with, 93 % without, on Zen 3).
+//! the time at 256 x 256 x 256 (79 % of the peak with, 93 % without, on Zen 3), 2 to 5 % at 788 x 1152 x 384 and
+//! 128 x 768 x 768 (Zen 4). Only rows that share a set of L1 are copied first, a line further apart.
 
 use crate::simd::{Cpu, cpu};
 
@@ -34,7 +34,7 @@ pub(crate) struct Blocking {
     /// Columns of a block of rhs, KC x NC floats, a third or half of L2: what a task packs for itself, and reads once per
     /// strip. Beside it are two strips of lhs and, towards the end, the next block, which is asked for ahead of time.
     pub nc: usize,
-    /// Floats of lhs, all rows of it, that stay in L2 while panels of a packed rhs come by, each once.
+    /// Floats of lhs, all rows of it, that stay in L2 while panels of a packed rhs come by, each once; for no more rows.
     pub lhs_block: usize,
     /// Floats of an operand that are packed at once for all threads: a part of L3.
     pub shared: usize,
@@ -70,8 +70,9 @@ const ZEN3: Blocking = Blocking {
     gflops: 100.0,
 };
 
-/// 1 MiB L2.
-const ZEN4: Blocking = Blocking { kc: 1024, nc: 128, lhs_block: 160 << 10, ..ZEN3 };
+/// 1 MiB L2. Strips of lhs that come from L3 arrive in time: 308 x 512 x 2048 on two threads 218 GFLOP/s, and 210 where all
+/// rows stay in L2. Of few rows, the first block of weights would come too late: 64 x 512 x 784 214 GFLOP/s, 223 as it is.
+const ZEN4: Blocking = Blocking { kc: 1024, nc: 128, lhs_block: 60 << 10, ..ZEN3 };
 
 /// 2 MiB L2, and an L3 of 28 GiB/s a core: both blocks have to fit L2.
 const SAPPHIRE_RAPIDS: Blocking = Blocking { kc: 1024, nc: 192, lhs_block: 320 << 10, ..ZEN3 };

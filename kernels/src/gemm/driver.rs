@@ -104,6 +104,8 @@ pub(super) unsafe fn run(
         rhs = Some(PackedPanels { start: packed_rhs.at(0), depth: k, first_panel: 0, first_k: 0 });
     }
 
+    // With lhs where it is read.
+    let mut spread = *product;
     let mut k_start = 0;
     loop {
         let ks = k_start..k.min(k_start + plan.chunk_depth);
@@ -132,9 +134,26 @@ pub(super) unsafe fn run(
                     });
                     Some(PackedStrips { start: packed_lhs.at(0), depth: ks.len(), first_row, first_k: ks.start })
                 }
+                (LhsPacking::Spread, Operand::Matrix(matrix)) => {
+                    let lhs = SharedMatrix(matrix);
+                    let rows = first_row..plan.strips.start(strips.end);
+                    let tasks = slots.min(strips.len());
+                    parallelism.for_each(tasks, slots, &|task, _| {
+                        for row in share(rows.len(), tasks, task) {
+                            let to = packed_lhs.at(row * plan.pitch);
+                            // SAFETY: the row is inside of the matrix, and a whole one fits the distance to the next.
+                            unsafe { to.copy_from_nonoverlapping(lhs.get().at(first_row + row, ks.start), ks.len()) };
+                        }
+                    });
+                    let pitch = plan.pitch as isize;
+                    let origin = packed_lhs.at(0).wrapping_offset(-(first_row as isize * pitch)).wrapping_sub(ks.start);
+                    spread.lhs = Operand::Matrix(Matrix { start: origin, row_stride: pitch, column_stride: 1 });
+                    None
+                }
                 (_, Operand::Packed(start)) => Some(PackedStrips { start, depth: k, first_row: 0, first_k: 0 }),
                 _ => None,
             };
+            let product = &spread;
             let places = Places { lhs, rhs };
             let [rows, columns] = [plan.grid[0].min(strips.len()), plan.grid[1]];
             parallelism.for_each(rows * columns, slots, &|task, slot| {

@@ -2,7 +2,7 @@
 //!
 //! | operand | in place | packed by each task for itself | packed once for all tasks |
 //! | --- | --- | --- | --- |
-//! | lhs | few columns of rhs, or small | - | else |
+//! | lhs | rows are contiguous, or few columns of rhs, or small | - | else; rows that crowd the cache are spread |
 //! | rhs | few rows of lhs, or small | else | if rows of tasks balance better than columns, and it is packed in a pass of its own |
 //!
 //! What a task packs for itself it packs on its way, unless rhs has to be transposed: the first strip that meets a panel
@@ -51,7 +51,10 @@ pub(super) enum RhsPacking {
 pub(super) enum LhsPacking {
     InPlace,
     Prepacked,
+    /// Packed in strips.
     Shared,
+    /// Copied, rows `pitch` apart, and then read as if in place.
+    Spread,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +70,8 @@ pub(super) struct Plan {
     pub block_panels: usize,
     /// Whether operands come from beyond L1, so that strips are worth asking for ahead of time.
     pub looks_ahead: bool,
+    /// From row to row of a copy of lhs.
+    pub pitch: usize,
     /// Depth, and strips, of lhs that are packed at once.
     pub chunk_depth: usize,
     pub chunk_strips: usize,
@@ -93,13 +98,18 @@ const DEPTH_STEP: usize = 16;
 /// Floats after which addresses fall into the same set of an L1 cache: 4 KiB on every x86-64 CPU.
 const SAME_SET: isize = 1024;
 
-/// Columns from which tall strips are packed: their rows need more addresses than there are registers. Measured on Zen 4
-/// with AVX-512: some 4 % faster for 1024 rows and columns, 8 % slower on two threads for 196 columns, which have to pay for
-/// the packing.
-const PACK_FROM: usize = 512;
-
 /// Rows of a strip that find room in one set of 8 ways beside a panel of rhs and a line of output.
 const UNCROWDED: usize = 6;
+
+/// The distance of rows of `depth` that do not share a set; at most `2 * LINE - 1` longer.
+fn pitch(depth: usize) -> usize {
+    let lines = depth.next_multiple_of(LINE);
+    if lines as isize % SAME_SET == 0 { lines + LINE } else { lines }
+}
+
+/// Rows of a thread for which it may well read all of a packed rhs: a float of it serves 256 operations. On two threads,
+/// 788 x 384 x 384 is 215 GFLOP/s if threads have columns and 224 if they have rows, 788 x 1152 x 384 218 and 224 (Zen 4).
+const MANY_ROWS: usize = 128;
 
 /// Tasks of a thread along columns, at most, if each has a block: 1024 x 1024 x 1024 on two threads, 213 GFLOP/s with 1 task,
 /// 217 with 2, 218 with 4.
@@ -129,6 +139,7 @@ impl Plan {
             kc: k.max(1),
             block_panels: panels,
             looks_ahead: false,
+            pitch: 0,
             chunk_depth: k,
             chunk_strips: strips.count,
             grid: [1, 1],
@@ -156,12 +167,12 @@ impl Plan {
                 let nv = if n <= isa.lanes() { 1 } else { NV };
                 let height = max_height(isa.registers(), nv);
                 // Rows that share a set of L1 push each other out of it, if a strip has more of them than the set has ways.
-                let crowded = lhs.row_stride % SAME_SET == 0 && height > UNCROWDED;
-                let tall = height > UNCROWDED && n >= PACK_FROM;
-                let in_place = rows_run && (little || !crowded && !tall) || lhs.row_stride == 1 && little;
-                match in_place {
-                    true if rows_run && crowded => (LhsPacking::InPlace, UNCROWDED),
+                let crowded = lhs.row_stride % SAME_SET == 0 && height.min(m) > UNCROWDED;
+                match rows_run {
+                    true if crowded && little => (LhsPacking::InPlace, UNCROWDED),
+                    true if crowded => (LhsPacking::Spread, height),
                     true => (LhsPacking::InPlace, height),
+                    false if lhs.row_stride == 1 && little => (LhsPacking::InPlace, height),
                     false => (LhsPacking::Shared, height),
                 }
             }
@@ -182,11 +193,12 @@ impl Plan {
                 if runs && (small || m <= blocking.thin_rows) { RhsPacking::InPlace } else { RhsPacking::Private }
             }
         };
-        // Few rows stay in L2, as deep a block of all of them as fits, and a packed rhs comes by panel after panel.
-        let deepest = blocking.lhs_block / m.max(1);
-        let streams = matches!(rhs, Operand::Packed(_)) && deepest >= k.min(kc / 2);
+        // Few rows stay in L2, as deep a block of all of them as fits, and a packed rhs comes by panel after panel, if that
+        // takes no more passes over the output.
+        let deepest = kc.min(blocking.lhs_block / m.max(1)).max(1);
+        let streams = matches!(rhs, Operand::Packed(_)) && k.div_ceil(deepest) <= k.div_ceil(kc);
         if streams {
-            (kc, nc) = (kc.min(deepest).max(1), nr);
+            (kc, nc) = (deepest, nr);
         }
         // Blocks of nearly the same depth and width: 576 is 3 x 192, not 256 + 256 + 64. Less deep, they may be wider.
         let block = kc * nc;
@@ -198,13 +210,19 @@ impl Plan {
 
         let blocks = panels / (block_panels * threads);
         let columns = if threads == 1 { 1 } else { tasks_for(panels, threads * blocks.clamp(1, TASKS), threads) };
+        // A task of 12 panels has three blocks of 4, not 5, 5 and 2.
+        let block_panels = balanced(panels.div_ceil(columns), block_panels);
         let mut grid = [1, columns];
         if threads > 1 {
             let rows = tasks_for(strips.count, threads, threads);
             let whole = n.next_multiple_of(isa.lanes()).saturating_mul(k);
             let by_rows = balance([strips.count, 1], rows, threads);
             let by_columns = balance([n.div_ceil(isa.lanes()), NV], columns, threads);
-            let wins = by_columns < 0.97 && by_rows > by_columns;
+            // Threads that have rows of their own read the other operand as a whole: no harm if it stays in L2 and is the
+            // smaller one, or if all that is read meets many rows.
+            let small = whole <= block && m > n;
+            let suits_rows = rhs_packing == RhsPacking::Prepacked && (small || m >= threads * MANY_ROWS);
+            let wins = by_columns < 0.97 && by_rows > by_columns || suits_rows && by_rows > 0.95 * by_columns;
             // Each thread packs on the way what it reads, or threads share what takes a pass of its own.
             let on_the_way = matches!(rhs, Operand::Matrix(rhs) if rhs.column_stride == 1);
             if wins && (rhs_packing != RhsPacking::Private || on_the_way || whole <= blocking.shared) {
@@ -221,13 +239,15 @@ impl Plan {
         // A block of few rows meets all panels before the next block of them does.
         let meets_all = streams && m.saturating_mul(k) > blocking.lhs_block;
         let (mut chunk_depth, mut chunk_strips) = (if meets_all { kc } else { k }, strips.count);
+        let row = |depth: usize| if lhs_packing == LhsPacking::Spread { pitch(depth) } else { depth };
         let mut shared_lhs = 0;
-        if lhs_packing == LhsPacking::Shared {
-            if m.saturating_mul(chunk_depth) > blocking.shared {
-                chunk_depth = (blocking.shared / m / kc * kc).max(kc);
-                chunk_strips = (blocking.shared / chunk_depth / height).clamp(1, strips.count);
+        if matches!(lhs_packing, LhsPacking::Shared | LhsPacking::Spread) {
+            if m.saturating_mul(row(chunk_depth)) > blocking.shared {
+                let longest = (blocking.shared / m).saturating_sub(row(kc) - kc);
+                chunk_depth = (longest / kc * kc).max(kc);
+                chunk_strips = (blocking.shared / row(chunk_depth) / height).clamp(1, strips.count);
             }
-            shared_lhs = (strips.start(chunk_strips) * chunk_depth.min(k)).next_multiple_of(LINE);
+            shared_lhs = (strips.start(chunk_strips) * row(chunk_depth.min(k))).next_multiple_of(LINE);
         }
         let whole =
             |depth: usize, columns: usize| (depth * columns.next_multiple_of(isa.lanes())).next_multiple_of(LINE);
@@ -241,6 +261,7 @@ impl Plan {
             kc,
             block_panels,
             looks_ahead: true,
+            pitch: row(chunk_depth.min(k)),
             chunk_depth,
             chunk_strips,
             grid,
@@ -267,7 +288,7 @@ pub fn workspace_len(m: usize, n: usize, k: usize, slots: usize) -> Result<usize
     // The last vector, and the last cache line, of each part.
     const SLACK: usize = 2 * LINE;
     let overflow = || Error::Overflow { argument: "workspace" };
-    let lhs = m.saturating_mul(k).min(Blocking::LARGEST_SHARED) + SLACK;
+    let lhs = m.saturating_mul(k.saturating_add(2 * LINE)).min(Blocking::LARGEST_SHARED) + SLACK;
     let width = n.saturating_add(LINE);
     let shared = width.saturating_mul(k).min(Blocking::LARGEST_SHARED) + SLACK;
     let private = width.saturating_mul(k).min(Blocking::LARGEST_BLOCK) + SLACK;

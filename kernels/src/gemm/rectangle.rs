@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
-use super::ahead::{Ahead, ask_for};
+use super::ahead::Ahead;
 use super::blocking::Blocking;
-use super::epilogue::RawEpilogue;
-use super::micro::{ContiguousColumns, ContiguousRows, Later};
+use super::epilogue::{Finish, RawEpilogue};
+use super::micro::{ContiguousColumns, ContiguousRows, Later, RowsAhead, asks_in_steps};
 use super::pack::{pack_panels, panel_vectors};
 use super::plan::{Operand, Plan, RhsPacking};
 use super::tile::{Ends, IN_PLACE, MAX_HEIGHT, MAX_WIDTH, NV, PACKED, PACKING, Panels, tiles_of};
 use crate::simd::{Job, Simd};
+use crate::workspace::{LINE, Line};
 
 /// A product whose arguments have been checked: `out = epilogue(lhs * rhs)`, or `epilogue(out + lhs * rhs)`.
 #[derive(Clone, Copy)]
@@ -117,7 +118,7 @@ impl Job for Rectangle<'_> {
 unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
     let Rectangle { product, plan, .. } = *rectangle;
     let nr = NV * S::LANES;
-    let mut ahead = Ahead::NONE;
+    let mut ahead = if plan.looks_ahead { Ahead::OUTPUTS } else { Ahead::NONE };
     let mut panel = rectangle.panels.start;
     while panel < rectangle.panels.end {
         let panels = panel..rectangle.panels.end.min(panel + plan.block_panels);
@@ -211,20 +212,19 @@ unsafe fn strips<S: Simd, const RHS: u8>(
     let (nr, depth) = (NV * S::LANES, ks.len());
     let continues = ks.start > 0 || product.accumulate;
     let finishes = ks.end == product.k && !product.epilogue.is_nothing();
-    // A tile that is not stored as it is goes through a buffer.
-    let buffered = finishes || product.column_stride != 1;
-    let mut buffer = std::mem::MaybeUninit::<[f32; MAX_HEIGHT * MAX_WIDTH]>::uninit();
+    // Columns that are no neighbours go through a buffer, one tile at a time.
+    let strided = product.column_stride != 1;
+    let mut buffer = std::mem::MaybeUninit::<[Line; MAX_HEIGHT * MAX_WIDTH / LINE]>::uninit();
     let buffer = buffer.as_mut_ptr().cast::<f32>();
-    if buffered {
-        // SAFETY: the buffer's own size.
-        unsafe { buffer.write_bytes(0, MAX_HEIGHT * MAX_WIDTH) };
-    }
-    // Panels that are whole are met in one go, unless each tile goes through the buffer.
+    let epilogue = if finishes { &product.epilogue } else { &RawEpilogue::NOTHING };
+    // Panels that are whole are met in one go.
     let whole = panels.end.min(product.n / nr);
+    let next_k = if ks.end < rectangle.ks.end { ks.end } else { rectangle.ks.start };
     for strip in strips {
         let (row, height) = (plan.strips.start(strip), plan.strips.height(strip));
         if let (None, Operand::Matrix(lhs)) = (rectangle.lhs, product.lhs)
             && plan.looks_ahead
+            && !asks_in_steps::<S>()
             && lhs.column_stride == 1
             && strip + 1 < rectangle.strips.end
         {
@@ -236,7 +236,7 @@ unsafe fn strips<S: Simd, const RHS: u8>(
         });
         let mut panel = panels.start;
         while panel < panels.end {
-            let count = if buffered || panel >= whole { 1 } else { whole - panel };
+            let count = if strided || panel >= whole { 1 } else { whole - panel };
             let column = panel * nr;
             let nv = panel_vectors::<S>(column, product.n);
             let columns = (product.n - column).min(nr);
@@ -272,32 +272,35 @@ unsafe fn strips<S: Simd, const RHS: u8>(
                 to: out,
                 to_stride: product.row_stride,
                 columns,
+                finish: (finishes || strided).then_some(Finish {
+                    epilogue,
+                    row,
+                    column,
+                    column_stride: product.column_stride,
+                    buffer,
+                }),
             };
             // SAFETY: strip, panels and depth are inside of the operands, and so are the tiles inside of the output;
             // the buffer holds the largest tile.
             unsafe {
-                if buffered {
-                    // Tiles ask for the lines that they write, which is the buffer here.
-                    if depth >= WORTH_ASKING && product.column_stride == 1 {
-                        ask_for(simd, out, product.row_stride, [height, columns]);
-                        let residual = product.epilogue.residual;
-                        if finishes && !residual.start.is_null() && residual.column_stride == 1 {
-                            ask_for(simd, residual.at(row, column), residual.row_stride, [height, columns]);
+                if strided && continues {
+                    for i in 0..height {
+                        for j in 0..columns {
+                            *buffer.add(i * MAX_WIDTH + j) = *element(product, out, i, j);
                         }
                     }
-                    (ends.to, ends.to_stride) = (buffer, MAX_WIDTH as isize);
-                    if continues && product.column_stride != 1 {
-                        for i in 0..height {
-                            for j in 0..columns {
-                                *buffer.add(i * MAX_WIDTH + j) = *element(product, out, i, j);
-                            }
-                        }
-                        (ends.from, ends.from_stride) = (buffer, MAX_WIDTH as isize);
-                    }
+                    (ends.from, ends.from_stride) = (buffer, MAX_WIDTH as isize);
                 }
                 match (rectangle.lhs, product.lhs) {
                     (None, Operand::Matrix(lhs)) if lhs.column_stride == 1 => {
-                        let lhs = ContiguousRows { start: lhs.at(row, ks.start), row_stride: lhs.row_stride };
+                        let rows = ContiguousRows { start: lhs.at(row, ks.start), row_stride: lhs.row_stride };
+                        // The next strip, or the first again, through what follows in depth.
+                        let next = match strip + 1 < rectangle.strips.end {
+                            _ if !plan.looks_ahead => rows.start,
+                            true => lhs.at(row + height, ks.start),
+                            false => lhs.at(plan.strips.start(rectangle.strips.start), next_k),
+                        };
+                        let lhs = RowsAhead { rows, next };
                         tiles_of::<S, _, RHS>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
                     }
                     (packed, operand) => {
@@ -314,31 +317,11 @@ unsafe fn strips<S: Simd, const RHS: u8>(
                         tiles_of::<S, _, RHS>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
                     }
                 }
-                if buffered {
-                    if finishes {
-                        product.epilogue.apply(simd, buffer, MAX_WIDTH, [row, column], [height, columns]);
-                    }
-                    for i in 0..height {
-                        if product.column_stride == 1 {
-                            for j in (0..columns).step_by(S::LANES) {
-                                let x = simd.load(buffer.add(i * MAX_WIDTH + j));
-                                simd.store_first(element(product, out, i, j), columns - j, x);
-                            }
-                        } else {
-                            for j in 0..columns {
-                                *element(product, out, i, j) = *buffer.add(i * MAX_WIDTH + j);
-                            }
-                        }
-                    }
-                }
             }
             panel += count;
         }
     }
 }
-
-/// Depth from which a tile lasts long enough for its lines to arrive.
-const WORTH_ASKING: usize = 128;
 
 /// The address of element `[i, j]` from `start` on.
 #[inline(always)]

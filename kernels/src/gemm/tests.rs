@@ -59,6 +59,8 @@ enum Lie {
     Scattered,
     OneRowForAll,
     OneColumnForAll,
+    /// Rows that share a set of L1, for up to 1024 columns.
+    CrowdedRows,
 }
 
 impl Lie {
@@ -96,6 +98,7 @@ impl Lie {
             Self::Scattered => ([2 * c * 3 + 1, 3], 4),
             Self::OneRowForAll => ([0, 1], 0),
             Self::OneColumnForAll => ([1, 0], 0),
+            Self::CrowdedRows => ([1024, 1], 3),
         };
         let len = (r * strides[0].abs() + c * strides[1].abs() + 8) as usize;
         (len, offset as usize, strides)
@@ -327,6 +330,24 @@ fn thin_products_have_the_bits_of_their_chains() {
 }
 
 #[test]
+fn rows_that_crowd_the_cache_have_the_bits_of_their_chains() {
+    let mut random = Random(9);
+    for isa in Isa::available() {
+        let options = Gemm { isa: Some(isa), ..Gemm::default() };
+        for size in [[1, 150, 9], [7, 40, 20], [15, 131, 33], [31, 200, 70], [70, 150, 300]] {
+            let [lhs, rhs] = operands(&mut random, size, [Lie::CrowdedRows, Lie::Rows]);
+            for blocking in blockings() {
+                for packing in [Packing::Neither, Packing::Rhs] {
+                    for parallelism in [Parallelism::Serial, Parallelism::Current] {
+                        check(options, [&lhs, &rhs], (Lie::Rows, f32::NAN), &blocking, packing, parallelism);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_batch_has_the_bits_of_its_products() {
     let mut random = Random(5);
     for isa in Isa::available() {
@@ -409,8 +430,8 @@ fn the_workspace_is_enough_for_every_plan() {
         let (m, n, k) = (size() + size() / 3, size() + size() / 3, size());
         let matrix =
             |row_stride, column_stride| Operand::Matrix(Matrix { start: std::ptr::null(), row_stride, column_stride });
-        let strides = [[1, 7], [7, 1], [3, 7]];
-        let (lhs, rhs) = (strides[random.below(3)], strides[random.below(3)]);
+        let strides = [[1, 7], [7, 1], [3, 7], [1024, 1]];
+        let (lhs, rhs) = (strides[random.below(4)], strides[random.below(4)]);
         let threads = 1 + random.below(9);
         for isa in Isa::ALL {
             let operands = (matrix(lhs[0], lhs[1]), matrix(rhs[0], rhs[1]));

@@ -11,7 +11,8 @@
 //!      lhs: in L1 from the second tile on
 //! ```
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Rows};
+use super::epilogue::Finish;
 use super::micro::{Later, LhsAddress, PackedPanel, PackingRhs, StreamedRhs, StridedRhs, multiply, multiply_masked};
 use crate::simd::{Job, Simd};
 use crate::tensor::View;
@@ -119,7 +120,7 @@ impl Panels {
 
 /// Where a row of tiles starts from, and where it goes.
 #[derive(Clone, Copy)]
-pub(crate) struct Ends {
+pub(crate) struct Ends<'a> {
     /// The partial results to continue; null to start at +0.
     pub from: *const f32,
     pub from_stride: isize,
@@ -127,6 +128,8 @@ pub(crate) struct Ends {
     pub to_stride: isize,
     /// Columns of each tile that exist: all of them unless there is one panel only.
     pub columns: usize,
+    /// What is done to outputs on their way.
+    pub finish: Option<Finish<'a>>,
 }
 
 /// A row of tiles of `height` rows and `nv` vectors, each chosen at run time.
@@ -141,7 +144,7 @@ pub(crate) unsafe fn tiles_of<S: Simd, L: LhsAddress, const RHS: u8>(
     lhs: L,
     rhs: Panels,
     depth: usize,
-    ends: Ends,
+    ends: Ends<'_>,
     ahead: &mut Ahead,
 ) {
     debug_assert!(height >= 1 && height <= max_height(S::REGISTERS, nv));
@@ -205,11 +208,11 @@ pub(crate) unsafe fn strip_across<S: Simd, L: LhsAddress>(
     lhs: L,
     rhs: PackedBlock,
     ks: std::ops::Range<usize>,
-    ends: Ends,
+    ends: Ends<'_>,
 ) {
     let nr = NV * S::LANES;
     let (whole, rest) = (rhs.columns / nr, rhs.columns % nr);
-    let mut ahead = Ahead::NONE;
+    let mut ahead = Ahead::OUTPUTS;
     // SAFETY: the caller's contract; a last panel that is not whole is as wide as its vectors.
     unsafe {
         if whole > 0 {
@@ -242,7 +245,7 @@ struct Tiles<'a, L, const MR: usize, const NV: usize, const RHS: u8> {
     lhs: L,
     rhs: Panels,
     depth: usize,
-    ends: Ends,
+    ends: Ends<'a>,
     ahead: &'a mut Ahead,
 }
 
@@ -255,17 +258,22 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
         debug_assert!(rhs.count == 1 || ends.columns == NV * S::LANES);
         let whole = ends.columns == NV * S::LANES;
         let mask = simd.mask_first(ends.columns - (NV - 1) * S::LANES);
-        let Ends { mut from, mut to, .. } = ends;
+        let Ends { mut from, mut to, mut finish, .. } = ends;
         let (mut start, mut pack_to, mut later) = (rhs.start, rhs.pack_to, rhs.later);
         for panel in 0..rhs.count {
-            ahead.step(simd);
+            // The lines of the output arrive while the loop runs, or those that the next tile continues: to the right, or where
+            // the next strip starts.
+            let (next, stride) = match panel + 1 == rhs.count {
+                _ if from.is_null() => (to.cast_const(), ends.to_stride),
+                false => (from.wrapping_add(NV * S::LANES), ends.from_stride),
+                true => (ends.from.wrapping_offset(MR as isize * ends.from_stride), ends.from_stride),
+            };
+            let residual = finish.map_or(Rows::NONE, |finish| finish.residual([MR, ends.columns]));
+            ahead.step(simd, [Rows { start: next, stride, size: [MR, ends.columns] }, residual]);
             let mut acc = [[simd.zero(); NV]; MR];
             // SAFETY: the maker's promise; vectors before the last are whole, the last is masked unless it is whole too.
             unsafe {
-                if from.is_null() {
-                    // The lines of the output arrive while the loop runs.
-                    ask_for_rows::<S, MR, NV>(simd, to, ends.to_stride);
-                } else {
+                if !from.is_null() {
                     for i in 0..MR {
                         let row = from.offset(i as isize * ends.from_stride);
                         for v in 0..NV {
@@ -273,11 +281,7 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
                             acc[i][v] = if whole || v + 1 < NV { simd.load(at) } else { simd.load_masked(at, mask) };
                         }
                     }
-                    // What the next tile continues: to the right, or where the next strip starts.
                     from = from.wrapping_add(NV * S::LANES);
-                    let last = panel + 1 == rhs.count;
-                    let next = if last { ends.from.wrapping_offset(MR as isize * ends.from_stride) } else { from };
-                    ask_for_rows::<S, MR, NV>(simd, next, ends.from_stride);
                 }
                 if RHS == PACKING {
                     let rhs = PackingRhs { start, row_stride: rhs.row_stride, to: pack_to };
@@ -303,8 +307,11 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
                         None => multiply::<S, _, MR, NV>(simd, &mut acc, lhs, rhs, depth),
                     }
                 }
+                // A buffer has room for whole vectors.
+                let (first, stride) = finish.map_or((to, ends.to_stride), |finish| (finish.buffer, MAX_WIDTH as isize));
+                let whole = whole || finish.is_some();
                 for i in 0..MR {
-                    let row = to.offset(i as isize * ends.to_stride);
+                    let row = first.offset(i as isize * stride);
                     for v in 0..NV {
                         let at = row.add(v * S::LANES);
                         if whole || v + 1 < NV {
@@ -314,6 +321,10 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
                         }
                     }
                 }
+                if let Some(finish) = &mut finish {
+                    simd.call(finish.tile([MR, ends.columns], to, ends.to_stride));
+                    finish.column += NV * S::LANES;
+                }
             }
             to = to.wrapping_add(NV * S::LANES);
             start = start.wrapping_add(rhs.step);
@@ -321,17 +332,5 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
             later[1].at = later[1].at.wrapping_add(later[1].share * depth);
             pack_to = pack_to.wrapping_add(NV * S::LANES * depth);
         }
-    }
-}
-
-/// Asks for the lines of a tile's rows, which seldom start with a line.
-#[inline(always)]
-fn ask_for_rows<S: Simd, const MR: usize, const NV: usize>(simd: S, start: *const f32, stride: isize) {
-    for i in 0..MR {
-        let row = start.wrapping_offset(i as isize * stride);
-        for column in (0..NV * S::LANES).step_by(LINE) {
-            simd.prefetch(row.wrapping_add(column));
-        }
-        simd.prefetch(row.wrapping_add(NV * S::LANES - 1));
     }
 }

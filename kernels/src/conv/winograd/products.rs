@@ -45,7 +45,7 @@ impl Job for Products<'_> {
         let (plan, cut) = (context.plan, &context.cut);
         let (ic, oc) = (plan.in_channels, plan.out_channels);
         let strips = Strips::new(block.tiles(), max_height(S::REGISTERS, NV));
-        let mut ahead = Ahead::NONE;
+        let mut ahead = Ahead::OUTPUTS;
         for f in frequencies {
             let u = plan.u[plan.frequency(block.group, f)..].as_ptr();
             let (v, m) = (v.wrapping_add(f * cut.v_plane), m.wrapping_add(f * cut.m_plane));
@@ -67,7 +67,8 @@ impl Job for Products<'_> {
                         let to = m.wrapping_add(first * cut.panel);
                         let stride = cut.panel as isize;
                         let from = if k == 0 { std::ptr::null() } else { to.cast_const() };
-                        let ends = Ends { from, from_stride: stride, to, to_stride: stride, columns: width };
+                        let ends =
+                            Ends { from, from_stride: stride, to, to_stride: stride, columns: width, finish: None };
                         // SAFETY: the maker's promise; strips and panels are inside of `u`, `v` and `m`.
                         unsafe { tiles_of::<S, _, PACKED>(simd, [height, nv], lhs, rhs, depth, ends, &mut ahead) };
                     }

@@ -50,7 +50,7 @@ impl Job for Products<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { context, tiles, first, frequencies, ics, ocs, x, dy, sums } = self;
         let cut = &context.cut;
-        let mut ahead = Ahead::NONE;
+        let mut ahead = Ahead::OUTPUTS;
         for f in frequencies {
             let (x, dy) = (x.wrapping_add(f * cut.x_plane), dy.wrapping_add(f * cut.dy_plane));
             let sums = sums.wrapping_add(f * cut.sums_plane);
@@ -69,7 +69,8 @@ impl Job for Products<'_> {
                             let to = sums.wrapping_add((row - ocs.start) * cut.sums_row + ic - ics.start);
                             let stride = cut.sums_row as isize;
                             let from = if first && k == 0 { std::ptr::null() } else { to.cast_const() };
-                            let ends = Ends { from, from_stride: stride, to, to_stride: stride, columns: width };
+                            let ends =
+                                Ends { from, from_stride: stride, to, to_stride: stride, columns: width, finish: None };
                             let (lhs, size) = (PackedPanel::<GROUP>(lhs), [strips.height(strip), nv]);
                             // SAFETY: the maker's promise; strips and panels are inside of `dy`, `x` and `sums`.
                             unsafe { tiles_of::<S, _, IN_PLACE>(simd, size, lhs, rhs, depth, ends, &mut ahead) };
