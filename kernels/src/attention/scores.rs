@@ -10,7 +10,9 @@
 use super::ahead::{Ahead, PIECE};
 use super::call::{MAX_PANEL, MR, SCORE_STRIDE};
 use super::pack::panel_vectors;
-use crate::gemm::micro::{ContiguousRows, StridedRhs, multiply, multiply_with_tail};
+use crate::gemm::lhs::ContiguousRows;
+use crate::gemm::micro::{multiply, multiply_with_tail};
+use crate::gemm::rhs::StridedRhs;
 use crate::simd::reduce::NARROW;
 use crate::simd::{Job, Simd, math};
 

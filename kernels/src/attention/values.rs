@@ -4,7 +4,9 @@ use super::ahead::{Ahead, PIECE};
 use super::call::{MAX_PANEL, MR, Rows};
 use super::pack::panel_vectors;
 use super::scores::Seen;
-use crate::gemm::micro::{LhsAddress, StridedRhs, multiply, multiply_masked, multiply_with_tail};
+use crate::gemm::lhs::LhsAddress;
+use crate::gemm::micro::{multiply, multiply_masked, multiply_with_tail};
+use crate::gemm::rhs::StridedRhs;
 use crate::simd::{Job, Simd};
 
 /// A row of exponentials that are exactly 0 because the key is hidden, marked in the slow path.

@@ -17,7 +17,7 @@ use super::scores::{
     MAX_LANES, ScoreTile, Seen, TileSeen, copy_query, exponentials, first_score, fold_lanes, fold_rows,
 };
 use super::values::{ScoreRows, SumEnds, ValueTile, value_tile};
-use crate::gemm::micro::ContiguousRows;
+use crate::gemm::lhs::ContiguousRows;
 use crate::simd::reduce::NARROW;
 use crate::simd::{Job, Simd, math};
 

@@ -39,7 +39,7 @@ use super::dense::PEAK_FLOPS;
 use super::pack::{PackColumns, packers};
 use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::error::{Error, checked_len};
-use crate::gemm::micro::ContiguousColumns;
+use crate::gemm::lhs::ContiguousColumns;
 use crate::gemm::tile::{Ends, Matrix, NV, PackedBlock, max_height, strip_across};
 use crate::gemm::{Strips, pack_panels};
 use crate::parallel::Parallelism;

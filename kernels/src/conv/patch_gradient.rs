@@ -33,7 +33,7 @@ use super::blocking::Blocking;
 use super::border;
 use super::dense::PEAK_FLOPS;
 use super::spec::{Conv2dSpec, Layout, Padding, Shape, Sizes};
-use crate::gemm::micro::{ContiguousRows, RowsAhead};
+use crate::gemm::lhs::{ContiguousRows, RowsAhead};
 use crate::gemm::tile::{Ends, MAX_HEIGHT, Matrix, NV, PackedBlock, max_height, strip_across};
 use crate::gemm::{Strips, pack_panels};
 use crate::parts::share;

@@ -27,7 +27,9 @@ use super::image_band::ImageBand;
 use super::panels::Panels;
 use super::slide::Slide;
 use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
-use crate::gemm::micro::{RowsLhs, StridedRhs, multiply};
+use crate::gemm::lhs::RowsLhs;
+use crate::gemm::micro::multiply;
+use crate::gemm::rhs::StridedRhs;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, aligned, round_up, split_indices};
 

@@ -10,7 +10,7 @@
 //!         next block of rhs ............    and of the next block (L2)
 //! ```
 //!
-//! Strips are asked for step by step instead, [`super::micro::RowsAhead`], where steps have time for it: few wide tiles would
+//! Strips are asked for step by step instead, [`super::lhs::RowsAhead`], where steps have time for it: few wide tiles would
 //! have to ask for hundreds of lines at once.
 
 use std::ops::Range;

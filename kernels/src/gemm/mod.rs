@@ -25,11 +25,13 @@ mod ahead;
 mod blocking;
 mod driver;
 mod epilogue;
+pub(crate) mod lhs;
 pub(crate) mod micro;
 mod pack;
 mod packed;
 mod plan;
 mod rectangle;
+pub(crate) mod rhs;
 pub(crate) mod tile;
 
 #[cfg(test)]

@@ -13,7 +13,9 @@
 
 use super::ahead::{Ahead, Rows};
 use super::epilogue::Finish;
-use super::micro::{Later, LhsAddress, PackedPanel, PackingRhs, StreamedRhs, StridedRhs, multiply, multiply_masked};
+use super::lhs::{LhsAddress, PackedPanel};
+use super::micro::{multiply, multiply_masked};
+use super::rhs::{Later, PackingRhs, StreamedRhs, StridedRhs};
 use crate::simd::{Job, Simd};
 use crate::tensor::View;
 use crate::workspace::LINE;

@@ -15,7 +15,7 @@ use crate::attention::dropout::{DropoutRow, mask_row};
 use crate::attention::logits::Transform;
 use crate::attention::scores::{ScoreTile, Seen, TileSeen, first_score, score_tile, seen_lanes};
 use crate::attention::values::HIDDEN;
-use crate::gemm::micro::ContiguousRows;
+use crate::gemm::lhs::ContiguousRows;
 use crate::simd::{Job, Simd, math};
 
 impl<'a> Unit<'a> {

@@ -1,7 +1,9 @@
 //! What the sums of a tile of pixels run through: their patches, packed or where they are, and a panel of weights.
 
 use crate::conv::channel_tile::{MAX_ROWS, Products};
-use crate::gemm::micro::{OffsetLhs, PackedPanel, StridedRhs, multiply};
+use crate::gemm::lhs::{OffsetLhs, PackedPanel};
+use crate::gemm::micro::multiply;
+use crate::gemm::rhs::StridedRhs;
 use crate::simd::Simd;
 
 /// The left-hand side of a tile.

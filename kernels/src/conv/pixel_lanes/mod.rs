@@ -34,7 +34,7 @@ use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
 use super::slide::Slide;
 use crate::error::Error;
-use crate::gemm::micro::{BrokenRhs, OffsetRhs, PackingRhs, StridedRhs};
+use crate::gemm::rhs::{BrokenRhs, OffsetRhs, PackingRhs, StridedRhs};
 use crate::parallel::Parallelism;
 use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};

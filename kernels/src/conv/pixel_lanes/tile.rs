@@ -9,7 +9,9 @@
 //! finding a tile's place takes a tenth of its time.
 
 use super::{MAX_ROWS, NV};
-use crate::gemm::micro::{BrokenRhs, OffsetRhs, PackedPanel, PackingRhs, RhsAddress, StridedRhs, multiply};
+use crate::gemm::lhs::PackedPanel;
+use crate::gemm::micro::multiply;
+use crate::gemm::rhs::{BrokenRhs, OffsetRhs, PackingRhs, RhsAddress, StridedRhs};
 use crate::simd::{Job, Simd};
 
 /// Right-hand rows that go on: those of the tile to the right.

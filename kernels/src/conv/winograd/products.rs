@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use super::Context;
 use super::cut::Block;
-use crate::gemm::micro::ColumnBlocks;
+use crate::gemm::lhs::ColumnBlocks;
 use crate::gemm::tile::{Ends, NV, PACKED, Panels, max_height, tiles_of};
 use crate::gemm::{Ahead, Strips};
 use crate::simd::{Job, Simd};

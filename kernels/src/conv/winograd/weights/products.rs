@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use super::super::cut::GROUP;
 use super::Context;
-use crate::gemm::micro::PackedPanel;
+use crate::gemm::lhs::PackedPanel;
 use crate::gemm::tile::{Ends, IN_PLACE, NV, Panels, max_height, tiles_of};
 use crate::gemm::{Ahead, Strips};
 use crate::simd::{Job, Simd};
