@@ -152,10 +152,9 @@ fn write_row(row: &Row, options: &Options, out: &mut (dyn Write + Send)) -> Resu
 /// The sizes of a CSV text with the columns `name,m,n,k`. `origin` names it in errors.
 fn parse(text: &str, origin: &str) -> Result<Vec<Size>, Failure> {
     table::parse(text, origin, &["name", "m", "n", "k"], |fields| {
-        let number =
-            |column| fields.text(column)?.parse().ok().filter(|&size: &usize| size > 0).ok_or_else(String::new);
-        let size = || Ok(Size { m: number(1)?, n: number(2)?, k: number(3)? });
-        size().map_err(|_: String| "expected a name and three numbers, each at least 1".to_owned())
+        let number = |column| fields.text(column).ok()?.parse().ok().filter(|&size: &usize| size > 0);
+        let size = || Some(Size { m: number(1)?, n: number(2)?, k: number(3)? });
+        size().ok_or_else(|| "expected a name and three numbers, each at least 1".to_owned())
     })
 }
 

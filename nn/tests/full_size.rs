@@ -55,7 +55,13 @@ fn compare(name: &str, layer: impl Layer + 'static, inputs: usize) -> Result<()>
     case.close("eval", y.as_slice().unwrap());
     network.train();
     let y = network.forward_all(&inputs)?;
+    assert_eq!(y.shape(), case.tensor("output").shape());
     case.close("output", y.as_slice().unwrap());
+    network.visit_buffers(|name, buffer| {
+        if case.case.get(&format!("buffers.{name}")).is_some() {
+            case.close(&format!("buffers.{name}"), buffer.as_slice().unwrap());
+        }
+    });
     network.backward(&y)?;
     network.visit(|name, parameter| case.close(&format!("gradients.{name}"), parameter.gradient_elements()));
     println!("{name}: {:.2} of the bound, in {}", case.worst.0, case.worst.1);

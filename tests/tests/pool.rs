@@ -3,6 +3,7 @@
 use kernels::conv::{Layout, Padding, Shape};
 use kernels::pool::{self, Pool2dSpec};
 use kernels::{Error, Execution, Isa, Parallelism, reference};
+use tests::guard::{Guarded, SENTINEL as SENTINEL_BITS, Side};
 
 const UNIT: f64 = 1.0 / (1u64 << 24) as f64;
 
@@ -144,6 +145,47 @@ fn max_pooling_is_exact_and_gives_its_gradient_to_the_first_maximum() {
             let (given_y, given_dx) = case.max(&x, &dy, Execution::on(isa));
             assert!(same(&given_y, &y), "forward on {isa}: {case:?}");
             assert!(same(&given_dx, &dx), "backward on {isa}: {case:?}");
+        }
+    }
+}
+
+#[test]
+fn small_square_windows_at_every_width_read_and_write_what_is_theirs() {
+    let mut random = Random(8);
+    let [mut x_memory, mut y_memory, mut dy_memory, mut dx_memory] = [(); 4].map(|()| Guarded::default());
+    let specials = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0];
+    for (kernel, stride) in [(2, 1), (2, 2), (3, 1), (3, 2)] {
+        for width in 1..=67 {
+            for height in [1, 2, 3, 5, 8] {
+                let mut edge = || random.below(2);
+                let padding = Padding { top: edge(), bottom: edge(), left: edge(), right: edge() };
+                let spec = Pool2dSpec::new([kernel; 2]).stride([stride; 2]).padding(padding).ceil_mode(edge() == 1);
+                if spec.output_size([height, width]).is_err() {
+                    continue;
+                }
+                let case = Case { spec, shape: Shape::new(2, height, width), channels: 3 };
+                let (x_len, y_len) = case.lens();
+                let mut x = random.integers(x_len, 4);
+                for _ in 0..x_len / 8 {
+                    x[random.below(x_len)] = random.pick(&specials);
+                }
+                let dy = random.integers(y_len, 100);
+                let (mut y, mut dx) = (vec![0.0; y_len], vec![0.0; x_len]);
+                reference::max_pool2d_forward(&spec, case.shape, 3, &x, &mut y).unwrap();
+                reference::max_pool2d_backward(&spec, case.shape, 3, &x, &dy, &mut dx).unwrap();
+                for isa in Isa::available() {
+                    for side in [Side::Left, Side::Right] {
+                        let (x, dy) = (x_memory.copy(&x, side), dy_memory.copy(&dy, side));
+                        let given_y = y_memory.filled(y_len, side, SENTINEL_BITS);
+                        let given_dx = dx_memory.filled(x_len, side, SENTINEL_BITS);
+                        let run = Execution::on(isa);
+                        pool::max_forward(&spec, case.shape, 3, x, given_y, run).unwrap();
+                        pool::max_backward(&spec, case.shape, 3, x, given_y, dy, given_dx, run).unwrap();
+                        assert!(same(given_y, &y), "forward on {isa}, {side:?}: {case:?}");
+                        assert!(same(given_dx, &dx), "backward on {isa}, {side:?}: {case:?}");
+                    }
+                }
+            }
         }
     }
 }

@@ -465,7 +465,8 @@ unsafe fn write_plane<S: Simd>(simd: S, context: &Context<'_>, n: usize, channel
             // Columns `left`, `left + 2` .. of the padded row by turns with `left + 1`, `left + 3` ..
             let from = |column: usize| plane.wrapping_add((ih * 2 + column % 2) * cut.pitch + column / 2);
             let to = context.dx.wrapping_add(start + ih * width);
-            // SAFETY: the plane's pitch has room for every column of the image, and the channel is the task's.
+            // SAFETY: the plane's pitch has room for every column of the image, and the channel is the task's; of an image of one
+            // column nothing is read from the second place.
             unsafe { interleave_runs(simd, from(left), from(left + 1), to, width) };
             continue;
         }

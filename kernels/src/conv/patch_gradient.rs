@@ -6,12 +6,13 @@
 //!   patches: a strip of rows   └────────┴────────┘
 //!   (ic, kh, kw), a block of  ┌┐┌────────┬────────┐
 //!   pixels long, copied from  ││├─ sums ─┼────────┤    sums[ic, kh, kw][oc]
-//!   the image                 └┘└────────┴────────┘
+//!   the image, or in it where └┘└────────┴────────┘
+//!   there is one tap
 //!
 //! for each task: piece of the batch's pixels, group, block of output channels, block of rows
 //!   for each block of pixels, of one image or of several      (in order)
 //!     pack dy
-//!     for each strip of rows: copy its patches, continue its sums
+//!     for each strip of rows: copy its patches unless they are rows of the image, continue its sums
 //! add the pieces' sums, write them transposed
 //! ```
 //!
@@ -50,9 +51,11 @@ const PIECE_PIXELS: usize = 1024;
 const MERGED_ROWS: usize = 16;
 /// Pixels of a block, at most: 256 of them by 256 output channels are a quarter of a megabyte.
 const MAX_PIXELS: usize = 256;
-/// Pixels of an image whose patches are read in place, at least: sums are loaded and stored once for each block.
+/// Pixels of an image whose patches are read in place, at least: sums are loaded and stored once for each block, and blocks end
+/// with the image, so that 14 x 14 pixels gain a few percent (resnet50.4.1x1a, Zen 4) and 7 x 7 would make too many blocks.
 const IN_PLACE_PIXELS: usize = 128;
-/// Rows of images that are a multiple of so many elements apart share too few sets of L1.
+/// Rows of images that are a multiple of so many elements apart meet in two sets of L1 or in one: 7 of a strip of 14 in each,
+/// beside a panel of `dy` and a line of sums, are too many for 8 ways.
 const SHARED_SETS: usize = 512;
 /// Rows of a task, at least: `dy` is packed once for them.
 const LEAST_ROWS: usize = 56;
@@ -318,8 +321,9 @@ impl Job for Task<'_> {
             let block = first..pixels.end.min(first + cut.pixels).min(image_end);
             let depth = block.len();
             let rhs = PackedBlock { start: packed_dy, depth, columns: channels.len() };
+            debug_assert!(!cut.in_place || depth <= plane - first % plane);
             // SAFETY: the scratch holds a block of pixels of the task's channels and a strip of patches; the sums hold its
-            // rows of its channels.
+            // rows of its channels. In place, the strip's rows are channels of one image, with which the block ends.
             unsafe {
                 pack_dy(simd, context, group, channels.clone(), block.clone(), packed_dy);
                 for strip in strips.clone() {

@@ -47,9 +47,9 @@ pub(crate) struct Blocking {
     pub deep_kc: usize,
     /// Up to so many rows of lhs, rhs is not worth packing when its rows are contiguous.
     pub thin_rows: usize,
-    /// Up to so many columns of rhs, lhs is not worth packing when its rows or columns are contiguous.
+    /// Up to so many columns of rhs, lhs is not worth a copy: contiguous columns are not packed, crowded rows not spread.
     pub thin_columns: usize,
-    /// Up to so many floats, an operand is read in place: it stays in L1 whatever its strides.
+    /// Up to so many floats, an operand with contiguous rows or columns is read in place: it stays in L1.
     pub in_place: usize,
     /// The speed that estimates of the running time assume.
     pub gflops: f64,

@@ -3,7 +3,7 @@
 //! ```text
 //! pack rhs                                            tasks over panels (if threads share it)
 //! for each chunk of k, of rows:                       L3
-//!     pack lhs                                        tasks over strips
+//!     pack lhs, or copy its rows farther apart        tasks over strips, or rows
 //!     for each rectangle of the output:               tasks
 //!         for each block of columns (NC):             loop 4
 //!             for each block of depth (KC):           loop 3     the block of rhs stays in L2

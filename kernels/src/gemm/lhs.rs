@@ -1,9 +1,10 @@
 //! Where a tile's left-hand elements lie: in packed panels, in rows or columns of a matrix, at offsets of a table.
 //!
 //! ```text
-//! PackedPanel, ContiguousColumns, ColumnBlocks   │ column k: MR neighbours
-//! ContiguousRows, RowsAhead                      │ row i: neighbours, k after k
-//! RowsLhs, OffsetLhs                             │ row i anywhere, column k at an offset of a table
+//! PackedPanel, ContiguousColumns    │ column k: MR neighbours
+//! ContiguousRows, RowsAhead         │ row i: neighbours, k after k
+//! ColumnBlocks                      │ row i: 16 neighbours; the next 16 columns stand elsewhere
+//! RowsLhs, OffsetLhs                │ row i anywhere, column k at an offset of a table
 //! ```
 
 use crate::simd::Simd;
@@ -14,8 +15,8 @@ pub(crate) trait LhsAddress: Copy {
     /// Columns that lie at regular distances; after so many, [`LhsAddress::from`] says where the next are.
     const BLOCK: usize = usize::MAX;
 
-    /// Whether the loop over `k` may take several steps at a time. Not where distances are no constants: of 16 registers there
-    /// are none left for it (788 x 1152 x 384, AVX2 on Zen 4: 67 GFLOP/s four at a time, 106 one by one).
+    /// Whether the loop over `k` may take several steps at a time. Not where tall tiles read rows that lie apart by what is known
+    /// at run time only: of 16 registers there are none left for it (788 x 1152 x 384, AVX2 on Zen 4: 67 GFLOP/s four at a time, 106 one by one).
     const UNROLLS: bool = true;
 
     /// The operand from column `k` on, a multiple of `BLOCK`.

@@ -2,7 +2,7 @@
 //!
 //! | operand | in place | packed by each task for itself | packed once for all tasks |
 //! | --- | --- | --- | --- |
-//! | lhs | rows are contiguous, or few columns of rhs, or small | - | else; rows that crowd the cache are spread |
+//! | lhs | rows are contiguous, or columns are and rhs has few or lhs is small | - | else; rows that crowd the cache are spread |
 //! | rhs | few rows of lhs, or small | else | if rows of tasks balance better than columns, and it is packed in a pass of its own |
 //!
 //! What a task packs for itself it packs on its way, unless rhs has to be transposed: the first strip that meets a panel
@@ -101,7 +101,7 @@ const SAME_SET: isize = 1024;
 /// Rows of a strip that find room in one set of 8 ways beside a panel of rhs and a line of output.
 const UNCROWDED: usize = 6;
 
-/// The distance of rows of `depth` that do not share a set; at most `2 * LINE - 1` longer.
+/// The distance of rows of `depth` that do not all share a set; at most `2 * LINE - 1` longer.
 fn pitch(depth: usize) -> usize {
     let lines = depth.next_multiple_of(LINE);
     if lines as isize % SAME_SET == 0 { lines + LINE } else { lines }
@@ -167,7 +167,7 @@ impl Plan {
                 let nv = if n <= isa.lanes() { 1 } else { NV };
                 let height = max_height(isa.registers(), nv);
                 // Rows that share a set of L1 push each other out of it, if a strip has more of them than the set has ways.
-                let crowded = lhs.row_stride % SAME_SET == 0 && height.min(m) > UNCROWDED;
+                let crowded = lhs.row_stride != 0 && lhs.row_stride % SAME_SET == 0 && height.min(m) > UNCROWDED;
                 match rows_run {
                     true if crowded && little => (LhsPacking::InPlace, UNCROWDED),
                     true if crowded => (LhsPacking::Spread, height),

@@ -333,13 +333,18 @@ fn thin_products_have_the_bits_of_their_chains() {
 fn rows_that_crowd_the_cache_have_the_bits_of_their_chains() {
     let mut random = Random(9);
     for isa in Isa::available() {
-        let options = Gemm { isa: Some(isa), ..Gemm::default() };
         for size in [[1, 150, 9], [7, 40, 20], [15, 131, 33], [31, 200, 70], [70, 150, 300]] {
             let [lhs, rhs] = operands(&mut random, size, [Lie::CrowdedRows, Lie::Rows]);
+            let bias: Vec<f32> = (0..size[1]).map(|_| random.float()).collect();
+            let epilogue = Epilogue { bias: Bias::Columns(&bias), activation: Activation::Relu, ..Epilogue::default() };
+            let plain = Gemm { isa: Some(isa), ..Gemm::default() };
+            let finished = Gemm { epilogue, accumulate: true, ..plain };
             for blocking in blockings() {
                 for packing in [Packing::Neither, Packing::Rhs] {
                     for parallelism in [Parallelism::Serial, Parallelism::Current] {
-                        check(options, [&lhs, &rhs], (Lie::Rows, f32::NAN), &blocking, packing, parallelism);
+                        check(plain, [&lhs, &rhs], (Lie::Rows, f32::NAN), &blocking, packing, parallelism);
+                        let out = (Lie::OUTPUTS[random.below(7)], 0.0);
+                        check(finished, [&lhs, &rhs], out, &blocking, packing, parallelism);
                     }
                 }
             }

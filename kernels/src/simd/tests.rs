@@ -26,6 +26,12 @@ impl Job for EveryOperation {
         assert_eq!(out(simd.sqrt(simd.mul(va, va))), each(&|x, _| x.abs()));
         assert_eq!(out(simd.sqrt(simd.splat(2.0))), each(&|_, _| 2f32.sqrt()));
         assert_eq!(out(simd.max(va, vb)), each(&f32::max));
+        let edges = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1.0];
+        for (x, y) in edges.iter().flat_map(|&x| edges.map(|y| (x, y))) {
+            let larger = out(simd.larger(simd.splat(x), simd.splat(y)));
+            let wanted = if x < y { y } else { x };
+            assert!(larger.iter().all(|lane| lane.to_bits() == wanted.to_bits()), "{larger:?} of {x} and {y}");
+        }
         assert_eq!(out(simd.fma(va, vb, simd.splat(0.5))), each(&|x, y| x * y + 0.5));
         assert_eq!(out(simd.select(simd.lt(va, vb), va, vb)), each(&f32::min));
         assert_eq!(simd.bits(simd.le(va, va)), ((1u64 << n) - 1) as u32);
