@@ -19,7 +19,7 @@ use super::scores::{
 use super::values::{ScoreRows, SumEnds, ValueTile, value_tile};
 use crate::gemm::lhs::ContiguousRows;
 use crate::simd::reduce::NARROW;
-use crate::simd::{Job, Simd, math};
+use crate::simd::{Job, Simd};
 
 /// Maxima of the scores of a tile, and the sums of their exponentials.
 struct Totals {
@@ -194,48 +194,6 @@ impl Unit<'_> {
             }
         }
         ContiguousRows { start: queries, row_stride: QUERY_STRIDE as isize }
-    }
-
-    /// The outputs of a tile, and what its sums of values are multiplied with. Writes log-sum-exps, of maxima that are to be
-    /// multiplied by `scale`. Dropout has left `stays` of the weights.
-    ///
-    /// # Safety
-    /// - The contract of [`Forward`]; 16 maxima are readable.
-    #[inline(always)]
-    pub(super) unsafe fn outputs_of<S: Simd>(
-        &self,
-        simd: S,
-        tile: &Tile,
-        (maxima, sums): (*const f32, &[f32; 16]),
-        scale: f32,
-        stays: f32,
-    ) -> ([*mut f32; MR], isize, [f32; MR]) {
-        let outputs = &self.task.outputs;
-        let (mut to, mut factors) = ([std::ptr::null_mut(); MR], [1.0; MR]);
-        for i in 0..tile.count {
-            let (head, row) = tile.places[i];
-            to[i] = outputs.out.head(self.batch, head).at(row, 0).cast_mut();
-            // A row that sees none of the keys of its tile has sums of 0.
-            factors[i] = if sums[i] == 0.0 { 1.0 } else { 1.0 / (sums[i] * stays) };
-        }
-        if !outputs.lse.is_null() {
-            let mut lse = [0.0f32; 16];
-            for lane in (0..tile.count).step_by(S::LANES) {
-                // SAFETY: there is room for 16.
-                unsafe {
-                    let largest = simd.load(maxima.add(lane));
-                    let logarithm = math::ln(simd, simd.load(sums.as_ptr().add(lane)));
-                    let sum = simd.add(simd.mul(largest, simd.splat(scale)), logarithm);
-                    simd.store(lse.as_mut_ptr().add(lane), sum);
-                }
-            }
-            for i in 0..tile.count {
-                let (head, row) = tile.places[i];
-                // SAFETY: a log-sum-exp for each row of the call.
-                unsafe { *outputs.lse.add(self.lse_at(head, row)) = lse[i] };
-            }
-        }
-        (to, outputs.out.strides[3], factors)
     }
 }
 

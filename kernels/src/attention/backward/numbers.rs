@@ -5,7 +5,7 @@ use std::f32::consts::LOG2_E;
 use super::layout::{ROW_NUMBERS, block_keys};
 use super::{Backward, Unit};
 use crate::attention::call::{QUERY_STRIDE, Rows};
-use crate::attention::scores::{Seen, copy_query, fold_rows};
+use crate::attention::scores::{Seen, copy_query, fold_lanes, fold_rows};
 use crate::attention::values::store_row;
 use crate::simd::Simd;
 use crate::simd::reduce::NARROW;
@@ -112,14 +112,7 @@ impl Unit<'_> {
                 }
             }
         }
-        let mut half = vectors;
-        while half > 1 {
-            half /= 2;
-            for v in 0..half {
-                lanes[v] = simd.add(lanes[v], lanes[v + half]);
-            }
-        }
-        lanes[0]
+        fold_lanes(simd, lanes)
     }
 
     /// The sum of `exp(logit - lse)` of a row as an exponent of 2: 0 but for rounding, unless that is all that is left.
