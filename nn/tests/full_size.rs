@@ -57,11 +57,12 @@ fn compare(name: &str, layer: impl Layer + 'static, inputs: usize) -> Result<()>
     let y = network.forward_all(&inputs)?;
     assert_eq!(y.shape(), case.tensor("output").shape());
     case.close("output", y.as_slice().unwrap());
+    let mut buffers = 0;
     network.visit_buffers(|name, buffer| {
-        if case.case.get(&format!("buffers.{name}")).is_some() {
-            case.close(&format!("buffers.{name}"), buffer.as_slice().unwrap());
-        }
+        case.close(&format!("buffers.{name}"), buffer.as_slice().unwrap());
+        buffers += 1;
     });
+    assert_eq!(buffers, case.case.under("buffers.").len(), "buffers");
     network.backward(&y)?;
     network.visit(|name, parameter| case.close(&format!("gradients.{name}"), parameter.gradient_elements()));
     println!("{name}: {:.2} of the bound, in {}", case.worst.0, case.worst.1);
