@@ -210,8 +210,6 @@ impl Plan {
 
         let blocks = panels / (block_panels * threads);
         let columns = if threads == 1 { 1 } else { tasks_for(panels, threads * blocks.clamp(1, TASKS), threads) };
-        // A task of 12 panels has three blocks of 4, not 5, 5 and 2.
-        let block_panels = balanced(panels.div_ceil(columns), block_panels);
         let mut grid = [1, columns];
         if threads > 1 {
             let rows = tasks_for(strips.count, threads, threads);
@@ -235,6 +233,9 @@ impl Plan {
                 }
             }
         }
+
+        // A task of 12 panels has three blocks of 4, not 5, 5 and 2.
+        let block_panels = balanced(panels.div_ceil(grid[1]), block_panels);
 
         // A block of few rows meets all panels before the next block of them does.
         let meets_all = streams && m.saturating_mul(k) > blocking.lhs_block;
