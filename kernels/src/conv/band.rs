@@ -49,15 +49,27 @@ impl BandLayout {
     pub fn origin(&self, slide: &Slide) -> usize {
         slide.first_shift[0].max(0) as usize * self.pitch + slide.first_shift[1].max(0) as usize
     }
+}
+
+/// Rows of an image in which every element of a patch has its offset.
+pub(super) trait Offsets: Copy + Sync {
+    /// From a patch's first element to that of a channel and a tap.
+    fn offset(&self, slide: &Slide, channel: usize, tap: usize) -> usize;
 
     /// Writes the offset of each `(channel, tap)`, in this order, into `offsets`.
-    pub fn fill_offsets(&self, slide: &Slide, offsets: &mut [usize]) {
+    fn fill_offsets(&self, slide: &Slide, offsets: &mut [usize]) {
         let taps = slide.taps.len();
         for (index, offset) in offsets.iter_mut().enumerate() {
-            let (channel, tap) = (index / taps, slide.taps[index % taps]);
-            let [row, column] = tap.shift;
-            *offset = channel * self.channel_len + tap.phase * self.phase_len + row * self.pitch + column;
+            *offset = self.offset(slide, index / taps, index % taps);
         }
+    }
+}
+
+impl Offsets for BandLayout {
+    fn offset(&self, slide: &Slide, channel: usize, tap: usize) -> usize {
+        let tap = slide.taps[tap];
+        let [row, column] = tap.shift;
+        channel * self.channel_len + tap.phase * self.phase_len + row * self.pitch + column
     }
 }
 

@@ -5,6 +5,7 @@
 //! tasks       image, group, block of output channels, band of rows: each writes its own outputs
 //! ```
 
+use super::band::Offsets;
 use super::blocking::Blocking;
 use super::slide::Slide;
 use crate::activation::Activation;
@@ -39,31 +40,67 @@ impl Call<'_> {
     }
 }
 
+/// Where patches are read from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Source<B> {
+    /// The image itself.
+    InPlace(B),
+    /// A padded copy of a few rows.
+    Band(B),
+    /// The image itself, every element by its own computation: for windows so sparse that a band would be huge.
+    Gather,
+}
+
 /// How a call is cut. Every cut is between outputs, or between blocks of `k` whose chains continue.
-pub(super) trait Cut: Sync {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut<B, O> {
     /// Results of the slide, down and along.
-    fn grid(&self) -> [usize; 2];
-    /// Tasks of the call.
-    fn tasks(&self) -> usize;
-    /// Elements of a slot's scratch.
-    fn scratch_len(&self) -> usize;
+    pub grid: [usize; 2],
+    pub source: Source<B>,
+    /// Input channels of a block, and the number of blocks.
+    pub channel_block: usize,
+    pub channel_blocks: usize,
+    /// Blocks of panels.
+    pub panel_blocks: usize,
+    /// Bands of rows, or of pixels.
+    pub bands: usize,
+    pub tasks: usize,
     /// Elements of the table of offsets.
-    fn table_len(&self) -> usize;
-    /// Fills the table.
-    fn fill_offsets(&self, slide: &Slide, table: &mut [usize]);
+    pub table_len: usize,
+    /// Elements of the three parts of a slot's scratch.
+    pub sums_len: usize,
+    pub band_len: usize,
+    pub tiles_len: usize,
+    /// What one engine alone cuts.
+    pub own: O,
+}
+
+impl<B, O> Cut<B, O> {
+    /// Elements of a slot's scratch.
+    pub fn scratch_len(&self) -> usize {
+        self.sums_len.saturating_add(self.band_len).saturating_add(self.tiles_len)
+    }
 }
 
 /// A slide with packed weights, and how its results are computed.
 pub(super) trait Engine: Sync + Sized {
-    /// How it cuts a call.
-    type Cut: Cut;
+    /// The rows that patches are read from.
+    type Band: Offsets;
+    /// What it alone cuts.
+    type Own: Sync;
 
     fn slide(&self) -> &Slide;
     fn groups(&self) -> usize;
     fn blocking(&self) -> &Blocking;
 
     /// Cuts a call for so many threads.
-    fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Self::Cut;
+    fn cut(
+        &self,
+        batch: usize,
+        in_size: [usize; 2],
+        out_size: [usize; 2],
+        threads: usize,
+    ) -> Cut<Self::Band, Self::Own>;
 
     /// Computes a task on a slot that no other running task has.
     fn compute(context: &Context<'_, Self>, task: usize, slot: usize);
@@ -71,24 +108,26 @@ pub(super) trait Engine: Sync + Sized {
     /// Scratch of a call, in elements.
     fn workspace_len(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], slots: usize) -> usize {
         let cut = self.cut(batch, in_size, out_size, slots);
-        let table = LINE + split_indices::len(cut.table_len());
-        slots.min(cut.tasks().max(1)).saturating_mul(cut.scratch_len()).saturating_add(table)
+        let table = LINE + split_indices::len(cut.table_len);
+        slots.min(cut.tasks.max(1)).saturating_mul(cut.scratch_len()).saturating_add(table)
     }
 
     /// Computes every result of the slide.
     fn run(&self, call: Call<'_>) {
         let Call { batch, input, in_size, output, out_size, post, workspace, slots, parallelism } = call;
         let cut = self.cut(batch, in_size, out_size, slots);
-        if cut.grid().contains(&0) {
+        if cut.grid.contains(&0) {
             return;
         }
-        let (table, scratch) = split_indices::split(aligned(workspace), cut.table_len());
-        cut.fill_offsets(self.slide(), table);
-        debug_assert!(scratch.len() >= slots.min(cut.tasks()) * cut.scratch_len());
-        let tasks = cut.tasks();
+        let (table, scratch) = split_indices::split(aligned(workspace), cut.table_len);
+        if let Source::InPlace(band) | Source::Band(band) = &cut.source {
+            band.fill_offsets(self.slide(), table);
+        }
+        debug_assert!(scratch.len() >= slots.min(cut.tasks) * cut.scratch_len());
+        let tasks = cut.tasks;
         let flops = 2.0
             * (batch * self.groups() * self.slide().out_channels * self.slide().depth()) as f64
-            * cut.grid().iter().product::<usize>() as f64;
+            * cut.grid.iter().product::<usize>() as f64;
         let context = Context {
             plan: self,
             cut,
@@ -111,7 +150,7 @@ pub(super) trait Engine: Sync + Sized {
 /// What the tasks of a call share.
 pub(super) struct Context<'a, E: Engine> {
     pub plan: &'a E,
-    pub cut: E::Cut,
+    pub cut: Cut<E::Band, E::Own>,
     pub input: &'a [f32],
     pub in_size: [usize; 2],
     pub output: *mut f32,

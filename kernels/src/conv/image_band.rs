@@ -8,7 +8,7 @@
 //! NCHW: [channel][row][column]        NHWC: [row][column][channel], only the channels of the block
 //! ```
 
-use super::band::{copy_run, zero_run};
+use super::band::{Offsets, copy_run, zero_run};
 use super::slide::Slide;
 use super::spec::Layout;
 use crate::simd::Simd;
@@ -63,21 +63,6 @@ impl ImageBand {
     pub fn origin(&self, slide: &Slide) -> usize {
         slide.first_shift[0].max(0) as usize * slide.stride[0] * self.row_step
             + slide.first_shift[1].max(0) as usize * slide.stride[1] * self.column_step
-    }
-
-    /// The distance of `(channel, tap)` from the start of its window.
-    pub fn offset(&self, slide: &Slide, channel: usize, tap: usize) -> usize {
-        let tap = slide.taps[tap];
-        let at = |axis: usize| tap.shift[axis] * slide.stride[axis] + slide.phases[tap.phase][axis];
-        channel * self.channel_step + at(0) * self.row_step + at(1) * self.column_step
-    }
-
-    /// Writes the offset of each `(channel, tap)`, in this order.
-    pub fn fill_offsets(&self, slide: &Slide, offsets: &mut [usize]) {
-        let taps = slide.taps.len();
-        for (index, offset) in offsets.iter_mut().enumerate() {
-            *offset = self.offset(slide, index / taps, index % taps);
-        }
     }
 
     /// Copies the rows for the windows from `first_row` on.
@@ -141,5 +126,13 @@ impl ImageBand {
                 }
             }
         }
+    }
+}
+
+impl Offsets for ImageBand {
+    fn offset(&self, slide: &Slide, channel: usize, tap: usize) -> usize {
+        let tap = slide.taps[tap];
+        let at = |axis: usize| tap.shift[axis] * slide.stride[axis] + slide.phases[tap.phase][axis];
+        channel * self.channel_step + at(0) * self.row_step + at(1) * self.column_step
     }
 }

@@ -19,6 +19,7 @@
 //! Each gradient is one chain over all pixels of the batch in order, whatever the blocks.
 
 use super::algorithm::BackwardWeightsCall;
+use super::band::Offsets as _;
 use super::blocking::Blocking;
 use super::border;
 use super::channel_tile::{ChannelTile, MAX_ROWS, Products, panel_vectors};

@@ -21,7 +21,7 @@ mod patches;
 
 use super::blocking::{Blocking, MOST_THREADS};
 use super::channel_tile::{ChannelTile, MAX_ROWS, panel_vectors};
-use super::engine::{self, Context, Cut as _, Engine};
+use super::engine::{Context, Cut, Engine, Source};
 use super::image_band::ImageBand;
 use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
@@ -51,53 +51,6 @@ pub(super) struct ChannelLanes {
     /// Elements of a panel's row, and of the last panel's.
     panel_len: usize,
     packed: Workspace,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Cut {
-    grid: [usize; 2],
-    source: Source,
-    channel_block: usize,
-    channel_blocks: usize,
-    panel_blocks: usize,
-    bands: usize,
-    tasks: usize,
-    table_len: usize,
-    sums_len: usize,
-    band_len: usize,
-    tiles_len: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Source {
-    InPlace(ImageBand),
-    Band(ImageBand),
-    Gather,
-}
-
-impl engine::Cut for Cut {
-    fn grid(&self) -> [usize; 2] {
-        self.grid
-    }
-
-    fn tasks(&self) -> usize {
-        self.tasks
-    }
-
-    fn scratch_len(&self) -> usize {
-        self.sums_len.saturating_add(self.band_len).saturating_add(self.tiles_len)
-    }
-
-    fn table_len(&self) -> usize {
-        self.table_len
-    }
-
-    fn fill_offsets(&self, slide: &Slide, table: &mut [usize]) {
-        match self.source {
-            Source::InPlace(band) | Source::Band(band) => band.fill_offsets(slide, table),
-            Source::Gather => {}
-        }
-    }
 }
 
 impl ChannelLanes {
@@ -144,7 +97,8 @@ impl ChannelLanes {
 }
 
 impl Engine for ChannelLanes {
-    type Cut = Cut;
+    type Band = ImageBand;
+    type Own = ();
 
     fn slide(&self) -> &Slide {
         &self.slide
@@ -162,7 +116,7 @@ impl Engine for ChannelLanes {
         dispatch(context.plan.isa, Task { context, task, slot });
     }
 
-    fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut {
+    fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut<ImageBand, ()> {
         let (slide, blocking) = (&self.slide, &self.blocking);
         let grid = [slide.grid(0, out_size[0]), slide.grid(1, out_size[1])];
         let taps = slide.taps.len();
@@ -239,6 +193,7 @@ impl Engine for ChannelLanes {
             sums_len: round_up(pixels.saturating_mul(block_lanes(panel_blocks))),
             band_len: if let Source::Band(band) = source { band.len.next_multiple_of(LINE) } else { 0 },
             tiles_len: if packs { round_up(pixels.saturating_mul(depth)) } else { 0 },
+            own: (),
         }
     }
 }

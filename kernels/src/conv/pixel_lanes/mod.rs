@@ -29,7 +29,7 @@ mod tile;
 
 use super::band::{BandLayout, fill_channel};
 use super::blocking::{Blocking, MOST_THREADS};
-use super::engine::{self, Context, Cut as _, Engine};
+use super::engine::{Context, Cut, Engine, Source};
 use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
 use super::slide::Slide;
@@ -85,66 +85,15 @@ pub(super) struct PixelLanes {
     packed: Workspace,
 }
 
-/// How a call is cut.
+/// How pixels are cut.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cut {
-    grid: [usize; 2],
-    source: Source,
-    /// Input channels of a block, and the number of blocks.
-    channel_block: usize,
-    channel_blocks: usize,
-    /// Blocks of panels.
-    panel_blocks: usize,
-    /// Pixels that no cut parts, the number of such units, and of the bands that share them.
+pub(super) struct PixelCut {
+    /// Pixels that no cut parts, and the number of such units, which the bands share.
     unit: usize,
     units: usize,
-    bands: usize,
-    tasks: usize,
     /// Tiles that meet a panel one after the other, so that neighbouring results are written together.
     strip_tiles: usize,
     rows: TileRows,
-    /// Elements of the table of offsets.
-    table_len: usize,
-    /// Elements of the three parts of a slot's scratch.
-    sums_len: usize,
-    band_len: usize,
-    tile_len: usize,
-}
-
-/// Where patches are read from.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Source {
-    /// The image itself.
-    InPlace(BandLayout),
-    /// A padded copy of a few rows.
-    Band(BandLayout),
-    /// The image itself, every element by its own computation: for windows so sparse that a band would be huge.
-    Gather,
-}
-
-impl engine::Cut for Cut {
-    fn grid(&self) -> [usize; 2] {
-        self.grid
-    }
-
-    fn tasks(&self) -> usize {
-        self.tasks
-    }
-
-    fn scratch_len(&self) -> usize {
-        self.sums_len.saturating_add(self.band_len).saturating_add(self.tile_len)
-    }
-
-    fn table_len(&self) -> usize {
-        self.table_len
-    }
-
-    fn fill_offsets(&self, slide: &Slide, table: &mut [usize]) {
-        match self.source {
-            Source::InPlace(layout) | Source::Band(layout) => layout.fill_offsets(slide, table),
-            Source::Gather => {}
-        }
-    }
 }
 
 impl PixelLanes {
@@ -172,7 +121,8 @@ impl PixelLanes {
 }
 
 impl Engine for PixelLanes {
-    type Cut = Cut;
+    type Band = BandLayout;
+    type Own = PixelCut;
 
     fn slide(&self) -> &Slide {
         &self.slide
@@ -190,7 +140,13 @@ impl Engine for PixelLanes {
         dispatch(context.plan.isa, Task { context, task, slot });
     }
 
-    fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut {
+    fn cut(
+        &self,
+        batch: usize,
+        in_size: [usize; 2],
+        out_size: [usize; 2],
+        threads: usize,
+    ) -> Cut<BandLayout, PixelCut> {
         let (slide, blocking) = (&self.slide, &self.blocking);
         let tile_pixels = NV * self.isa.lanes();
         let grid = [slide.grid(0, out_size[0]), slide.grid(1, out_size[1])];
@@ -297,16 +253,13 @@ impl Engine for PixelLanes {
             channel_block,
             channel_blocks,
             panel_blocks,
-            unit,
-            units,
             bands,
             tasks: images * panel_blocks * bands,
             table_len: if source == Source::Gather { 0 } else { depth },
             sums_len: sums_len.next_multiple_of(LINE),
             band_len,
-            tile_len: if packs { (strip_tiles * depth * tile_pixels + MAX_PIXELS).next_multiple_of(LINE) } else { 0 },
-            strip_tiles,
-            rows,
+            tiles_len: if packs { (strip_tiles * depth * tile_pixels + MAX_PIXELS).next_multiple_of(LINE) } else { 0 },
+            own: PixelCut { unit, units, strip_tiles, rows },
         }
     }
 }
@@ -336,20 +289,20 @@ impl Job for Task<'_> {
 
         let [_, columns] = cut.grid;
         let pixels = cut.grid[0] * columns;
-        let band = share(cut.units, cut.bands, band);
-        let (first_pixel, last_pixel) = (band.start * cut.unit, (band.end * cut.unit).min(pixels));
+        let band = share(cut.own.units, cut.bands, band);
+        let (first_pixel, last_pixel) = (band.start * cut.own.unit, (band.end * cut.own.unit).min(pixels));
         let first_row = first_pixel / columns;
-        let (TileRows::Flat { pitch } | TileRows::Aligned { pitch, .. } | TileRows::Broken { pitch }) = cut.rows;
-        let tiles = cut.rows.tiles(last_pixel - first_pixel, columns, tile_pixels);
+        let (TileRows::Flat { pitch } | TileRows::Aligned { pitch, .. } | TileRows::Broken { pitch }) = cut.own.rows;
+        let tiles = cut.own.rows.tiles(last_pixel - first_pixel, columns, tile_pixels);
         // Im2col tiles run through the results alone, direct tiles mostly through the band as it lies in memory.
         let in_band = matches!(cut.source, Source::Band(_)) && !plan.im2col;
-        let broken = matches!(cut.rows, TileRows::Broken { .. });
+        let broken = matches!(cut.own.rows, TileRows::Broken { .. });
         let flat_pixels = match in_band && !broken {
             true => ((last_pixel - first_pixel) / columns - 1) * pitch + columns,
             false => last_pixel - first_pixel,
         };
         // Where a tile starts, and how long it is.
-        let span = |tile: usize| match cut.rows {
+        let span = |tile: usize| match cut.own.rows {
             TileRows::Flat { .. } | TileRows::Broken { .. } => {
                 let flat = tile * tile_pixels;
                 (flat, (flat_pixels - flat).min(tile_pixels))
@@ -412,7 +365,7 @@ impl Job for Task<'_> {
             };
             let mut strip = 0;
             while strip < tiles {
-                let strip_tiles = cut.strip_tiles.min(tiles - strip);
+                let strip_tiles = cut.own.strip_tiles.min(tiles - strip);
                 // How many whole tiles from this one on follow each other on both sides.
                 let mut strip_counts = [0; MAX_STRIP];
                 let mut head = 0;
@@ -447,7 +400,7 @@ impl Job for Task<'_> {
                         continue;
                     }
                     let offsets = context.table.get(..depth).unwrap_or(&[]);
-                    // SAFETY: `tile_len` holds `depth` rows of each tile of a strip, and a row more.
+                    // SAFETY: `tiles_len` holds `depth` rows of each tile of a strip, and a row more.
                     unsafe {
                         let to = packed_tiles.add(t * packed_len);
                         match cut.source {
