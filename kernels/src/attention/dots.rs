@@ -6,7 +6,9 @@
 //! ```
 
 use super::call::{MR, QUERY_STRIDE, Rows, SCORE_STRIDE};
-use super::scores::{MAX_LANES, fold_rows};
+use super::rows::OfRows;
+use super::scores::{MAX_LANES, fold_lanes, fold_rows};
+use crate::simd::reduce::NARROW;
 use crate::simd::{Job, Simd};
 
 /// Scores of `M` queries where there are too few for packing keys to pay: the dimensions lie in the lanes.
@@ -30,6 +32,17 @@ pub(super) struct DotTile<const M: usize> {
 /// Keys whose sums are folded together.
 const FOLDED: usize = 8;
 
+impl OfRows for DotTile<MR> {
+    type Output = ();
+    type Of<const M: usize> = DotTile<M>;
+
+    #[inline(always)]
+    fn of_rows<const M: usize>(self) -> DotTile<M> {
+        let Self { q, k, v, dim, v_dim, keys, scores } = self;
+        DotTile { q, k, v, dim, v_dim, keys, scores }
+    }
+}
+
 impl<const M: usize> Job for DotTile<M> {
     type Output = ();
     #[inline(always)]
@@ -40,7 +53,7 @@ impl<const M: usize> Job for DotTile<M> {
             let mut sums = [[simd.zero(); FOLDED]; M];
             for key in first..self.keys.min(first + FOLDED) {
                 let row = self.k.at(key, 0);
-                let mut acc = [[simd.zero(); 4]; M];
+                let mut acc = [[simd.zero(); NARROW]; M];
                 // SAFETY: the job's contract; elements beyond `dim` are not read from the key.
                 unsafe {
                     let (ahead, value) = (self.k.at(key + self.keys, 0), self.v.at(key, 0));
@@ -72,14 +85,7 @@ impl<const M: usize> Job for DotTile<M> {
                     }
                 }
                 for i in 0..M {
-                    let mut half = vectors;
-                    while half > 1 {
-                        half /= 2;
-                        for v in 0..half {
-                            acc[i][v] = simd.add(acc[i][v], acc[i][v + half]);
-                        }
-                    }
-                    sums[i][key - first] = acc[i][0];
+                    sums[i][key - first] = fold_lanes(simd, acc[i]);
                 }
             }
             for i in 0..M {
@@ -94,23 +100,5 @@ impl<const M: usize> Job for DotTile<M> {
             }
             first += FOLDED;
         }
-    }
-}
-
-/// Scores of few rows, their number chosen at run time.
-///
-/// # Safety
-/// - The contract of [`DotTile`]; `rows` is 1 to `MR`.
-#[inline(always)]
-pub(super) unsafe fn dot_tile<S: Simd>(simd: S, rows: usize, tile: DotTile<MR>) {
-    let DotTile { q, k, v, dim, v_dim, keys, scores } = tile;
-    debug_assert!((1..=MR).contains(&rows));
-    match rows {
-        1 => simd.call(DotTile::<1> { q, k, v, dim, v_dim, keys, scores }),
-        2 => simd.call(DotTile::<2> { q, k, v, dim, v_dim, keys, scores }),
-        3 => simd.call(DotTile::<3> { q, k, v, dim, v_dim, keys, scores }),
-        4 => simd.call(DotTile::<4> { q, k, v, dim, v_dim, keys, scores }),
-        5 => simd.call(DotTile::<5> { q, k, v, dim, v_dim, keys, scores }),
-        _ => simd.call(tile),
     }
 }

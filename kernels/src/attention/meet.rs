@@ -10,13 +10,12 @@ use std::mem::MaybeUninit;
 
 use super::ahead::Ahead;
 use super::call::{MAX_BLOCK, MR, Rows, SCORE_STRIDE};
-use super::dots::{DotTile, dot_tile};
+use super::dots::DotTile;
 use super::dropout::{DropoutRow, mask_row};
 use super::forward::{Forward, Tile, Unit};
 use super::logits::Transform;
-use super::scores::{
-    Exponentials, MAX_LANES, ScoreTile, Seen, TileSeen, first_score, fold_lanes, fold_rows, score_tile,
-};
+use super::rows::by_rows;
+use super::scores::{Exponentials, MAX_LANES, ScoreTile, Seen, TileSeen, first_score, fold_lanes, fold_rows};
 use super::values::{Hidden, ScoreRows, SumEnds, ValueTile, value_tile};
 use crate::simd::reduce::NARROW;
 use crate::simd::{Simd, math};
@@ -87,8 +86,17 @@ impl Unit<'_> {
             let (at, end) = (first_score(simd, seen), seen.outer.end.next_multiple_of(16));
             let (keys, maxima_at) = (block.keys, maxima.as_mut_ptr());
             let factor = if plain {
-                let job = ScoreTile { q, packed, dim, keys, seen, scores, maxima: maxima_at, ahead };
-                score_tile::<S, true, SCORE_STRIDE>(simd, rows, job);
+                let job = ScoreTile::<MR, true, SCORE_STRIDE> {
+                    q,
+                    packed,
+                    dim,
+                    keys,
+                    seen,
+                    scores,
+                    maxima: maxima_at,
+                    ahead,
+                };
+                by_rows(simd, rows, job);
                 spec.scale * std::f32::consts::LOG2_E
             } else {
                 if few {
@@ -97,12 +105,21 @@ impl Unit<'_> {
                         let keys = block.step.min(keys - at);
                         let (k, v) = self.page(block, at);
                         let (q, scores) = (q.start, scores.add(at));
-                        dot_tile(simd, rows, DotTile { q, k, v, dim, v_dim: spec.v_dim, keys, scores });
+                        by_rows(simd, rows, DotTile { q, k, v, dim, v_dim: spec.v_dim, keys, scores });
                         at += block.step;
                     }
                 } else {
-                    let job = ScoreTile { q, packed, dim, keys, seen, scores, maxima: maxima_at, ahead };
-                    score_tile::<S, false, SCORE_STRIDE>(simd, rows, job);
+                    let job = ScoreTile::<MR, false, SCORE_STRIDE> {
+                        q,
+                        packed,
+                        dim,
+                        keys,
+                        seen,
+                        scores,
+                        maxima: maxima_at,
+                        ahead,
+                    };
+                    by_rows(simd, rows, job);
                 }
                 let mut lanes = [simd.splat(f32::NEG_INFINITY); MR];
                 for i in 0..rows {

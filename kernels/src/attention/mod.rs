@@ -44,6 +44,7 @@ mod merge;
 mod pack;
 mod plan;
 mod ragged;
+mod rows;
 mod scores;
 mod spec;
 mod values;

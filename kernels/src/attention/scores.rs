@@ -10,6 +10,7 @@
 use super::ahead::{Ahead, PIECE};
 use super::call::{MAX_PANEL, MR, SCORE_STRIDE};
 use super::pack::panel_vectors;
+use super::rows::OfRows;
 use crate::gemm::lhs::ContiguousRows;
 use crate::gemm::micro::{multiply, multiply_with_tail};
 use crate::gemm::rhs::StridedRhs;
@@ -131,10 +132,12 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> Job for ScoreTile<'_
     }
 }
 
-impl<'a, const MASK: bool, const STRIDE: usize> ScoreTile<'a, MR, MASK, STRIDE> {
-    /// The first `M` rows.
+impl<'a, const MASK: bool, const STRIDE: usize> OfRows for ScoreTile<'a, MR, MASK, STRIDE> {
+    type Output = ();
+    type Of<const M: usize> = ScoreTile<'a, M, MASK, STRIDE>;
+
     #[inline(always)]
-    pub fn of_rows<const M: usize>(self) -> ScoreTile<'a, M, MASK, STRIDE> {
+    fn of_rows<const M: usize>(self) -> ScoreTile<'a, M, MASK, STRIDE> {
         let Self { q, packed, dim, keys, seen, scores, maxima, ahead } = self;
         ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead }
     }
@@ -367,25 +370,4 @@ pub(super) fn fold_lanes<S: Simd>(simd: S, mut lanes: [S::F; NARROW]) -> S::F {
         }
     }
     lanes[0]
-}
-
-/// Scores of a tile whose number of rows is chosen at run time.
-///
-/// # Safety
-/// - The contract of [`ScoreTile`]; `rows` is 1 to `MR`.
-#[inline(always)]
-pub(super) unsafe fn score_tile<S: Simd, const MASK: bool, const STRIDE: usize>(
-    simd: S,
-    rows: usize,
-    tile: ScoreTile<'_, MR, MASK, STRIDE>,
-) {
-    debug_assert!((1..=MR).contains(&rows));
-    match rows {
-        1 => simd.call(tile.of_rows::<1>()),
-        2 => simd.call(tile.of_rows::<2>()),
-        3 => simd.call(tile.of_rows::<3>()),
-        4 => simd.call(tile.of_rows::<4>()),
-        5 => simd.call(tile.of_rows::<5>()),
-        _ => simd.call(tile),
-    }
 }

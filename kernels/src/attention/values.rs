@@ -3,6 +3,7 @@
 use super::ahead::{Ahead, PIECE};
 use super::call::{MAX_PANEL, MR, Rows};
 use super::pack::panel_vectors;
+use super::rows::{OfRows, by_rows};
 use super::scores::Seen;
 use crate::gemm::lhs::LhsAddress;
 use crate::gemm::micro::{multiply, multiply_masked, multiply_with_tail};
@@ -107,8 +108,10 @@ pub(super) struct ValueTile<'a, L, const M: usize> {
     pub ahead: &'a mut Ahead,
 }
 
-impl<'a, L> ValueTile<'a, L, MR> {
-    /// The first `M` rows.
+impl<'a, L: Weights> OfRows for ValueTile<'a, L, MR> {
+    type Output = bool;
+    type Of<const M: usize> = ValueTile<'a, L, M>;
+
     #[inline(always)]
     fn of_rows<const M: usize>(self) -> ValueTile<'a, L, M> {
         let Self { weights, values, seen, dim, ends, careful, ahead } = self;
@@ -344,14 +347,7 @@ pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile:
         }
         return finite;
     }
-    match rows {
-        1 => simd.call(tile.of_rows::<1>()),
-        2 => simd.call(tile.of_rows::<2>()),
-        3 => simd.call(tile.of_rows::<3>()),
-        4 => simd.call(tile.of_rows::<4>()),
-        5 => simd.call(tile.of_rows::<5>()),
-        _ => simd.call(tile),
-    }
+    by_rows(simd, rows, tile)
 }
 
 /// Writes `columns` elements of each row, from element `at` on, `step` apart. A function of its own: outputs whose elements

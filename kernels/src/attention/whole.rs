@@ -13,6 +13,7 @@ use super::ahead::{self, Ahead};
 use super::call::{MR, QUERY_STRIDE, SCORE_STRIDE, block_keys};
 use super::forward::{Forward, Tile, Unit};
 use super::pack::pack_transposed;
+use super::rows::{OfRows, by_rows};
 use super::scores::{
     MAX_LANES, ScoreTile, Seen, TileSeen, copy_query, exponentials, first_score, fold_lanes, fold_rows,
 };
@@ -36,8 +37,10 @@ struct WeightTile<'a, const M: usize> {
     totals: &'a mut Totals,
 }
 
-impl<'a> WeightTile<'a, MR> {
-    /// The first `M` rows.
+impl<'a> OfRows for WeightTile<'a, MR> {
+    type Output = ();
+    type Of<const M: usize> = WeightTile<'a, M>;
+
     #[inline(always)]
     fn of_rows<const M: usize>(self) -> WeightTile<'a, M> {
         WeightTile { scores: self.scores.of_rows(), factor: self.factor, totals: self.totals }
@@ -135,7 +138,7 @@ impl Unit<'_> {
                         ahead: &mut ahead,
                     };
                     let factor = spec.scale * std::f32::consts::LOG2_E;
-                    weight_tile(simd, tile.count, WeightTile { scores, factor, totals: &mut totals });
+                    by_rows(simd, tile.count, WeightTile { scores, factor, totals: &mut totals });
                     let found = (totals.maxima.as_ptr(), &totals.sums);
                     let out = Some(self.outputs_of(simd, &tile, found, spec.scale, 1.0));
                     let job = ValueTile {
@@ -194,22 +197,5 @@ impl Unit<'_> {
             }
         }
         ContiguousRows { start: queries, row_stride: QUERY_STRIDE as isize }
-    }
-}
-
-/// Weights of a tile whose number of rows is chosen at run time.
-///
-/// # Safety
-/// - The contract of [`WeightTile`]; `rows` is 1 to `MR`.
-#[inline(always)]
-unsafe fn weight_tile<S: Simd>(simd: S, rows: usize, tile: WeightTile<'_, MR>) {
-    debug_assert!((1..=MR).contains(&rows));
-    match rows {
-        1 => simd.call(tile.of_rows::<1>()),
-        2 => simd.call(tile.of_rows::<2>()),
-        3 => simd.call(tile.of_rows::<3>()),
-        4 => simd.call(tile.of_rows::<4>()),
-        5 => simd.call(tile.of_rows::<5>()),
-        _ => simd.call(tile),
     }
 }

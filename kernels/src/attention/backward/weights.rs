@@ -10,10 +10,11 @@ use std::mem::MaybeUninit;
 use super::layout::{MAX_KEYS, ROW_NUMBERS, STRIDE};
 use super::{Backward, KeyBlock, RowBlock, Unit};
 use crate::attention::ahead::Ahead;
-use crate::attention::call::{MAX_BLOCK, MAX_PANEL, Rows};
+use crate::attention::call::{MAX_BLOCK, MAX_PANEL, MR, Rows};
 use crate::attention::dropout::{DropoutRow, mask_row};
 use crate::attention::logits::Transform;
-use crate::attention::scores::{ScoreTile, Seen, TileSeen, first_score, score_tile, seen_lanes};
+use crate::attention::rows::by_rows;
+use crate::attention::scores::{ScoreTile, Seen, TileSeen, first_score, seen_lanes};
 use crate::attention::values::HIDDEN;
 use crate::gemm::lhs::ContiguousRows;
 use crate::simd::{Job, Simd, math};
@@ -67,12 +68,12 @@ impl<'a> Unit<'a> {
                 let (dim, packed, scores, to) =
                     (spec.head_dim, scratch.add(layout.packed_k), weights, maxima.as_mut_ptr());
                 let q = in_place(&rows.q);
-                let job = ScoreTile { q, packed, dim, keys, seen, scores, maxima: to, ahead };
-                score_tile::<S, false, STRIDE>(simd, count, job);
+                let job = ScoreTile::<MR, false, STRIDE> { q, packed, dim, keys, seen, scores, maxima: to, ahead };
+                by_rows(simd, count, job);
                 let (dim, packed, scores) = (spec.v_dim, scratch.add(layout.packed_v), gradients);
                 let q = in_place(&rows.dout);
-                let job = ScoreTile { q, packed, dim, keys, seen, scores, maxima: to, ahead };
-                score_tile::<S, false, STRIDE>(simd, count, job);
+                let job = ScoreTile::<MR, false, STRIDE> { q, packed, dim, keys, seen, scores, maxima: to, ahead };
+                by_rows(simd, count, job);
             }
             // Tiles of keys that this tile sees in part reach a few keys further, whose weights count as zeros. Marked after
             // the scores, which are stored by whole vectors.
