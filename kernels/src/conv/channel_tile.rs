@@ -9,6 +9,7 @@
 //!
 //! Rows are pixels where outputs are computed, and pairs of an input channel and a tap where weights' gradients are.
 
+use super::sums::{load_sums, store_sums};
 use crate::simd::{Isa, Job, Simd};
 
 /// Rows of a tile: as many row addresses as the general registers hold.
@@ -93,18 +94,10 @@ impl<P: Products, const ROWS: usize, const V: usize> Job for FixedTile<P, ROWS, 
         // SAFETY: the contract of `ChannelTile::multiply`.
         unsafe {
             if !first {
-                for i in 0..ROWS {
-                    for v in 0..V {
-                        acc[i][v] = simd.load(sums.add(i * row_len + v * S::LANES));
-                    }
-                }
+                acc = load_sums(simd, sums, row_len);
             }
             products.add_to(simd, &mut acc);
-            for i in 0..ROWS {
-                for v in 0..V {
-                    simd.store(sums.add(i * row_len + v * S::LANES), acc[i][v]);
-                }
-            }
+            store_sums(simd, &acc, sums, row_len);
         }
     }
 }

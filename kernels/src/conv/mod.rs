@@ -34,6 +34,7 @@ mod pixel_lanes;
 mod plan;
 mod slide;
 mod spec;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod transposed;

@@ -67,16 +67,16 @@ impl RawEpilogue {
     };
 
     pub fn new(epilogue: &Epilogue<'_>) -> Self {
-        let null = std::ptr::null();
-        let (row_bias, column_bias) = match epilogue.bias {
-            Bias::None => (null, null),
-            Bias::Rows(bias) => (bias.as_ptr(), null),
-            Bias::Columns(bias) => (null, bias.as_ptr()),
-        };
-        let residual = epilogue
-            .residual
-            .map_or(Matrix { start: null, row_stride: 0, column_stride: 0 }, |view| Matrix::new(&view));
-        Self { row_bias, column_bias, residual, activation: epilogue.activation }
+        let mut raw = Self { activation: epilogue.activation, ..Self::NOTHING };
+        match epilogue.bias {
+            Bias::None => {}
+            Bias::Rows(bias) => raw.row_bias = bias.as_ptr(),
+            Bias::Columns(bias) => raw.column_bias = bias.as_ptr(),
+        }
+        if let Some(residual) = &epilogue.residual {
+            raw.residual = Matrix::new(residual);
+        }
+        raw
     }
 
     /// Whether outputs stay as they are.

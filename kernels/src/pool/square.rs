@@ -12,8 +12,8 @@
 //! ```
 //!
 //! With [`super::nchw`], which any window fits, a row costs a strip that is written and read at other places, and choices
-//! that are made again for each: the pooling was a quarter of LeNet-5's time
-//! for 64 images, and is a tenth (Zen 4, AVX-512, one thread).
+//! that are made again for each: the pooling was a quarter of LeNet-5's time for 64 images, and is a tenth (Zen 4, AVX-512,
+//! one thread).
 
 use super::MaxOrNan;
 use super::spec::Geometry;

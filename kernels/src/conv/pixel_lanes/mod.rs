@@ -15,8 +15,9 @@
 //! Direct copies nothing per tap, and its loads are not aligned. Its tiles follow the rows of the band one by one where
 //! rows are as good as whole vectors; else a vector that meets the end of a row is read in two pieces, or, where rows are
 //! shorter than a vector, tiles compute the few pixels between the end of one row and the start of the next. Im2col packs
-//! each patch once per block of output channels; those of a single tap of stride 1 are runs of the image, which the first panel reads where they are and packs for the
-//! others. The patch matrix as a whole never exists. Both sum in the order of `ic, kh, kw`, so they give the same bits.
+//! each patch once per block of output channels; those of a single tap of stride 1 are runs of the image, which the first
+//! panel reads where they are and packs for the others. The patch matrix as a whole never exists. Both sum in the order of
+//! `ic, kh, kw`, so they give the same bits.
 //!
 //! Sources: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for document
 //! processing" (2006) for im2col; J. Zhang, F. Franchetti, T. M. Low, "High performance zero-memory-overhead direct

@@ -9,6 +9,7 @@
 //! finding a tile's place takes a tenth of its time.
 
 use super::{MAX_ROWS, NV};
+use crate::conv::sums::{load_sums, store_sums};
 use crate::gemm::lhs::PackedPanel;
 use crate::gemm::micro::multiply;
 use crate::gemm::rhs::{BrokenRhs, OffsetRhs, PackingRhs, RhsAddress, StridedRhs};
@@ -212,22 +213,14 @@ impl<R: Onward, const ROWS: usize, const V: usize> Job for FixedTiles<R, ROWS, V
             // SAFETY: the contract of `Tile::multiply`.
             unsafe {
                 if !first {
-                    for i in 0..ROWS {
-                        for v in 0..V {
-                            acc[i][v] = simd.load(sums.add(i * row_len + v * S::LANES));
-                        }
-                    }
+                    acc = load_sums(simd, sums, row_len);
                 }
                 multiply(simd, &mut acc, PackedPanel::<ROWS>(lhs), rhs, depth);
                 if let Some(whole) = &mut whole {
                     whole.write(simd, &acc);
                     whole.output = whole.output.wrapping_add(row_len);
                 } else {
-                    for i in 0..ROWS {
-                        for v in 0..V {
-                            simd.store(sums.add(i * row_len + v * S::LANES), acc[i][v]);
-                        }
-                    }
+                    store_sums(simd, &acc, sums, row_len);
                 }
             }
             rhs = rhs.onward(rhs_step);
