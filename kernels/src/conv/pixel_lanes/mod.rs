@@ -394,10 +394,7 @@ impl Job for Task<'_> {
                         head = t;
                     }
                     strip_counts[head] += 1;
-                    if in_band {
-                        continue;
-                    }
-                    if packs_on_the_way && len == tile_pixels {
+                    if in_band || packs_on_the_way && len == tile_pixels {
                         continue;
                     }
                     let offsets = context.table.get(..depth).unwrap_or(&[]);
@@ -444,7 +441,8 @@ impl Job for Task<'_> {
                         let count = if !fresh && (whole.is_some() || !last) { strip_counts[t].max(1) } else { 1 };
                         // SAFETY: the panel holds `rows` rows of the whole depth; the tile's right-hand rows are in the
                         // band (which has a tile to spare at its end) or in the packed tile, or in the image, which has all
-                        // of a whole tile's pixels; the sums hold the tile; the channels are those of the image, the places lie in its plane. So it is for every tile.
+                        // of a whole tile's pixels; the sums hold the tile; the channels are those of the image, the
+                        // places lie in its plane. So it is for every tile.
                         unsafe {
                             if vectors.is_broken {
                                 let starts = vectors.starts.map(|start| source.wrapping_add(start));
