@@ -3,6 +3,7 @@
 use kernels::gemm::{Bias, Epilogue, Gemm, PackedLhs, PackedRhs, gemm, workspace_len};
 use kernels::linear::{Gradients, Linear};
 use kernels::{Activation, Error, Isa, Parallelism, View, ViewMut, Workspace, reference};
+use tests::guard::{Guarded, POISON, SENTINEL, Side};
 
 /// Numbers that follow from a seed.
 struct Random(u64);
@@ -48,6 +49,42 @@ fn integer_products_are_exactly_the_references() {
                     let mut view = ViewMut::new(&mut out, [m, n]).unwrap();
                     options.run_packed_rhs(a, &packed, &mut view, &mut workspace, Parallelism::Serial).unwrap();
                     assert_eq!(out, expected, "{m}x{n}x{k} {isa} packed rhs");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_read_and_write_what_is_theirs() {
+    let mut random = Random(5);
+    let [mut lhs_memory, mut rhs_memory, mut out_memory, mut workspace_memory] = [(); 4].map(|()| Guarded::default());
+    let thin = (1..=17).flat_map(|thin| [[thin, 83, 41], [83, thin, 41], [thin, 16, 16], [16, thin, 131]]);
+    for [m, n, k] in thin.chain([[40, 70, 30], [29, 100, 300]]) {
+        let (lhs, rhs) = (random.integers(m * k), random.integers(k * n));
+        for (lhs_columns, rhs_columns) in [(false, false), (false, true), (true, false), (true, true)] {
+            // The same numbers, as matrices whose rows or whose columns are contiguous.
+            let strides = |columns: bool, [rows, row]: [usize; 2]| if columns { [1, rows] } else { [row, 1] };
+            let (a_strides, b_strides) = (strides(lhs_columns, [m, k]), strides(rhs_columns, [k, n]));
+            let mut expected = vec![0.0f32; m * n];
+            for i in 0..m {
+                for j in 0..n {
+                    let term =
+                        |l: usize| lhs[i * a_strides[0] + l * a_strides[1]] * rhs[l * b_strides[0] + j * b_strides[1]];
+                    expected[i * n + j] = (0..k).map(term).sum();
+                }
+            }
+            for isa in Isa::available() {
+                for side in [Side::Left, Side::Right] {
+                    let signed = |strides: [usize; 2]| strides.map(|stride| stride as isize);
+                    let a = View::strided(lhs_memory.copy(&lhs, side), 0, [m, k], signed(a_strides)).unwrap();
+                    let b = View::strided(rhs_memory.copy(&rhs, side), 0, [k, n], signed(b_strides)).unwrap();
+                    let out = out_memory.filled(m * n, side, SENTINEL);
+                    let workspace = workspace_memory.filled(workspace_len(m, n, k, 1).unwrap(), side, POISON);
+                    let mut view = ViewMut::new(out, [m, n]).unwrap();
+                    let options = Gemm { isa: Some(isa), ..Gemm::default() };
+                    options.run(a, b, &mut view, workspace, Parallelism::Serial).unwrap();
+                    assert_eq!(out, expected, "{m}x{n}x{k} {a_strides:?} {b_strides:?} {isa} {side:?}");
                 }
             }
         }

@@ -51,6 +51,8 @@ pub(crate) struct Blocking {
     pub thin_columns: usize,
     /// Up to so many floats, an operand with contiguous rows or columns is read in place: it stays in L1.
     pub in_place: usize,
+    /// Up to so many floats, an operand that few rows meet in place stays in L2, and is met at its whole depth.
+    pub near: usize,
     /// The speed that estimates of the running time assume.
     pub gflops: f64,
 }
@@ -67,6 +69,7 @@ const ZEN3: Blocking = Blocking {
     thin_rows: 12,
     thin_columns: 128,
     in_place: 4096,
+    near: 96 << 10,
     gflops: 100.0,
 };
 

@@ -25,6 +25,7 @@ mod ahead;
 mod blocking;
 mod driver;
 mod epilogue;
+mod few_rows;
 pub(crate) mod lhs;
 pub(crate) mod micro;
 mod pack;
@@ -107,6 +108,11 @@ pub fn gemm(lhs: View<'_, f32, 2>, rhs: View<'_, f32, 2>, out: &mut ViewMut<'_, 
     let isa = chosen(None)?;
     let product = options.product(Input::Matrix(lhs), Input::Matrix(rhs), out, isa)?.oriented();
     let parallelism = Parallelism::Current.for_seconds(product.seconds(blocking));
+    if let Some(few) = few_rows::suiting(&product) {
+        // SAFETY: `product` has been checked against the views, which are borrowed until the end of the call.
+        unsafe { few_rows::run(&few, isa, parallelism) };
+        return Ok(());
+    }
     let threads = parallelism.threads();
     let plan = driver::plan(&product, isa, blocking, threads);
     let mut workspace = Workspace::with_len(plan.least_workspace() + (threads - 1) * plan.private)?;
@@ -332,6 +338,11 @@ impl Gemm<'_> {
         if let Some(plan) = driver::small_plan(&product, isa, blocking) {
             // SAFETY: the product has been checked against views that are borrowed until the end of the call.
             unsafe { driver::run_at_once(&product, &plan, isa) };
+            return Ok(());
+        }
+        if let Some(few) = few_rows::suiting(&product) {
+            // SAFETY: as above.
+            unsafe { few_rows::run(&few, isa, parallelism.for_seconds(few.seconds(blocking))) };
             return Ok(());
         }
         let parallelism = parallelism.for_seconds(product.seconds(blocking));

@@ -9,6 +9,8 @@
 //! copies it while it multiplies. A pass of its own took 10 % of 64 x 3136 x 576 (111 GFLOP/s instead of 100, Zen 4). The same
 //! for lhs, a strip by the first block of columns, gained nothing.
 //!
+//! A few rows of lhs against contiguous columns of rhs need no plan: [`super::few_rows`].
+//!
 //! Nothing here changes a bit of the result.
 
 use super::blocking::Blocking;
@@ -126,10 +128,11 @@ impl Plan {
     pub fn small([m, n, k]: [usize; 3], lhs: &Operand, rhs: &Operand, isa: Isa, blocking: &Blocking) -> Option<Self> {
         let (Operand::Matrix(lhs), Operand::Matrix(rhs)) = (lhs, rhs) else { return None };
         let fits = |a: usize, b: usize| a.saturating_mul(b) <= blocking.in_place;
-        if lhs.column_stride != 1 || rhs.column_stride != 1 || !fits(m, k) || !fits(k, n) || n <= isa.lanes() {
+        if lhs.column_stride != 1 || rhs.column_stride != 1 || !fits(m, k) || !fits(k, n) {
             return None;
         }
-        let strips = Strips::new(m, max_height(isa.registers(), NV));
+        let nv = if n <= isa.lanes() { 1 } else { NV };
+        let strips = Strips::new(m, max_height(isa.registers(), nv));
         let panels = n.div_ceil(NV * isa.lanes());
         Some(Self {
             lhs: LhsPacking::InPlace,
@@ -184,7 +187,10 @@ impl Plan {
             Operand::Matrix(rhs) => {
                 let runs = rhs.column_stride == 1 || n == 1;
                 let small = k.saturating_mul(n) <= blocking.in_place;
-                if runs && !small && m <= blocking.thin_rows {
+                let near = k.saturating_mul(n) <= blocking.near;
+                if runs && near && m <= blocking.thin_rows {
+                    kc = blocking.deep_kc;
+                } else if runs && !small && m <= blocking.thin_rows {
                     (kc, nc) = (blocking.thin_kc, blocking.thin_nc);
                 } else if panels == 1 || m <= blocking.thin_rows && rhs.row_stride == 1 {
                     // One operand streams through, row after row: the longer its rows, the better they are foreseen.
@@ -295,5 +301,5 @@ pub fn workspace_len(m: usize, n: usize, k: usize, slots: usize) -> Result<usize
     let private = width.saturating_mul(k).min(Blocking::LARGEST_BLOCK) + SLACK;
     let private = private.checked_mul(slots.max(1)).ok_or_else(overflow)?;
     let total = private.checked_add(lhs + shared + LINE).ok_or_else(overflow)?;
-    crate::error::checked_len("workspace", &[total])
+    if total <= isize::MAX as usize / size_of::<f64>() { Ok(total) } else { Err(overflow()) }
 }

@@ -9,9 +9,14 @@ use super::lhs::{ContiguousColumns, ContiguousRows, RowsAhead, asks_in_steps};
 use super::pack::{pack_panels, panel_vectors};
 use super::plan::{Operand, Plan, RhsPacking};
 use super::rhs::Later;
-use super::tile::{Ends, IN_PLACE, MAX_HEIGHT, MAX_WIDTH, NV, PACKED, PACKING, Panels, tiles_of};
+use super::tile::{
+    Ends, IN_PLACE, MAX_HEIGHT, MAX_WIDTH, NV, PACKED, PACKING, Panels, WIDE, max_wide_height, tiles_of, wide_tiles_of,
+};
 use crate::simd::{Job, Simd};
 use crate::workspace::{LINE, Line};
+
+/// What a core reads from its second-level cache, on either kind of CPU at least.
+const BYTES_PER_SECOND: f64 = 70e9;
 
 /// A product whose arguments have been checked: `out = epilogue(lhs * rhs)`, or `epilogue(out + lhs * rhs)`.
 #[derive(Clone, Copy)]
@@ -35,20 +40,9 @@ impl Product {
     /// The same product with rows along the registers, if the output's columns are not contiguous but its rows are,
     /// or if there is one column only.
     pub fn oriented(mut self) -> Self {
-        if let (Operand::Matrix(lhs), Operand::Matrix(rhs)) = (self.lhs, self.rhs) {
-            let upright = self.n > 1 && (self.column_stride == 1 || self.row_stride != 1);
-            if self.m > 1 && !upright {
-                self = Self {
-                    m: self.n,
-                    n: self.m,
-                    lhs: Operand::Matrix(rhs.transposed()),
-                    rhs: Operand::Matrix(lhs.transposed()),
-                    row_stride: self.column_stride,
-                    column_stride: self.row_stride,
-                    epilogue: self.epilogue.transposed(),
-                    ..self
-                };
-            }
+        let upright = self.n > 1 && (self.column_stride == 1 || self.row_stride != 1);
+        if self.m > 1 && !upright {
+            self.turn();
         }
         if self.n == 1 {
             self.column_stride = 1;
@@ -56,9 +50,22 @@ impl Product {
         self
     }
 
-    /// An estimate for the choice between one thread and many.
+    /// Makes it `outᵀ = rhsᵀ lhsᵀ`, if both are matrices.
+    #[cold]
+    pub fn turn(&mut self) {
+        if let (Operand::Matrix(lhs), Operand::Matrix(rhs)) = (self.lhs, self.rhs) {
+            (self.m, self.n) = (self.n, self.m);
+            (self.lhs, self.rhs) = (Operand::Matrix(rhs.transposed()), Operand::Matrix(lhs.transposed()));
+            (self.row_stride, self.column_stride) = (self.column_stride, self.row_stride);
+            self.epilogue = self.epilogue.transposed();
+        }
+    }
+
+    /// An estimate for the choice between one thread and many: thin products wait for their larger factor.
     pub fn seconds(&self, blocking: &Blocking) -> f64 {
-        2e-9 * self.m as f64 * self.n as f64 * self.k as f64 / blocking.gflops
+        let [m, n, k] = [self.m, self.n, self.k].map(|len| len as f64);
+        let bytes = 4.0 * (m * k + k * n + m * n);
+        (2e-9 * m * n * k / blocking.gflops).max(bytes / BYTES_PER_SECOND)
     }
 }
 
@@ -235,12 +242,20 @@ unsafe fn strips<S: Simd, const RHS: u8>(
             let after = if strip + 1 < rectangle.strips.end { strip + 1 } else { rectangle.strips.start };
             p.at(plan.strips.start(after), plan.strips.height(after), ks.start)
         });
+        let in_rows = rectangle.lhs.is_none() && matches!(product.lhs, Operand::Matrix(lhs) if lhs.column_stride == 1);
+        let few = RHS == IN_PLACE && in_rows && height <= max_wide_height(S::REGISTERS);
+        let end = product.n.min(panels.end * nr);
         let mut panel = panels.start;
         while panel < panels.end {
-            let count = if strided || panel >= whole { 1 } else { whole - panel };
             let column = panel * nr;
-            let nv = panel_vectors::<S>(column, product.n);
-            let columns = (product.n - column).min(nr);
+            let wide = few && end - column > (WIDE - 1) * S::LANES;
+            let (nv, step) = if wide { (WIDE, WIDE * S::LANES) } else { (panel_vectors::<S>(column, product.n), nr) };
+            let count = match strided {
+                false if wide => ((end - column) / step).max(1),
+                false if panel < whole => whole - panel,
+                _ => 1,
+            };
+            let columns = (product.n - column).min(step);
             let packed_panel = packed.map_or(std::ptr::null(), |p| {
                 p.start.wrapping_add((panel - p.first_panel) * nr * p.depth + (ks.start - p.first_k) * nv * S::LANES)
             });
@@ -259,7 +274,7 @@ unsafe fn strips<S: Simd, const RHS: u8>(
                 (_, Operand::Matrix(rhs)) => Panels {
                     start: rhs.at(ks.start, column),
                     row_stride: rhs.row_stride,
-                    step: nr,
+                    step,
                     count,
                     pack_to: packed_panel.cast_mut(),
                     later: [Later::nothing(std::ptr::null()); 2],
@@ -302,7 +317,11 @@ unsafe fn strips<S: Simd, const RHS: u8>(
                             false => lhs.at(plan.strips.start(rectangle.strips.start), next_k),
                         };
                         let lhs = RowsAhead { rows, next };
-                        tiles_of::<S, _, RHS>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
+                        if wide {
+                            wide_tiles_of(simd, height, lhs, rhs, depth, ends, ahead);
+                        } else {
+                            tiles_of::<S, _, RHS>(simd, [height, nv], lhs, rhs, depth, ends, ahead);
+                        }
                     }
                     (packed, operand) => {
                         let lhs = match (packed, operand) {
@@ -319,13 +338,13 @@ unsafe fn strips<S: Simd, const RHS: u8>(
                     }
                 }
             }
-            panel += count;
+            panel += count * step / nr;
         }
     }
 }
 
 /// The address of element `[i, j]` from `start` on.
 #[inline(always)]
-fn element(product: &Product, start: *mut f32, i: usize, j: usize) -> *mut f32 {
+pub(super) fn element(product: &Product, start: *mut f32, i: usize, j: usize) -> *mut f32 {
     start.wrapping_offset(i as isize * product.row_stride + j as isize * product.column_stride)
 }

@@ -15,6 +15,7 @@ const TOY: Blocking = Blocking {
     thin_rows: 0,
     thin_columns: 0,
     in_place: 0,
+    near: 0,
     gflops: 1e-12,
 };
 

@@ -45,14 +45,17 @@ impl Matrix {
     }
 }
 
-/// Vectors side by side in the widest tile.
+/// Vectors side by side in a panel.
 pub(crate) const NV: usize = 2;
+
+/// Vectors side by side in a tile of few rows: one row has as many chains as hide the latency of an addition.
+pub(crate) const WIDE: usize = 4;
 
 /// The most rows of any tile of any instruction set.
 pub(crate) const MAX_HEIGHT: usize = 14;
 
 /// The most columns of any tile of any instruction set.
-pub(crate) const MAX_WIDTH: usize = 16 * NV;
+pub(crate) const MAX_WIDTH: usize = 16 * WIDE;
 
 /// The most rows of a tile of `nv` vectors: the accumulators, one row of rhs and one broadcast fit the registers
 /// (6 x 16 of AVX2, 14 x 32 of AVX-512, 6 x 8 of SSE2 and NEON). A single vector across needs more rows, or
@@ -63,6 +66,11 @@ pub(crate) const fn max_height(registers: usize, nv: usize) -> usize {
         (false, 1) => 12,
         (false, _) => 6,
     }
+}
+
+/// The most rows of a tile of `WIDE` vectors: with more, one of `NV` hides the latency as well.
+pub(crate) const fn max_wide_height(registers: usize) -> usize {
+    if registers >= 32 { 6 } else { 2 }
 }
 
 /// How panels of rhs are read: from where they are packed.
@@ -185,6 +193,33 @@ pub(crate) unsafe fn tiles_of<S: Simd, L: LhsAddress, const RHS: u8>(
         12 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 12, 2, RHS> { lhs, rhs, depth, ends, ahead }),
         13 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 13, 2, RHS> { lhs, rhs, depth, ends, ahead }),
         14 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 14, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        _ => {}
+    }
+}
+
+/// A row of tiles of `height` rows and `WIDE` vectors, of a matrix that is read in place.
+///
+/// # Safety
+/// - `1 <= height <= max_wide_height()`.
+/// - The contract of [`Tiles`].
+#[inline(always)]
+pub(super) unsafe fn wide_tiles_of<S: Simd, L: LhsAddress>(
+    simd: S,
+    height: usize,
+    lhs: L,
+    rhs: Panels,
+    depth: usize,
+    ends: Ends<'_>,
+    ahead: &mut Ahead,
+) {
+    debug_assert!(height >= 1 && height <= max_wide_height(S::REGISTERS));
+    match height {
+        1 => simd.call(Tiles::<L, 1, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        2 => simd.call(Tiles::<L, 2, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        3 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 3, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        4 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 4, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        5 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 5, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        6 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 6, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
         _ => {}
     }
 }
