@@ -137,6 +137,7 @@ impl<'a, T: Copy, const N: usize> View<'a, T, N> {
     ///
     /// # Panics
     /// When the index is outside of the shape.
+    #[inline]
     pub fn get(&self, index: [usize; N]) -> T {
         self.data[flat(&self.layout, index)]
     }
@@ -189,6 +190,7 @@ impl<'a, T: Copy, const N: usize> ViewMut<'a, T, N> {
     ///
     /// # Panics
     /// When the index is outside of the shape.
+    #[inline]
     pub fn set(&mut self, index: [usize; N], value: T) {
         let at = flat(&self.layout, index);
         self.data[at] = value;
@@ -228,13 +230,21 @@ impl<'a, T: Copy> ViewMut<'a, T, 2> {
     }
 }
 
+#[inline]
 fn flat<const N: usize>(layout: &Layout<N>, index: [usize; N]) -> usize {
     let mut at = layout.offset as isize;
     for d in 0..N {
-        assert!(index[d] < layout.shape[d], "index {index:?} outside of shape {:?}", layout.shape);
+        if index[d] >= layout.shape[d] {
+            outside(&index, &layout.shape);
+        }
         at += index[d] as isize * layout.strides[d];
     }
     at as usize
+}
+
+#[cold]
+fn outside(index: &[usize], shape: &[usize]) -> ! {
+    panic!("index {index:?} outside of shape {shape:?}");
 }
 
 #[cfg(test)]

@@ -30,10 +30,24 @@ pub struct Bounds {
     pub gradients: [Vec<f64>; 5],
 }
 
+/// Where the elements of a position along the last axis of a tensor are.
+#[derive(Clone, Copy)]
+struct Line {
+    start: usize,
+    step: usize,
+}
+
+impl Line {
+    fn at(self, element: usize) -> usize {
+        self.start + element * self.step
+    }
+}
+
 impl Case {
-    fn flat(&self, which: usize, at: [usize; 4]) -> usize {
-        let strides = strides(self.shapes()[which], self.order);
-        (0..4).map(|axis| at[axis] * strides[axis] as usize).sum()
+    /// How positions of queries, keys, values and outputs, by number, become lines.
+    fn lines(&self, which: usize) -> impl Fn([usize; 3]) -> Line {
+        let [batch, head, position, element] = strides(self.shapes()[which], self.order).map(|stride| stride as usize);
+        move |at: [usize; 3]| Line { start: at[0] * batch + at[1] * head + at[2] * position, step: element }
     }
 
     /// The bounds of every element, from the reference's output and log-sum-exp.
@@ -45,6 +59,7 @@ impl Case {
             Bounds { out: vec![0.0; out.len()], lse: vec![0.0; lse.len()], gradients: sizes.map(|len| vec![0.0; len]) };
         let scale = f64::from(self.spec.scale);
         let pairs = [batch, heads, q_len, kv_len];
+        let [q_lines, k_lines, v_lines, out_lines] = [0, 1, 2, 3].map(|which| self.lines(which));
         let rows = batch * heads * q_len;
         // Rescalings: a block has at least 64 keys, and pieces are merged.
         let blocks = kv_len / 64 + 2;
@@ -53,6 +68,7 @@ impl Case {
         for row in 0..rows {
             let (b, h, i) = (row / q_len / heads, row / q_len % heads, row % q_len);
             let kv_head = h / self.spec.group();
+            let (q_line, out_line) = (q_lines([b, h, i]), out_lines([b, h, i]));
             let len = self.kv_lens.as_ref().map_or(kv_len, |lens| lens[b]);
             let offset = if self.spec.causal == Causal::BottomRight { len as f64 - q_len as f64 } else { 0.0 };
             // Logits, their errors, and the derivatives of softcap.
@@ -66,9 +82,9 @@ impl Case {
                     }
                 }
                 let (mut score, mut magnitude) = (0.0, 0.0);
+                let k_line = k_lines([b, kv_head, j]);
                 for d in 0..head_dim {
-                    let product = f64::from(self.q[self.flat(0, [b, h, i, d])])
-                        * f64::from(self.k[self.flat(1, [b, kv_head, j, d])]);
+                    let product = f64::from(self.q[q_line.at(d)]) * f64::from(self.k[k_line.at(d)]);
                     score += product;
                     magnitude += product.abs();
                 }
@@ -109,8 +125,7 @@ impl Case {
             let lse = lse[row];
             bounds.lse[row] = theta + gamma(kv_len + blocks + 1) + 3.0 * U * lse.abs() + 3.0 * U * maximum.abs();
             let relative = (2.0 * theta).exp_m1() * (1.0 + g) + g + if self.dropout.is_some() { 2.0 * U } else { 0.0 };
-            let dout = |c: usize| f64::from(self.dout[self.flat(3, [b, h, i, c])]);
-            let value = |j: usize, c: usize| f64::from(self.v[self.flat(2, [b, kv_head, j, c])]);
+            let dout = |c: usize| f64::from(self.dout[out_line.at(c)]);
             let weight = |logit: f64| (logit - lse).exp();
             // What dropout multiplies a weight with: rounded once itself, and once as a factor.
             let factor = |j: usize| match self.dropout {
@@ -119,11 +134,16 @@ impl Case {
                 Some(_) => 0.0,
             };
             let roundings = if self.dropout.is_some() { 2.0 * U } else { 0.0 };
+            let mut magnitudes = vec![0.0; v_dim];
+            for &(j, logit, ..) in &seen {
+                let (weight, v_line) = (weight(logit) * factor(j), v_lines([b, kv_head, j]));
+                for (c, magnitude) in magnitudes.iter_mut().enumerate() {
+                    *magnitude += weight * f64::from(self.v[v_line.at(c)]).abs();
+                }
+            }
             let (mut mean, mut mean_error) = (0.0, 0.0);
-            for c in 0..v_dim {
-                let at = self.flat(3, [b, h, i, c]);
-                let magnitude: f64 =
-                    seen.iter().map(|&(j, logit, ..)| weight(logit) * factor(j) * value(j, c).abs()).sum();
+            for (c, magnitude) in magnitudes.into_iter().enumerate() {
+                let at = out_line.at(c);
                 let largest = self.dropout.map_or(1.0, |dropout| dropout.factor());
                 bounds.out[at] = relative * magnitude + 2.0 * largest * kv_len as f64 * tiny;
                 mean += dout(c) * out[at];
@@ -136,11 +156,12 @@ impl Case {
                 let p = weight(logit);
                 let (mut dp, mut dp_error) = (0.0, 0.0);
                 let factor = factor(j);
+                let (k_line, v_line) = (k_lines([b, kv_head, j]), v_lines([b, kv_head, j]));
                 for c in 0..v_dim {
-                    let product = factor * dout(c) * value(j, c);
+                    let product = factor * dout(c) * f64::from(self.v[v_line.at(c)]);
                     dp += product;
                     dp_error += (gamma(v_dim) + roundings) * product.abs();
-                    bounds.gradients[2][self.flat(2, [b, kv_head, j, c])] +=
+                    bounds.gradients[2][v_line.at(c)] +=
                         (relative + roundings + gamma(count)) * p * factor * dout(c).abs() + tiny * factor.max(1.0);
                 }
                 let size = dp.abs() + mean.abs();
@@ -151,7 +172,7 @@ impl Case {
                 let ds = scale.abs() * slope * dlogit.abs();
                 let ds_error = scale.abs() * (slope * dlogit_error + (slope_error + U) * dlogit.abs()) + U * ds + tiny;
                 for d in 0..head_dim {
-                    let (at_q, at_k) = (self.flat(0, [b, h, i, d]), self.flat(1, [b, kv_head, j, d]));
+                    let (at_q, at_k) = (q_line.at(d), k_line.at(d));
                     let (q, k) = (f64::from(self.q[at_q]).abs(), f64::from(self.k[at_k]).abs());
                     bounds.gradients[0][at_q] += (ds_error + gamma(kv_len) * ds) * k + tiny;
                     bounds.gradients[1][at_k] += (ds_error + gamma(count) * ds) * q + tiny;
