@@ -28,13 +28,14 @@ pub enum Algorithm {
     /// Gradients only, each a product of matrices: the input's adds columns where their windows stand, in the order of the
     /// output's pixels; the weights' adds up to eight pieces of the batch's pixels in a fixed tree.
     Gemm,
-    /// Winograd's F(2,3) or F(2,5) along each axis of more than one tap: stride 1 only, as for the others.
+    /// Winograd's F(2,3) or F(2,5) along each axis of more than one tap; at stride 2, tiles of 2 outputs for 3, 4, 5 or 7
+    /// taps, as sums over phases.
     Winograd2,
-    /// F(2,3) down the columns, F(4,3) along the rows.
+    /// F(2,3) down the columns, F(4,3) along the rows, or what stands for them at stride 2.
     Winograd2x4,
-    /// F(4,3) or F(4,5).
+    /// F(4,3) or F(4,5); at stride 2, tiles of 4 outputs for 3 taps.
     Winograd4,
-    /// F(6,3).
+    /// F(6,3), at stride 1 only.
     Winograd6,
     /// Explicit im2col and `matrixmultiply`: what a user would write today. Needs the feature `baseline`.
     Baseline,
@@ -88,11 +89,11 @@ impl Algorithm {
     pub(super) fn is_allowed_for_weights(self, spec: &Conv2dSpec, batch: usize, out_size: [usize; 2]) -> bool {
         let tiles = |[rows, columns]: [usize; 2]| out_size[0].div_ceil(rows) * out_size[1].div_ceil(columns);
         match self {
-            Self::Winograd2 if !spec.kernel.contains(&5) => {
+            Self::Winograd2 if spec.stride == [1, 1] && !spec.kernel.contains(&5) => {
                 spec.accuracy > Accuracy::Direct || batch.saturating_mul(tiles([2, 2])) >= 256
             }
-            Self::Winograd2x4 => spec.accuracy > Accuracy::Direct && self.is_allowed(spec),
-            _ => self.is_allowed(spec),
+            _ if self.tile().is_some() => spec.accuracy > Accuracy::Direct && self.is_allowed(spec),
+            _ => true,
         }
     }
 
@@ -109,13 +110,12 @@ impl Algorithm {
 
     /// Whether the error of a spec's convolution is one that its accuracy allows: `Auto` chooses among these.
     pub fn is_allowed(self, spec: &Conv2dSpec) -> bool {
-        let five = spec.kernel.contains(&5);
-        let least = match self {
-            Self::Winograd2 if five => Accuracy::Fast,
-            Self::Winograd4 | Self::Winograd2x4 if five => Accuracy::Fastest,
-            Self::Winograd4 => Accuracy::Fast,
-            Self::Winograd6 => Accuracy::Fastest,
-            _ => Accuracy::Direct,
+        let error = Winograd::axes(spec, Direction::Forward, self)
+            .map_or(1.0, |axes| axes.iter().map(Axis::error).product::<f64>());
+        let least = match error {
+            ..=1.25 => Accuracy::Direct,
+            ..=2.5 => Accuracy::Fast,
+            _ => Accuracy::Fastest,
         };
         spec.accuracy >= least
     }

@@ -9,8 +9,8 @@
 //! Frequencies are an odd number of cache lines apart: a transform writes them all at once, and powers of two would
 //! send them to the same sets of the cache.
 
-use super::input::rows_len;
-use super::{Axis, Winograd, points};
+use super::input::{rows_len, seen_rows};
+use super::{Axis, Winograd};
 use crate::conv::blocking::MOST_THREADS;
 use crate::gemm::tile::NV;
 use crate::parts::balanced;
@@ -43,6 +43,8 @@ pub(super) struct Cut {
     pub chunk: usize,
     /// Floats of the pixels that a chunk of tiles sees, for a vector of channels.
     pub rows_len: usize,
+    /// Floats of a chunk of tiles of half-transformed products, for a vector of channels.
+    pub halves_len: usize,
     /// Floats of a row of tiles of finished pixels, for a vector of channels.
     pub finished_len: usize,
     /// Threads share the steps of a block.
@@ -78,8 +80,8 @@ pub(super) fn block_of(tiles: [usize; 2], batch: usize, most: usize) -> [usize; 
 
 /// How many of the `columns` tiles of a row are transformed at once.
 pub(super) fn chunk([down, along]: [Axis; 2], columns: usize, lanes: usize) -> usize {
-    let per_tile = down.points() * along.outputs * lanes;
-    let overlap = down.points() * (along.taps - 1) * lanes;
+    let per_tile = seen_rows(down) * along.step * lanes;
+    let overlap = seen_rows(down) * along.inputs().saturating_sub(along.step) * lanes;
     balanced(columns, (CHUNK.saturating_sub(overlap) / per_tile).max(1))
 }
 
@@ -134,6 +136,7 @@ impl Cut {
             frequencies,
             chunk,
             rows_len: round_up(rows_len(plan.axes, chunk, lanes)),
+            halves_len: round_up(chunk * down.outputs * along.points() * lanes),
             // A block of finished pixels is read whole.
             finished_len: round_up((down.outputs * columns * along.outputs + lanes) * lanes),
             shared,
@@ -157,8 +160,7 @@ impl Cut {
     /// Floats of what a task needs for the transforms alone.
     pub fn transform_scratch(&self) -> usize {
         // Pixels before and after the first half of the input transform; half-transformed products and finished pixels.
-        let halves = round_up(self.chunk * points::MOST * points::MOST * GROUP);
-        (2 * self.rows_len).max(halves + self.finished_len)
+        (2 * self.rows_len).max(self.halves_len + self.finished_len)
     }
 
     /// Blocks of a call.

@@ -1,4 +1,4 @@
-//! Winograd's algorithm: convolutions of stride 1 with a half to a fifth of the multiplications.
+//! Winograd's algorithm: convolutions with two thirds to a fifth of the multiplications.
 //!
 //! ```text
 //!   x ──► tiles of (m + r - 1)², overlapping ──► Bᵀ d B ──► v[frequency][tile][in channel]
@@ -8,7 +8,8 @@
 //!   y ◄── bias, residual, activation ◄── tiles of m² ◄── Aᵀ m A ◄── m[frequency][tile][out channel]
 //! ```
 //!
-//! The tile is chosen apart for height and width, [`points`] has the transforms. A block of tiles goes through all steps
+//! The tile is chosen apart for height and width; [`axis`] says what there is, strides of 2 among it, and [`points`] has the
+//! transforms. A block of tiles goes through all steps
 //! before the next, so that `v` and `m` stay in the cache; where there are fewer blocks than threads, the threads share
 //! each step of a block instead. Backward-data is the same with flipped filters, channels exchanged.
 //!
@@ -16,12 +17,14 @@
 //! One chain of fused multiply-adds over the input channels for each frequency; transforms add in the order written in
 //! [`points`]. Nothing depends on blocks or threads.
 
+mod axis;
 mod cut;
 mod input;
 mod output;
 mod pack;
-pub(crate) mod points;
+mod points;
 mod products;
+mod scheme;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -39,11 +42,11 @@ use crate::parts::{Shared, share};
 use crate::simd::{Isa, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
+pub(crate) use axis::Axis;
 use cut::{Block, Cut, GROUP};
 use input::{Image, InputTransform, Place, Transform};
 use output::OutputTransform;
 use pack::PackFilters;
-pub(crate) use points::Axis;
 use products::Products;
 pub(super) use weights::WinogradWeights;
 
@@ -54,7 +57,7 @@ pub(super) enum Direction {
     BackwardData,
 }
 
-/// A convolution of stride 1 with transformed weights.
+/// A convolution with transformed weights.
 #[derive(Clone)]
 pub(super) struct Winograd {
     axes: [Axis; 2],
@@ -96,15 +99,12 @@ impl Winograd {
     /// The axes of the algorithm's tiles, if it can do the spec.
     pub fn axes(spec: &Conv2dSpec, direction: Direction, algorithm: Algorithm) -> Option<[Axis; 2]> {
         let outputs = algorithm.tile()?;
-        let stride_one = spec.stride == [1, 1];
         let dense = (0..2).all(|axis| spec.dilation[axis] == 1 || spec.kernel[axis] == 1);
         // One channel a group: depthwise, where transforms cost more than the products that they spare.
         let pays = spec.in_channels > spec.groups || spec.out_channels > spec.groups || spec.groups == 1;
-        if !stride_one || !dense || !pays || spec.kernel == [1, 1] {
+        if !dense || !pays || spec.kernel == [1, 1] {
             return None;
         }
-        let axis = |at: usize| Axis::new(spec.kernel[at], if spec.kernel[at] == 1 { 1 } else { outputs[at] });
-        let axes = [axis(0)?, axis(1)?];
         let padding = spec.padding;
         // Backward, the image is padded with what the kernel hangs over less what the padding was.
         let narrow = [[padding.top, padding.bottom], [padding.left, padding.right]];
@@ -112,6 +112,14 @@ impl Winograd {
         if direction == Direction::BackwardData && !(fits(0) && fits(1)) {
             return None;
         }
+        let axis = |at: usize| {
+            let (taps, stride) = (spec.kernel[at], spec.stride[at]);
+            match direction {
+                Direction::Forward => Axis::forward(taps, stride, outputs[at]),
+                Direction::BackwardData => Axis::gradient(taps, stride, outputs[at], taps - 1 - narrow[at][0]),
+            }
+        };
+        let axes = [axis(0)?, axis(1)?];
         let [in_channels, out_channels] = channels(spec, direction);
         let frequencies = axes[0].points() * axes[1].points();
         // A block of the fewest tiles.
@@ -155,7 +163,8 @@ impl Winograd {
         let padding = [spec.padding.top, spec.padding.left];
         let before = match direction {
             Direction::Forward => padding,
-            Direction::BackwardData => [0, 1].map(|axis| spec.kernel[axis] - 1 - padding[axis]),
+            // Rows and columns of zeros between those of a gradient are left out.
+            Direction::BackwardData => [0, 1].map(|axis| (spec.kernel[axis] - 1 - padding[axis]) / spec.stride[axis]),
         };
         let frequencies = axes[0].points() * axes[1].points();
         let plane = plane(in_channels, out_channels, isa);
@@ -363,14 +372,25 @@ impl Context<'_> {
         let (group, oc) = (channel / out_channels, channel % out_channels);
         let all = self.plan.groups * in_channels;
         let [height, width] = self.in_size;
+        let padding = [spec.padding.top, spec.padding.left];
+        // The input that an output meets at a tap, if there is one.
+        let met = |axis: usize, output: usize, tap: usize| {
+            let (stride, before) = (spec.stride[axis], padding[axis]);
+            let input = match self.plan.direction {
+                Direction::Forward => (output * stride + tap).checked_sub(before),
+                Direction::BackwardData => (output + tap)
+                    .checked_sub(spec.kernel[axis] - 1 - before)
+                    .filter(|at| at.is_multiple_of(stride))
+                    .map(|at| at / stride),
+            };
+            input.filter(|&input| input < self.in_size[axis])
+        };
         let mut sum = 0.0f32;
         for ic in 0..in_channels {
             for kh in 0..kernel_height {
-                let Some(ih) = (row + kh).checked_sub(self.plan.before[0]).filter(|&ih| ih < height) else { continue };
+                let Some(ih) = met(0, row, kh) else { continue };
                 for kw in 0..kernel_width {
-                    let Some(iw) = (column + kw).checked_sub(self.plan.before[1]).filter(|&iw| iw < width) else {
-                        continue;
-                    };
+                    let Some(iw) = met(1, column, kw) else { continue };
                     let c = group * in_channels + ic;
                     let x = match self.plan.layout {
                         Layout::Nchw => self.input[((image * all + c) * height + ih) * width + iw],
