@@ -18,7 +18,9 @@
 //! | 3 taps, m = 2 | 2.5 for 3 | F(2,2) and 1 tap | 0.5 to 0.7 |
 //! | 3 taps, m = 4 | 2.25 for 3 | F(4,2) and 1 tap | 0.8 to 1.1 |
 //! | 4 taps, m = 2 | 3 for 4 | F(2,2) twice | 0.4 to 0.7 |
+//! | 4 taps, m = 4 | 2.5 for 4 | F(4,2) twice | 0.8 to 1.2 |
 //! | 5 taps, m = 2 | 3.5 for 5 | F(2,3) and F(2,2) | 0.3 to 0.6 |
+//! | 5 taps, m = 4 | 2.75 for 5 | F(4,3) and F(4,2) | 0.9 to 1.1 |
 //! | 7 taps, m = 2 | 4.5 for 7 | F(2,4) and F(2,3) | 0.4 to 0.6 |
 
 use super::points::{MOST, Piece};
@@ -52,8 +54,10 @@ impl Axis {
     pub fn forward(taps: usize, stride: usize, outputs: usize) -> Option<Self> {
         match (stride, taps, outputs) {
             (_, 1, _) => Some(Self { taps, outputs: 1, step: stride, form: Form::Whole }),
-            (1, 3, 2 | 4 | 6) | (1, 5, 2 | 4) => Some(Self { taps, outputs, step: outputs, form: Form::Whole }),
-            (2, 3 | 4 | 5 | 7, 2) | (2, 3, 4) => Some(Self { taps, outputs, step: 2 * outputs, form: Form::Phases }),
+            (1, 3, 2 | 4 | 6) | (1, 5, 2 | 4) | (1, 7, 2) => {
+                Some(Self { taps, outputs, step: outputs, form: Form::Whole })
+            }
+            (2, 3 | 4 | 5, 2 | 4) | (2, 7, 2) => Some(Self { taps, outputs, step: 2 * outputs, form: Form::Phases }),
             _ => None,
         }
     }
@@ -66,7 +70,7 @@ impl Axis {
         }
         let odd_first = before % 2 == 1;
         match (stride, taps, outputs, odd_first) {
-            (2, 3, 2 | 4, _) | (2, 4 | 5, 2, false) => {
+            (2, 3, 2 | 4, _) | (2, 4 | 5, 2 | 4, false) | (2, 7, 2, true) => {
                 Some(Self { taps, outputs: 2 * outputs, step: outputs, form: Form::Interleaved { odd_first } })
             }
             _ => None,
@@ -200,9 +204,9 @@ impl Axis {
             (Form::Whole, 3, 2) => 0.8,
             (Form::Whole, 3, 4) => 1.45,
             (Form::Whole, 3, _) => 3.0,
-            (Form::Whole, _, 2) => 1.3,
+            (Form::Whole, 5, 2) => 1.3,
             (Form::Whole, ..) => 2.5,
-            (_, _, 4) => 1.05,
+            (_, _, 4) => 1.1,
             _ => 0.8,
         }
     }

@@ -24,7 +24,7 @@
 //! | 4 | 0, ±1, infinity | F(2,3) | 0.5 to 0.8; exact on integers |
 //! | 5 | ±1/2, ±5/4, infinity | F(4,2), F(2,4) | |
 //! | 6 | 0, ±5/8, ±3/2, infinity | F(4,3), F(2,5) | 1.7 to 2.2 |
-//! | 8 | 0, ±1, ±2, ±1/2, infinity | F(6,3), F(4,5) | 7 to 11 |
+//! | 8 | 0, ±1, ±2, ±1/2, infinity | F(6,3), F(4,5), F(2,7) | 7 to 11 |
 //!
 //! Sources: S. Winograd, "Arithmetic complexity of computations" (1980); A. Lavin, S. Gray, "Fast algorithms for
 //! convolutional neural networks", CVPR 2016; B. Barabasz et al., "Error analysis and improving the accuracy of Winograd
@@ -33,7 +33,7 @@
 use crate::simd::Simd;
 
 /// Values of any axis: the most points, inputs and outputs.
-pub(crate) const MOST: usize = 9;
+pub(super) const MOST: usize = 11;
 
 /// The positive points, by the number of all of them.
 const POINTS: [[f64; 3]; 9] = [

@@ -48,12 +48,15 @@ pub(super) fn with_forward<V: Visit>(axis: Axis, visitor: V) -> V::Output {
         (Form::Whole, 3, 2) => visitor.visit::<Toom<4, 2>>(),
         (Form::Whole, 3, 4) => visitor.visit::<Toom<6, 4>>(),
         (Form::Whole, 3, _) => visitor.visit::<Toom<8, 6>>(),
-        (Form::Whole, _, 2) => visitor.visit::<Toom<6, 2>>(),
-        (Form::Whole, ..) => visitor.visit::<Toom<8, 4>>(),
+        (Form::Whole, 5, 2) => visitor.visit::<Toom<6, 2>>(),
+        (Form::Whole, 5, _) => visitor.visit::<Toom<8, 4>>(),
+        (Form::Whole, ..) => visitor.visit::<Toom<8, 2>>(),
         (_, 3, 2) => visitor.visit::<Phases<Toom<3, 2>, Each<2>>>(),
         (_, 3, _) => visitor.visit::<Phases<Toom<5, 4>, Each<4>>>(),
-        (_, 4, _) => visitor.visit::<Phases<Toom<3, 2>, Toom<3, 2>>>(),
-        (_, 5, _) => visitor.visit::<Phases<Toom<4, 2>, Toom<3, 2>>>(),
+        (_, 4, 2) => visitor.visit::<Phases<Toom<3, 2>, Toom<3, 2>>>(),
+        (_, 4, _) => visitor.visit::<Phases<Toom<5, 4>, Toom<5, 4>>>(),
+        (_, 5, 2) => visitor.visit::<Phases<Toom<4, 2>, Toom<3, 2>>>(),
+        (_, 5, _) => visitor.visit::<Phases<Toom<6, 4>, Toom<5, 4>>>(),
         _ => visitor.visit::<Phases<Toom<5, 2>, Toom<4, 2>>>(),
     }
 }
@@ -67,8 +70,11 @@ pub(super) fn with_scheme<V: Visit>(axis: Axis, visitor: V) -> V::Output {
         (3, 2, _) => visitor.visit::<Interleaved<Toom<3, 2>, Each<2>, false>>(),
         (3, _, true) => visitor.visit::<Interleaved<Toom<5, 4>, Each<4>, true>>(),
         (3, ..) => visitor.visit::<Interleaved<Toom<5, 4>, Each<4>, false>>(),
-        (4, ..) => visitor.visit::<Interleaved<Toom<3, 2>, Toom<3, 2>, false>>(),
-        _ => visitor.visit::<Interleaved<Toom<4, 2>, Toom<3, 2>, false>>(),
+        (4, 2, _) => visitor.visit::<Interleaved<Toom<3, 2>, Toom<3, 2>, false>>(),
+        (4, ..) => visitor.visit::<Interleaved<Toom<5, 4>, Toom<5, 4>, false>>(),
+        (5, 2, _) => visitor.visit::<Interleaved<Toom<4, 2>, Toom<3, 2>, false>>(),
+        (5, ..) => visitor.visit::<Interleaved<Toom<6, 4>, Toom<5, 4>, false>>(),
+        _ => visitor.visit::<Interleaved<Toom<5, 2>, Toom<4, 2>, true>>(),
     }
 }
 
@@ -102,7 +108,8 @@ impl<const N: usize, const M: usize> Scheme for Toom<N, M> {
             2 => taps::<S, N, 2>(simd, m),
             3 => taps::<S, N, 3>(simd, m),
             4 => taps::<S, N, 4>(simd, m),
-            _ => taps::<S, N, 5>(simd, m),
+            5 => taps::<S, N, 5>(simd, m),
+            _ => taps::<S, N, 7>(simd, m),
         }
     }
 }

@@ -30,6 +30,9 @@ fn every_tile_agrees_with_the_reference() {
         ([7, 3], [2, 1]),
         ([1, 3], [3, 2]),
         ([7, 7], [2, 2]),
+        ([5, 5], [2, 2]),
+        ([1, 7], [1, 1]),
+        ([7, 1], [1, 1]),
     ];
     let sizes = [[7, 7], [1, 1], [14, 19], [33, 5], [9, 70]];
     for (seed, ((kernel, stride), [height, width])) in
