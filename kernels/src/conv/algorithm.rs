@@ -85,16 +85,20 @@ impl Algorithm {
     }
 
     /// [`Algorithm::is_allowed`] for the gradient of the weights, whose tiles have other errors (see `docs/convolution.md`):
-    /// F(2,3) has a direct convolution's once a batch holds many tiles, F(2,3) x F(4,3) exceeds it.
+    /// F(2,3) and strides of 2 have a direct convolution's once a batch holds many tiles, F(2,3) x F(4,3) exceeds it.
     pub(super) fn is_allowed_for_weights(self, spec: &Conv2dSpec, batch: usize, out_size: [usize; 2]) -> bool {
         let tiles = |[rows, columns]: [usize; 2]| out_size[0].div_ceil(rows) * out_size[1].div_ceil(columns);
-        match self {
-            Self::Winograd2 if spec.stride == [1, 1] && !spec.kernel.contains(&5) => {
-                spec.accuracy > Accuracy::Direct || batch.saturating_mul(tiles([2, 2])) >= 256
-            }
-            _ if self.tile().is_some() => spec.accuracy > Accuracy::Direct && self.is_allowed(spec),
-            _ => true,
+        if self.tile().is_none() || spec.accuracy > Accuracy::Direct {
+            return self.is_allowed(spec);
         }
+        let short = spec.kernel.iter().all(|&taps| taps <= 4);
+        let small = self == Self::Winograd2 || spec.stride == [2, 2];
+        short && small && batch.saturating_mul(tiles([2, 2])) >= 256
+    }
+
+    /// [`Algorithm::is_allowed`] for the gradient of the input, which at stride 2 has fewer products, and errors of its own.
+    pub(super) fn is_allowed_for_data(self, spec: &Conv2dSpec) -> bool {
+        self.is_allowed_in(spec, Direction::BackwardData)
     }
 
     /// Outputs of a Winograd tile, down and along, unless the algorithm is another.
@@ -110,8 +114,14 @@ impl Algorithm {
 
     /// Whether the error of a spec's convolution is one that its accuracy allows: `Auto` chooses among these.
     pub fn is_allowed(self, spec: &Conv2dSpec) -> bool {
-        let error = Winograd::axes(spec, Direction::Forward, self)
-            .map_or(1.0, |axes| axes.iter().map(Axis::error).product::<f64>());
+        self.is_allowed_in(spec, Direction::Forward)
+    }
+
+    fn is_allowed_in(self, spec: &Conv2dSpec, direction: Direction) -> bool {
+        let Some(axes) = Winograd::axes(spec, direction, self) else { return true };
+        // Few channels make short sums: a direct convolution's error is small beside that of the transforms.
+        let few = Winograd::channels(spec, direction)[0] < 64;
+        let error = axes.iter().map(Axis::error).product::<f64>() * if few { 1.15 } else { 1.0 };
         let least = match error {
             ..=1.25 => Accuracy::Direct,
             ..=2.5 => Accuracy::Fast,

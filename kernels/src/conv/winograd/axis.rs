@@ -197,7 +197,7 @@ impl Axis {
         (0..self.taps).map(sum).fold(0.0, f64::max) / self.outputs as f64
     }
 
-    /// The rms error over a direct convolution's, as measured for the axis alone; those of two axes multiply.
+    /// The rms error over a direct convolution's of 64 channels, as measured; those of two axes multiply.
     pub fn error(&self) -> f64 {
         match (self.form, self.taps, self.phase_outputs()) {
             (_, 1, _) => 1.0,
@@ -205,9 +205,11 @@ impl Axis {
             (Form::Whole, 3, 4) => 1.45,
             (Form::Whole, 3, _) => 3.0,
             (Form::Whole, 5, 2) => 1.3,
-            (Form::Whole, ..) => 2.5,
-            (_, _, 4) => 1.1,
-            _ => 0.8,
+            (Form::Whole, ..) => 2.35,
+            (Form::Phases, _, 2) => 0.75,
+            (Form::Phases, ..) => 1.04,
+            (Form::Interleaved { .. }, _, 2) => 0.92,
+            (Form::Interleaved { .. }, ..) => 1.35,
         }
     }
 }

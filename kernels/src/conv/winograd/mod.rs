@@ -24,6 +24,8 @@ mod output;
 mod pack;
 mod points;
 mod products;
+#[cfg(test)]
+mod quality;
 mod scheme;
 #[cfg(test)]
 mod tests;
@@ -120,12 +122,21 @@ impl Winograd {
             }
         };
         let axes = [axis(0)?, axis(1)?];
-        let [in_channels, out_channels] = channels(spec, direction);
+        let [in_channels, out_channels] = Self::channels(spec, direction);
         let frequencies = axes[0].points() * axes[1].points();
         // A block of the fewest tiles.
         let least = frequencies.saturating_mul(in_channels.saturating_add(64)).saturating_mul(28);
         let weights = frequencies.checked_mul(in_channels)?.checked_mul(out_channels)?.checked_mul(spec.groups)?;
         (least <= MOST_SCRATCH * 2 && weights <= isize::MAX as usize / 64).then_some(axes)
+    }
+
+    /// Channels of a group that a direction reads and computes.
+    pub fn channels(spec: &Conv2dSpec, direction: Direction) -> [usize; 2] {
+        let [group_in, group_out] = [spec.in_channels / spec.groups, spec.out_channels / spec.groups];
+        match direction {
+            Direction::Forward => [group_in, group_out],
+            Direction::BackwardData => [group_out, group_in],
+        }
     }
 
     /// The expected seconds of a call on one thread, or `None` where the algorithm cannot do the spec.
@@ -138,7 +149,7 @@ impl Winograd {
         isa: Isa,
     ) -> Option<f64> {
         let axes = Self::axes(spec, direction, algorithm)?;
-        let [ic, oc] = channels(spec, direction).map(|channels| channels as f64);
+        let [ic, oc] = Self::channels(spec, direction).map(|channels| channels as f64);
         let lanes = isa.lanes();
         let tiles = [0, 1].map(|axis| out_size[axis].div_ceil(axes[axis].outputs));
         let frequencies = (axes[0].points() * axes[1].points()) as f64;
@@ -148,7 +159,7 @@ impl Winograd {
         let products = frequencies * tiles * ic * vectors(oc) * (2 * lanes) as f64 / PEAK_FLOPS;
         let transforms = frequencies * tiles * (vectors(ic) + vectors(oc)) * lanes as f64 * TRANSFORM_SECONDS;
         // Each block of tiles reads all weights of its group once.
-        let most = Cut::most_tiles(axes, channels(spec, direction), isa) as f64;
+        let most = Cut::most_tiles(axes, Self::channels(spec, direction), isa) as f64;
         let passes = (tiles / spec.groups as f64 / most).max(1.0).ceil();
         let weights = spec.groups as f64 * frequencies * ic * oc;
         let beyond = (weights * 4.0 / (1 << 20) as f64 - WEIGHTS_NEAR) / (WEIGHTS_FAR - WEIGHTS_NEAR);
@@ -159,7 +170,7 @@ impl Winograd {
 
     /// Room for the weights.
     pub fn new(spec: &Conv2dSpec, direction: Direction, axes: [Axis; 2], isa: Isa) -> Result<Self, Error> {
-        let [in_channels, out_channels] = channels(spec, direction);
+        let [in_channels, out_channels] = Self::channels(spec, direction);
         let padding = [spec.padding.top, spec.padding.left];
         let before = match direction {
             Direction::Forward => padding,
@@ -353,15 +364,6 @@ const FLOPS_PER_SECOND: f64 = 80e9;
 const STREAMED: usize = 1 << 20;
 /// A transformed weight, to tell whether threads are worth waking.
 const PACK_SECONDS: f64 = 0.4e-9;
-
-/// Channels of a group that a direction reads and computes.
-fn channels(spec: &Conv2dSpec, direction: Direction) -> [usize; 2] {
-    let [group_in, group_out] = [spec.in_channels / spec.groups, spec.out_channels / spec.groups];
-    match direction {
-        Direction::Forward => [group_in, group_out],
-        Direction::BackwardData => [group_out, group_in],
-    }
-}
 
 impl Context<'_> {
     /// An output as the loops of a lecture compute it, before bias and activation: for results that are not finite.
