@@ -16,7 +16,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::axis::Axis;
-use super::cut::Block;
+use super::blocks::Block;
 use super::points::MOST;
 use super::scheme::{Scheme, Visit, with_forward, with_scheme};
 use crate::conv::spec::Layout;

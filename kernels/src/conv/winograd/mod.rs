@@ -18,6 +18,7 @@
 //! [`points`]. Nothing depends on blocks or threads.
 
 mod axis;
+mod blocks;
 mod cut;
 mod input;
 mod output;
@@ -45,7 +46,8 @@ use crate::simd::{Isa, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
 pub(crate) use axis::Axis;
-use cut::{Block, Cut, GROUP};
+use blocks::Block;
+use cut::{Cut, GROUP};
 use input::{Image, InputTransform, Place, Transform};
 use output::OutputTransform;
 use pack::PackFilters;
@@ -84,7 +86,6 @@ const MOST_SCRATCH: usize = 768 * 1024;
 /// A call, as its tasks see it.
 struct Context<'a> {
     plan: &'a Winograd,
-    batch: usize,
     cut: Cut,
     weights: &'a [f32],
     input: &'a [f32],
@@ -221,7 +222,7 @@ impl Winograd {
     /// Scratch of a call, in elements.
     pub fn workspace_len(&self, batch: usize, out_size: [usize; 2], slots: usize) -> usize {
         let cut = Cut::new(self, batch, out_size, slots);
-        let copies = if cut.shared { 1 } else { slots };
+        let copies = if cut.blocks.shared { 1 } else { slots };
         LINE + copies * round_up(cut.products()) + slots * cut.transform_scratch()
     }
 
@@ -229,17 +230,17 @@ impl Winograd {
     pub fn run(&self, call: Call<'_>, weights: &[f32]) {
         let Call { batch, input, in_size, output, out_size, post, workspace, slots, parallelism } = call;
         let cut = Cut::new(self, batch, out_size, slots);
-        let (products, transforms, shared) = (round_up(cut.products()), cut.transform_scratch(), cut.shared);
+        let (products, transforms, shared) = (round_up(cut.products()), cut.transform_scratch(), cut.blocks.shared);
         let scratch = aligned(workspace);
         debug_assert!(scratch.len() >= if shared { products } else { slots * products } + slots * transforms);
         let scratch = Shared(scratch.as_mut_ptr());
         let flops = 2.0
             * (batch * self.groups * self.out_channels * self.in_channels) as f64
-            * (cut.tiles[0] * cut.tiles[1] * cut.frequencies) as f64;
+            * (cut.blocks.tiles[0] * cut.blocks.tiles[1] * cut.frequencies) as f64;
         let parallelism = parallelism.for_seconds(flops / FLOPS_PER_SECOND);
         let context =
-            &Context { plan: self, batch, cut, weights, input, in_size, output: output.as_mut_ptr(), out_size, post };
-        let blocks = context.cut.count(self.groups);
+            &Context { plan: self, cut, weights, input, in_size, output: output.as_mut_ptr(), out_size, post };
+        let blocks = context.cut.blocks.count();
         if !shared {
             parallelism.for_each(blocks, slots, &|index, slot| {
                 context.block_alone(index, scratch.at(slot * (products + transforms)));
@@ -281,7 +282,7 @@ impl Context<'_> {
     /// A block by one thread.
     fn block_alone(&self, index: usize, v: *mut f32) {
         let (plan, cut) = (self.plan, &self.cut);
-        let block = cut.at(plan.groups, self.batch, index);
+        let block = cut.blocks.at(index);
         let m = v.wrapping_add(cut.frequencies * cut.v_plane);
         let scratch = v.wrapping_add(round_up(cut.products()));
         let mut laps = Laps::start();
@@ -302,7 +303,7 @@ impl Context<'_> {
     /// channels.
     fn block_shared(&self, index: usize, scratch: Shared, slots: usize, parallelism: Parallelism<'_>) {
         let (plan, cut) = (self.plan, &self.cut);
-        let block = cut.at(plan.groups, self.batch, index);
+        let block = cut.blocks.at(index);
         let v = scratch;
         let m = Shared(v.at(cut.frequencies * cut.v_plane));
         let own = Shared(v.at(round_up(cut.products())));

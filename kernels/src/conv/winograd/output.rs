@@ -13,7 +13,7 @@
 use std::marker::PhantomData;
 
 use super::Context;
-use super::cut::Block;
+use super::blocks::Block;
 use super::points::MOST;
 use super::scheme::{Scheme, Visit, with_scheme};
 use crate::activation::{Activation, apply};

@@ -25,7 +25,8 @@ mod tests;
 
 use std::ops::Range;
 
-use super::cut::{Block, GROUP};
+use super::blocks::Block;
+use super::cut::GROUP;
 use super::input::{Image, InputTransform, Place, Transform};
 use super::{Axis, Direction, Winograd};
 use crate::conv::algorithm::{Algorithm, BackwardWeightsCall};
