@@ -93,6 +93,13 @@ fn winograd_convolutions_keep_their_bits() {
 }
 
 #[test]
+fn winograd_convolutions_of_strides_keep_their_bits() {
+    let case = ConvCase::new(19, 23, [3, 3]).batch(2).image(17, 15).stride(2, 2).padding(1, 1, 1, 1).with_bias();
+    has_bits(case, &[Algorithm::Winograd2], [0, 0, 0]);
+    has_bits(case.nhwc(), &[Algorithm::Winograd4], [0, 0, 0]);
+}
+
+#[test]
 fn a_product_keeps_its_bits() {
     let [m, n, k] = [37, 41, 700];
     let values = |seed: u64, len: usize| -> Vec<f32> {

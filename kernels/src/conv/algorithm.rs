@@ -57,7 +57,7 @@ impl Algorithm {
     ];
 
     /// How much larger the bound of a spec's rounding error is than a direct convolution's, for data of the same
-    /// magnitude everywhere: 1, or what a Winograd tile makes of it. ([`reference`](crate::reference) has the bound for
+    /// magnitude everywhere: 1, or what a Winograd tile makes of it, forward or for the gradient of the input. ([`reference`](crate::reference) has the bound for
     /// any data.)
     ///
     /// ```
@@ -67,8 +67,11 @@ impl Algorithm {
     /// assert!(Algorithm::Winograd4.amplification(&spec) < 70.0);
     /// ```
     pub fn amplification(self, spec: &Conv2dSpec) -> f64 {
-        Winograd::axes(spec, Direction::Forward, self)
-            .map_or(1.0, |axes| axes.iter().map(Axis::amplification).product())
+        let share = |direction| {
+            let axes = Winograd::axes(spec, direction, self)?;
+            Some(axes.iter().map(Axis::amplification).product::<f64>())
+        };
+        [Direction::Forward, Direction::BackwardData].into_iter().filter_map(share).fold(1.0, f64::max)
     }
 
     /// [`Algorithm::amplification`] of the gradient of the weights.
@@ -87,13 +90,16 @@ impl Algorithm {
     /// [`Algorithm::is_allowed`] for the gradient of the weights, whose tiles have other errors (see `docs/convolution.md`):
     /// F(2,3) and strides of 2 have a direct convolution's once a batch holds many tiles, F(2,3) x F(4,3) exceeds it.
     pub(super) fn is_allowed_for_weights(self, spec: &Conv2dSpec, batch: usize, out_size: [usize; 2]) -> bool {
-        let tiles = |[rows, columns]: [usize; 2]| out_size[0].div_ceil(rows) * out_size[1].div_ceil(columns);
-        if self.tile().is_none() || spec.accuracy > Accuracy::Direct {
-            return self.is_allowed(spec);
+        let taps = spec.kernel[0].max(spec.kernel[1]);
+        if self.tile().is_none() || spec.accuracy == Accuracy::Fastest {
+            return true;
         }
-        let short = spec.kernel.iter().all(|&taps| taps <= 4);
+        if spec.accuracy == Accuracy::Fast {
+            return taps < 7 && self.is_allowed(spec);
+        }
+        let [rows, columns] = out_size.map(|size| size.div_ceil(2));
         let small = self == Self::Winograd2 || spec.stride == [2, 2];
-        short && small && batch.saturating_mul(tiles([2, 2])) >= 256
+        taps < 5 && small && batch.saturating_mul(rows * columns) >= 256
     }
 
     /// [`Algorithm::is_allowed`] for the gradient of the input, which at stride 2 has fewer products, and errors of its own.

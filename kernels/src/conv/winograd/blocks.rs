@@ -79,15 +79,9 @@ impl Tile {
     /// What a block costs beside its tiles, in tiles: threads that share it each read a part of the weights.
     fn reading(&self, shared: bool) -> f64 {
         match self.weights {
-            ..MANY => 3.0,
-            MANY..FAR => {
-                if shared {
-                    3.0
-                } else {
-                    6.0
-                }
-            }
-            _ => 14.0,
+            MANY..FAR if !shared => 6.0,
+            ..FAR => 3.0,
+            _ => 20.0,
         }
     }
 
