@@ -57,7 +57,7 @@ impl Axis {
             (1, 3, 2 | 4 | 6) | (1, 5, 2 | 4) | (1, 7, 2) => {
                 Some(Self { taps, outputs, step: outputs, form: Form::Whole })
             }
-            (2, 3 | 4 | 5, 2 | 4) | (2, 7, 2) => Some(Self { taps, outputs, step: 2 * outputs, form: Form::Phases }),
+            (2, 3..=5, 2 | 4) | (2, 7, 2) => Some(Self { taps, outputs, step: 2 * outputs, form: Form::Phases }),
             _ => None,
         }
     }

@@ -162,9 +162,7 @@ fn every<S: Simd>(simd: S, from: &[S::F; MOST], first: usize, step: usize, count
 #[inline(always)]
 fn one_after_the_other<S: Simd, E: Scheme, O: Scheme>(even: [S::F; MOST], odd: [S::F; MOST]) -> [S::F; MOST] {
     let mut all = even;
-    for i in 0..O::POINTS {
-        all[E::POINTS + i] = odd[i];
-    }
+    all[E::POINTS..][..O::POINTS].copy_from_slice(&odd[..O::POINTS]);
     all
 }
 
