@@ -326,8 +326,12 @@ impl Run<'_> {
                 _ => reference.winograd_dw(case, data, algorithm),
             }
             .map_err(refused("the bound"))?;
-            // Halves of weights, or of sums, along each axis of F(2,3), whose other constants are 0 and 1.
-            let is_exact = algorithm == Algorithm::Winograd2 && !case.spec.kernel.contains(&5);
+            // Halves of weights, or of sums, along each axis with the points 0, 1, -1 and infinity alone.
+            let halves = |axis: usize| match case.spec.kernel[axis] {
+                5 => case.spec.stride[axis] == 2,
+                taps => taps < 5,
+            };
+            let is_exact = algorithm == Algorithm::Winograd2 && halves(0) && halves(1);
             let rule = match *rule {
                 Rule::Exact { quantum } if is_exact => Rule::Exact { quantum: quantum / 4.0 },
                 _ => Rule::Bound,

@@ -214,11 +214,14 @@ fn dimensions(bytes: &mut Bytes) -> ConvCase {
             case.spec.in_channels = pick(&FEW);
             case.spec.out_channels = pick(&CHANNELS);
         }
-        // The common 3x3, at odd sizes.
+        // The common 3x3, at odd sizes, and what else has tiles.
         7 => {
-            case.spec.kernel = [3, 3];
-            stride = [1, 1];
-            padding = [1; 4];
+            let number = pick(&[0, 1, 2, 3, 4, 5, 6, 7]);
+            let [taps, step, before] =
+                [[3, 1, 1], [3, 1, 1], [3, 2, 1], [3, 2, 0], [4, 2, 1], [5, 2, 2], [5, 1, 2], [7, 2, 3]][number];
+            case.spec.kernel = [taps; 2];
+            stride = [step; 2];
+            padding = [before; 4];
         }
         // Strides that skip parts of the image.
         8 => stride = [pick(&BIG_STRIDES), pick(&BIG_STRIDES)],

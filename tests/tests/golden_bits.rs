@@ -93,6 +93,13 @@ fn winograd_convolutions_keep_their_bits() {
 }
 
 #[test]
+fn winograd_convolutions_of_strides_keep_their_bits() {
+    let case = ConvCase::new(19, 23, [3, 3]).batch(2).image(17, 15).stride(2, 2).padding(1, 1, 1, 1).with_bias();
+    has_bits(case, &[Algorithm::Winograd2], [0xb4766cd85f130852, 0x8394fbcd9d3499ca, 0x6eb3e115e7a89fe6]);
+    has_bits(case.nhwc(), &[Algorithm::Winograd4], [0x7ae452cc6e3e7ce3, 0xb9ddb2ad95e05404, 0x67ee73d662b2a86b]);
+}
+
+#[test]
 fn a_product_keeps_its_bits() {
     let [m, n, k] = [37, 41, 700];
     let values = |seed: u64, len: usize| -> Vec<f32> {

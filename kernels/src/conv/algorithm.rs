@@ -28,13 +28,14 @@ pub enum Algorithm {
     /// Gradients only, each a product of matrices: the input's adds columns where their windows stand, in the order of the
     /// output's pixels; the weights' adds up to eight pieces of the batch's pixels in a fixed tree.
     Gemm,
-    /// Winograd's F(2,3) or F(2,5) along each axis of more than one tap: stride 1 only, as for the others.
+    /// Winograd's F(2,3) or F(2,5) along each axis of more than one tap; at stride 2, tiles of 2 outputs for 3, 4, 5 or 7
+    /// taps, as sums over phases.
     Winograd2,
-    /// F(2,3) down the columns, F(4,3) along the rows.
+    /// F(2,3) down the columns, F(4,3) along the rows, or what stands for them at stride 2.
     Winograd2x4,
-    /// F(4,3) or F(4,5).
+    /// F(4,3) or F(4,5); at stride 2, tiles of 4 outputs for 3 taps.
     Winograd4,
-    /// F(6,3).
+    /// F(6,3), at stride 1 only.
     Winograd6,
     /// Explicit im2col and `matrixmultiply`: what a user would write today. Needs the feature `baseline`.
     Baseline,
@@ -56,7 +57,7 @@ impl Algorithm {
     ];
 
     /// How much larger the bound of a spec's rounding error is than a direct convolution's, for data of the same
-    /// magnitude everywhere: 1, or what a Winograd tile makes of it. ([`reference`](crate::reference) has the bound for
+    /// magnitude everywhere: 1, or what a Winograd tile makes of it, forward or for the gradient of the input. ([`reference`](crate::reference) has the bound for
     /// any data.)
     ///
     /// ```
@@ -66,8 +67,11 @@ impl Algorithm {
     /// assert!(Algorithm::Winograd4.amplification(&spec) < 70.0);
     /// ```
     pub fn amplification(self, spec: &Conv2dSpec) -> f64 {
-        Winograd::axes(spec, Direction::Forward, self)
-            .map_or(1.0, |axes| axes.iter().map(Axis::amplification).product())
+        let share = |direction| {
+            let axes = Winograd::axes(spec, direction, self)?;
+            Some(axes.iter().map(Axis::amplification).product::<f64>())
+        };
+        [Direction::Forward, Direction::BackwardData].into_iter().filter_map(share).fold(1.0, f64::max)
     }
 
     /// [`Algorithm::amplification`] of the gradient of the weights.
@@ -84,16 +88,23 @@ impl Algorithm {
     }
 
     /// [`Algorithm::is_allowed`] for the gradient of the weights, whose tiles have other errors (see `docs/convolution.md`):
-    /// F(2,3) has a direct convolution's once a batch holds many tiles, F(2,3) x F(4,3) exceeds it.
+    /// F(2,3) and strides of 2 have a direct convolution's once a batch holds many tiles, F(2,3) x F(4,3) exceeds it.
     pub(super) fn is_allowed_for_weights(self, spec: &Conv2dSpec, batch: usize, out_size: [usize; 2]) -> bool {
-        let tiles = |[rows, columns]: [usize; 2]| out_size[0].div_ceil(rows) * out_size[1].div_ceil(columns);
-        match self {
-            Self::Winograd2 if !spec.kernel.contains(&5) => {
-                spec.accuracy > Accuracy::Direct || batch.saturating_mul(tiles([2, 2])) >= 256
-            }
-            Self::Winograd2x4 => spec.accuracy > Accuracy::Direct && self.is_allowed(spec),
-            _ => self.is_allowed(spec),
+        let taps = spec.kernel[0].max(spec.kernel[1]);
+        if self.tile().is_none() || spec.accuracy == Accuracy::Fastest {
+            return true;
         }
+        if spec.accuracy == Accuracy::Fast {
+            return taps < 7 && self.is_allowed(spec);
+        }
+        let [rows, columns] = out_size.map(|size| size.div_ceil(2));
+        let small = self == Self::Winograd2 || spec.stride == [2, 2];
+        taps < 5 && small && batch.saturating_mul(rows * columns) >= 256
+    }
+
+    /// [`Algorithm::is_allowed`] for the gradient of the input, which at stride 2 has fewer products, and errors of its own.
+    pub(super) fn is_allowed_for_data(self, spec: &Conv2dSpec) -> bool {
+        self.is_allowed_in(spec, Direction::BackwardData)
     }
 
     /// Outputs of a Winograd tile, down and along, unless the algorithm is another.
@@ -109,13 +120,18 @@ impl Algorithm {
 
     /// Whether the error of a spec's convolution is one that its accuracy allows: `Auto` chooses among these.
     pub fn is_allowed(self, spec: &Conv2dSpec) -> bool {
-        let five = spec.kernel.contains(&5);
-        let least = match self {
-            Self::Winograd2 if five => Accuracy::Fast,
-            Self::Winograd4 | Self::Winograd2x4 if five => Accuracy::Fastest,
-            Self::Winograd4 => Accuracy::Fast,
-            Self::Winograd6 => Accuracy::Fastest,
-            _ => Accuracy::Direct,
+        self.is_allowed_in(spec, Direction::Forward)
+    }
+
+    fn is_allowed_in(self, spec: &Conv2dSpec, direction: Direction) -> bool {
+        let Some(axes) = Winograd::axes(spec, direction, self) else { return true };
+        // Few channels make short sums: a direct convolution's error is small beside that of the transforms.
+        let few = Winograd::channels(spec, direction)[0] < 64;
+        let error = axes.iter().map(Axis::error).product::<f64>() * if few { 1.15 } else { 1.0 };
+        let least = match error {
+            ..=1.25 => Accuracy::Direct,
+            ..=2.5 => Accuracy::Fast,
+            _ => Accuracy::Fastest,
         };
         spec.accuracy >= least
     }

@@ -98,7 +98,8 @@ impl Conv2dBackward {
         let costs = [data_cost, weights_cost]
             .map(|cost| Algorithm::ALL.map(|algorithm| (algorithm, cost(&spec, algorithm, hint, &sizes, isa))));
         let asked = options.algorithm;
-        let data = match choose("algorithm", &spec, asked, &costs[0], |algorithm| algorithm.is_allowed(&spec))? {
+        let data = match choose("algorithm", &spec, asked, &costs[0], |algorithm| algorithm.is_allowed_for_data(&spec))?
+        {
             Algorithm::Depthwise => Data::Depthwise(DepthwiseBackwardData::new(&spec, hint, isa)?),
             Algorithm::Grouped => Data::Grouped(GroupedBackwardData::new(&spec, hint, isa)?),
             Algorithm::Gemm => Data::Gemm(Columns::new(&spec, isa, blocking)?),

@@ -12,7 +12,7 @@
 //! [`Algorithm::amplification`] is their ratio where all data are of one magnitude.
 
 use super::conv::at;
-use crate::conv::{Algorithm, Axis, Conv2dSpec, Padding, Shape, Sizes, winograd_axes};
+use crate::conv::{Algorithm, Axis, Conv2dSpec, Layout, Shape, winograd_axes};
 use crate::error::{Error, check_len};
 
 /// The roundings on the way to an output beside those of the sum over the input channels; or to a weight's gradient, beside
@@ -40,47 +40,89 @@ pub fn winograd_shadow(
     check_len("x", sizes.x_len, x.len())?;
     check_len("weights", sizes.w_len, weights.len())?;
     check_len("shadow", sizes.y_len, shadow.len())?;
-    let [down, along] = axes(spec, algorithm)?;
-    let [out_height, out_width] = sizes.output;
-    let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
-    let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
-    // |G| |w| |Gᵀ| of every filter.
-    let mut u = vec![0.0; spec.out_channels * group_in * points];
-    for (filter, u) in weights.chunks_exact(taps).zip(u.chunks_exact_mut(points)) {
-        for_each_pair(down.points(), along.points(), |p, q| {
-            let mut sum = UNDERFLOW;
-            for_each_pair(down.taps, along.taps, |kh, kw| {
-                let g = (down.weight(p, kh) * along.weight(q, kw)).abs();
-                sum += g * magnitude(filter[kh * along.taps + kw]);
-            });
-            u[p * along.points() + q] = sum;
-        });
-    }
-    let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
-    let (mut v, mut m) = (vec![0.0; group_in * points], vec![0.0; points]);
-    for n in 0..shape.batch {
-        for group in 0..spec.groups {
-            for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
-                let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
-                inputs(spec, &sizes, [&down, &along], x, [n, group, top, left], &mut v);
-                for oc in group * group_out..(group + 1) * group_out {
-                    m.fill(UNDERFLOW);
-                    for ic in 0..group_in {
-                        for f in 0..points {
-                            m[f] += u[(oc * group_in + ic) * points + f] * v[ic * points + f];
-                        }
-                    }
-                    for_each_pair(down.outputs, along.outputs, |i, j| {
-                        if top + i < out_height && left + j < out_width {
-                            let y = at(spec.layout, spec.out_channels, sizes.output, [n, oc, top + i, left + j]);
-                            shadow[y] = output(&down, &along, &m, i, j);
-                        }
-                    });
-                }
+    let tiles = Tiles {
+        axes: axes(spec, algorithm, false)?,
+        before: [spec.padding.top, spec.padding.left],
+        channels: [spec.in_channels, spec.out_channels],
+        groups: spec.groups,
+        layout: spec.layout,
+        in_size: sizes.input,
+        out_size: sizes.output,
+    };
+    tiles.shadow(shape.batch, x, weights, shadow);
+    Ok(())
+}
+
+/// A convolution as its tiles see it.
+struct Tiles {
+    axes: [Axis; 2],
+    /// Rows and columns of padding.
+    before: [usize; 2],
+    /// In and out, of all groups.
+    channels: [usize; 2],
+    groups: usize,
+    layout: Layout,
+    in_size: [usize; 2],
+    out_size: [usize; 2],
+}
+
+impl Tiles {
+    /// The shadow of every output, for filters `[out channel][in channel of the group][tap]`.
+    fn shadow(&self, batch: usize, x: &[f32], weights: &[f32], shadow: &mut [f64]) {
+        let [down, along] = &self.axes;
+        let [out_height, out_width] = self.out_size;
+        let [group_in, group_out] = self.channels.map(|channels| channels / self.groups);
+        let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
+        // |G| |w| |Gᵀ| of every filter.
+        let mut u = vec![0.0; self.channels[1] * group_in * points];
+        for (filter, u) in weights.chunks_exact(taps).zip(u.chunks_exact_mut(points)) {
+            for_each_pair(down.points(), along.points(), |p, q| {
+                let mut sum = UNDERFLOW;
+                for_each_pair(down.taps, along.taps, |kh, kw| {
+                    let g = (down.weight(p, kh) * along.weight(q, kw)).abs();
+                    sum += g * magnitude(filter[kh * along.taps + kw]);
+                });
+                u[p * along.points() + q] = sum;
             });
         }
+        let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
+        let (mut v, mut m) = (vec![0.0; group_in * points], vec![0.0; points]);
+        for n in 0..batch {
+            for group in 0..self.groups {
+                for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
+                    let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
+                    self.inputs(x, [n, group, tile_row, tile_column], &mut v);
+                    for oc in group * group_out..(group + 1) * group_out {
+                        m.fill(UNDERFLOW);
+                        for ic in 0..group_in {
+                            for f in 0..points {
+                                m[f] += u[(oc * group_in + ic) * points + f] * v[ic * points + f];
+                            }
+                        }
+                        for_each_pair(down.outputs, along.outputs, |i, j| {
+                            if top + i < out_height && left + j < out_width {
+                                let y = at(self.layout, self.channels[1], self.out_size, [n, oc, top + i, left + j]);
+                                shadow[y] = output(down, along, &m, i, j);
+                            }
+                        });
+                    }
+                });
+            }
+        }
     }
-    Ok(())
+
+    /// `|Bᵀ| |x| |B|` of every channel of a group, for a tile of image `n`.
+    fn inputs(&self, x: &[f32], [n, group, tile_row, tile_column]: [usize; 4], v: &mut [f64]) {
+        let [down, along] = &self.axes;
+        let first = [tile_row * down.step, tile_column * along.step];
+        let corner = [0, 1].map(|axis| first[axis] as isize - self.before[axis] as isize);
+        let group_in = self.channels[0] / self.groups;
+        for (ic, v) in v.chunks_exact_mut(down.points() * along.points()).enumerate() {
+            let c = group * group_in + ic;
+            let pixel = |ih: usize, iw: usize| x[at(self.layout, self.channels[0], self.in_size, [n, c, ih, iw])];
+            input(down, along, corner, self.in_size, pixel, v);
+        }
+    }
 }
 
 /// A magnitude; 0 for what is not finite.
@@ -88,27 +130,9 @@ fn magnitude(value: f32) -> f64 {
     if value.is_finite() { f64::from(value.abs()) } else { 0.0 }
 }
 
-fn axes(spec: &Conv2dSpec, algorithm: Algorithm) -> Result<[Axis; 2], Error> {
-    winograd_axes(spec, algorithm)
+fn axes(spec: &Conv2dSpec, algorithm: Algorithm, gradient: bool) -> Result<[Axis; 2], Error> {
+    winograd_axes(spec, algorithm, gradient)
         .ok_or_else(|| Error::invalid("algorithm", format!("one of Winograd's that can do {spec}"), algorithm))
-}
-
-/// [`input`] of every channel of a group, for the tile whose first output is `[top, left]` of image `n`.
-fn inputs(
-    spec: &Conv2dSpec,
-    sizes: &Sizes,
-    [down, along]: [&Axis; 2],
-    x: &[f32],
-    [n, group, top, left]: [usize; 4],
-    v: &mut [f64],
-) {
-    let corner = [top as isize - spec.padding.top as isize, left as isize - spec.padding.left as isize];
-    let group_in = spec.in_channels / spec.groups;
-    for (ic, v) in v.chunks_exact_mut(down.points() * along.points()).enumerate() {
-        let c = group * group_in + ic;
-        let pixel = |ih: usize, iw: usize| x[at(spec.layout, spec.in_channels, sizes.input, [n, c, ih, iw])];
-        input(down, along, corner, sizes.input, pixel, v);
-    }
 }
 
 /// `|Bᵀ| |x| |B|` of the tile whose first pixel is `corner`; zeros are outside of the image.
@@ -129,7 +153,7 @@ fn input(
     for_each_pair(down.points(), along.points(), |p, q| {
         let (rows, columns) = (down.input(p), along.input(q));
         let mut sum = UNDERFLOW;
-        for_each_pair(down.points(), along.points(), |i, j| {
+        for_each_pair(down.inputs(), along.inputs(), |i, j| {
             let b = (rows[i] * columns[j]).abs();
             if b != 0.0 {
                 sum += b * d(i, j);
@@ -167,24 +191,21 @@ pub fn winograd_shadow_backward_data(
     if shadow.is_empty() {
         return Ok(());
     }
-    let Padding { top, bottom, left, right } = spec.padding;
-    let [kernel_height, kernel_width] = spec.kernel;
-    let invalid = || Error::invalid("algorithm", format!("one of Winograd's that can do {spec}"), algorithm);
-    let turned = |padding: usize, taps: usize| (taps - 1).checked_sub(padding).ok_or_else(invalid);
-    // The forward convolution of the gradient: channels exchanged, every filter turned by 180 degrees.
-    let gradient = Conv2dSpec::new(spec.out_channels, spec.in_channels, spec.kernel)
-        .stride(spec.stride)
-        .dilation(spec.dilation)
-        .groups(spec.groups)
-        .layout(spec.layout)
-        .padding(Padding {
-            top: turned(top, kernel_height)?,
-            bottom: turned(bottom, kernel_height)?,
-            left: turned(left, kernel_width)?,
-            right: turned(right, kernel_width)?,
-        });
+    // The convolution of the gradient: channels exchanged, every filter turned by 180 degrees.
+    let tiles = Tiles {
+        axes: axes(spec, algorithm, true)?,
+        before: [
+            (spec.kernel[0] - 1 - spec.padding.top) / spec.stride[0],
+            (spec.kernel[1] - 1 - spec.padding.left) / spec.stride[1],
+        ],
+        channels: [spec.out_channels, spec.in_channels],
+        groups: spec.groups,
+        layout: spec.layout,
+        in_size: sizes.output,
+        out_size: sizes.input,
+    };
     let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
-    let taps = kernel_height * kernel_width;
+    let taps = spec.kernel[0] * spec.kernel[1];
     let mut filters = vec![0.0; weights.len()];
     for ic in 0..spec.in_channels {
         for g_oc in 0..group_out {
@@ -195,8 +216,8 @@ pub fn winograd_shadow_backward_data(
             }
         }
     }
-    let dy_shape = Shape::new(shape.batch, sizes.output[0], sizes.output[1]);
-    winograd_shadow(&gradient, dy_shape, algorithm, dy, &filters, shadow)
+    tiles.shadow(shape.batch, dy, &filters, shadow);
+    Ok(())
 }
 
 /// The shadow of each element of the weights' gradient.
@@ -215,7 +236,16 @@ pub fn winograd_shadow_backward_weights(
     check_len("x", sizes.x_len, x.len())?;
     check_len("dy", sizes.y_len, dy.len())?;
     check_len("shadow", sizes.w_len, shadow.len())?;
-    let [down, along] = axes(spec, algorithm)?;
+    let [down, along] = axes(spec, algorithm, false)?;
+    let tiles = Tiles {
+        axes: [down, along],
+        before: [spec.padding.top, spec.padding.left],
+        channels: [spec.in_channels, spec.out_channels],
+        groups: spec.groups,
+        layout: spec.layout,
+        in_size: sizes.input,
+        out_size: sizes.output,
+    };
     let [out_height, out_width] = sizes.output;
     let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
     let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
@@ -227,7 +257,7 @@ pub fn winograd_shadow_backward_weights(
         for group in 0..spec.groups {
             for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
                 let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
-                inputs(spec, &sizes, [&down, &along], x, [n, group, top, left], &mut v);
+                tiles.inputs(x, [n, group, tile_row, tile_column], &mut v);
                 for oc in group * group_out..(group + 1) * group_out {
                     // |A| |dy| |Aᵀ|
                     for_each_pair(down.points(), along.points(), |p, q| {

@@ -9,9 +9,10 @@
 //! Frequencies are an odd number of cache lines apart: a transform writes them all at once, and powers of two would
 //! send them to the same sets of the cache.
 
-use super::input::rows_len;
-use super::{Axis, Winograd, points};
-use crate::conv::blocking::MOST_THREADS;
+use super::blocks::{Blocks, Tile};
+use super::input::{rows_len, seen_rows};
+use super::{Axis, Winograd};
+use crate::conv::dense::PEAK_FLOPS;
 use crate::gemm::tile::NV;
 use crate::parts::balanced;
 use crate::simd::{Cpu, Isa, cpu};
@@ -22,12 +23,7 @@ pub(super) const GROUP: usize = 16;
 
 /// How a call is cut.
 pub(super) struct Cut {
-    /// Tiles of an image, down and along.
-    pub tiles: [usize; 2],
-    /// Images of a block, and its tiles down and along.
-    pub block: [usize; 3],
-    /// Blocks across the images, down and along.
-    pub blocks: [usize; 3],
+    pub blocks: Blocks,
     /// Panels of output channels that are multiplied before they are transformed.
     pub out_panels: usize,
     /// Columns of a panel.
@@ -43,10 +39,10 @@ pub(super) struct Cut {
     pub chunk: usize,
     /// Floats of the pixels that a chunk of tiles sees, for a vector of channels.
     pub rows_len: usize,
+    /// Floats of a chunk of tiles of half-transformed products, for a vector of channels.
+    pub halves_len: usize,
     /// Floats of a row of tiles of finished pixels, for a vector of channels.
     pub finished_len: usize,
-    /// Threads share the steps of a block.
-    pub shared: bool,
 }
 
 /// Floats of `v` and `m` of a block: most of a core's second-level cache.
@@ -63,23 +59,11 @@ const BLOCK_TILES: std::ops::RangeInclusive<usize> = 28..=224;
 const OUT_BLOCK: usize = 64;
 /// Floats of a chunk of tiles before and after the first half of a transform: a half of L1 each.
 const CHUNK: usize = 3 * 1024;
-/// Blocks of fewer tiles are not cut to give every thread as many.
-const EVEN_TILES: usize = 48;
-
-/// Images, rows and columns of a block of at most `most` tiles: whole rows first, then whole images. So all blocks one
-/// after the other hold the tiles of the batch in order, whatever `most` is.
-pub(super) fn block_of(tiles: [usize; 2], batch: usize, most: usize) -> [usize; 3] {
-    let columns = balanced(tiles[1], most);
-    let rows = if columns < tiles[1] { 1 } else { balanced(tiles[0], most / columns) };
-    let whole = rows >= tiles[0] && columns >= tiles[1];
-    let images = if whole { balanced(batch, most / (rows * columns).max(1)) } else { 1 };
-    [images, rows, columns]
-}
 
 /// How many of the `columns` tiles of a row are transformed at once.
 pub(super) fn chunk([down, along]: [Axis; 2], columns: usize, lanes: usize) -> usize {
-    let per_tile = down.points() * along.outputs * lanes;
-    let overlap = down.points() * (along.taps - 1) * lanes;
+    let per_tile = seen_rows(down) * along.step * lanes;
+    let overlap = seen_rows(down) * along.inputs().saturating_sub(along.step) * lanes;
     balanced(columns, (CHUNK.saturating_sub(overlap) / per_tile).max(1))
 }
 
@@ -98,33 +82,25 @@ impl Cut {
         let groups = plan.in_channels.div_ceil(GROUP);
         let most = Self::most_tiles(plan.axes, [plan.in_channels, plan.out_channels], plan.isa);
 
-        let [mut images, mut rows, columns] = block_of(tiles, batch, most);
-        let count = |images: usize, rows: usize| {
-            batch.div_ceil(images) * tiles[0].div_ceil(rows) * tiles[1].div_ceil(columns) * plan.groups
+        let weights = frequencies * plan.in_channels * plan.out_channels;
+        let tile = Tile {
+            seconds: 2.0 * weights as f64 / PEAK_FLOPS,
+            floats: [plan.out_channels.min(OUT_BLOCK), plan.out_channels]
+                .map(|out| frequencies * (plan.in_channels + out)),
+            near: block_floats(),
+            weights,
         };
-        // Even work for all threads: smaller blocks where that is enough, else shared steps.
-        let uneven = |images: usize, rows: usize| {
-            slots > 1 && count(images, rows) < 4 * slots.min(MOST_THREADS) && !count(images, rows).is_multiple_of(slots)
-        };
-        while uneven(images, rows) && images * rows * columns >= EVEN_TILES && images * rows > 1 {
-            if images > 1 {
-                images = balanced(batch, images - 1);
-            } else {
-                rows = balanced(tiles[0], rows - 1);
-            }
-        }
-        let shared = uneven(images, rows);
+        let blocks = Blocks::new(tiles, batch, plan.groups, most, slots, tile);
+        let [images, rows, columns] = blocks.block;
         let block_tiles = images * rows * columns;
 
         let out_panels = plan.out_channels.div_ceil(panel);
-        let out_panels = if shared { out_panels } else { balanced(out_panels, OUT_BLOCK.div_ceil(panel)) };
+        let out_panels = if blocks.shared { out_panels } else { balanced(out_panels, OUT_BLOCK.div_ceil(panel)) };
         let (v_group, m_panel) = (block_tiles * GROUP, block_tiles * panel);
 
         let chunk = chunk(plan.axes, columns, lanes);
         Self {
-            tiles,
-            block: [images, rows, columns],
-            blocks: [batch.div_ceil(images), tiles[0].div_ceil(rows), tiles[1].div_ceil(columns)],
+            blocks,
             out_panels,
             panel,
             v_group,
@@ -134,9 +110,9 @@ impl Cut {
             frequencies,
             chunk,
             rows_len: round_up(rows_len(plan.axes, chunk, lanes)),
+            halves_len: round_up(chunk * down.outputs * along.points() * lanes),
             // A block of finished pixels is read whole.
             finished_len: round_up((down.outputs * columns * along.outputs + lanes) * lanes),
-            shared,
         }
     }
 
@@ -157,50 +133,6 @@ impl Cut {
     /// Floats of what a task needs for the transforms alone.
     pub fn transform_scratch(&self) -> usize {
         // Pixels before and after the first half of the input transform; half-transformed products and finished pixels.
-        let halves = round_up(self.chunk * points::MOST * points::MOST * GROUP);
-        (2 * self.rows_len).max(halves + self.finished_len)
-    }
-
-    /// Blocks of a call.
-    pub fn count(&self, groups: usize) -> usize {
-        self.blocks.iter().product::<usize>() * groups
-    }
-
-    /// A block of a call with `batch` images.
-    pub fn at(&self, groups: usize, batch: usize, index: usize) -> Block {
-        let [_, down, along] = self.blocks;
-        let (row, column) = (index / along % down * self.block[1], index % along * self.block[2]);
-        let rest = index / along / down;
-        let image = rest / groups * self.block[0];
-        Block {
-            image,
-            images: self.block[0].min(batch - image),
-            group: rest % groups,
-            row,
-            column,
-            rows: self.block[1].min(self.tiles[0] - row),
-            columns: self.block[2].min(self.tiles[1] - column),
-        }
-    }
-}
-
-/// A block of tiles of some images and one group.
-#[derive(Clone, Copy)]
-pub(super) struct Block {
-    /// The first image, and how many there are.
-    pub image: usize,
-    pub images: usize,
-    pub group: usize,
-    /// Its first tile in each image, and how many there are.
-    pub row: usize,
-    pub column: usize,
-    pub rows: usize,
-    pub columns: usize,
-}
-
-impl Block {
-    /// Tiles of the block.
-    pub fn tiles(&self) -> usize {
-        self.images * self.rows * self.columns
+        (2 * self.rows_len).max(self.halves_len + self.finished_len)
     }
 }

@@ -12,10 +12,13 @@
 //!
 //! Lanes hold channels, so tiles at the border, and images of any size, cost no more than others.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::cut::Block;
-use super::points::{Axis, MOST, input, spread};
+use super::axis::Axis;
+use super::blocks::Block;
+use super::points::MOST;
+use super::scheme::{Scheme, Visit, with_forward, with_scheme};
 use crate::conv::spec::Layout;
 use crate::simd::{Job, Simd};
 
@@ -85,9 +88,15 @@ pub(super) struct InputTransform<'a> {
     pub scratch: *mut f32,
 }
 
+/// Rows of pixels that a tile sees, or those of what half a transform makes of them.
+pub(super) const fn seen_rows(down: Axis) -> usize {
+    let (points, inputs) = (down.points(), down.inputs());
+    if points > inputs { points } else { inputs }
+}
+
 /// Floats of the pixels that a chunk of tiles sees, or of what half a transform makes of them, for a vector of channels.
 pub(super) fn rows_len([down, along]: [Axis; 2], chunk: usize, lanes: usize) -> usize {
-    down.points() * row_pixels(chunk * along.outputs + along.taps - 1, lanes) * lanes
+    seen_rows(down) * row_pixels((chunk - 1) * along.step + along.inputs(), lanes) * lanes
 }
 
 impl Job for InputTransform<'_> {
@@ -97,8 +106,11 @@ impl Job for InputTransform<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { image, axes, transform, block, chunk, first_channel, channels, place, scratch } = self;
         let [down, along] = axes;
-        // Rows and columns that a tile sees.
-        let seen = axes.map(|axis| if transform == Transform::Input { axis.points() } else { axis.outputs });
+        // Rows and columns that a tile sees, and those from tile to tile.
+        let [seen, steps] = match transform {
+            Transform::Input => [axes.map(|axis| axis.inputs()), axes.map(|axis| axis.step)],
+            Transform::Spread => [axes.map(|axis| axis.outputs); 2],
+        };
         let turned = scratch.wrapping_add(rows_len(axes, chunk, S::LANES));
         for first in channels.clone().step_by(S::LANES) {
             let count = S::LANES.min(channels.end - first);
@@ -106,16 +118,16 @@ impl Job for InputTransform<'_> {
             for n in 0..block.images {
                 for column in (0..block.columns).step_by(chunk) {
                     let tiles = chunk.min(block.columns - column);
-                    let shown = (tiles - 1) * along.outputs + seen[1];
+                    let shown = (tiles - 1) * steps[1] + seen[1];
                     let pitch = row_pixels(shown, S::LANES) * S::LANES;
-                    let left = (block.column + column) * along.outputs;
+                    let left = (block.column + column) * steps[1];
                     for row in 0..block.rows {
-                        let top = (block.row + row) * down.outputs;
-                        let known = if row == 0 { 0 } else { seen[0] - down.outputs };
-                        // SAFETY: the maker's promise: `points` rows of `pitch` fit twice into the scratch memory; the
+                        let top = (block.row + row) * steps[0];
+                        let known = if row == 0 { 0 } else { seen[0].saturating_sub(steps[0]) };
+                        // SAFETY: the maker's promise: `seen_rows` rows of `pitch` fit twice into the scratch memory; the
                         // tile is one of the block's.
                         unsafe {
-                            scratch.copy_from(scratch.add(down.outputs * pitch), known * pitch);
+                            scratch.copy_from(scratch.wrapping_add(steps[0] * pitch), known * pitch);
                             for i in known..seen[0] {
                                 let pixels = Pixels {
                                     image,
@@ -129,12 +141,12 @@ impl Job for InputTransform<'_> {
                                 pixels.copy(simd, scratch.add(i * pitch));
                             }
                             let pass = Down { from: scratch, to: turned, pitch, len: shown * S::LANES };
-                            let halves = by_size(simd, down.pairs, seen[0], pass);
+                            let halves = by_scheme(simd, down, transform, pass);
                             let tile = (n * block.rows + row) * block.columns + column;
                             let to = v.add(tile * step);
-                            let (rows, plane, across) = (down.points(), place.plane, along.outputs);
+                            let (rows, plane, across) = (down.points(), place.plane, steps[1]);
                             let pass = Along { from: halves, pitch, rows, across, tiles, to, plane, step };
-                            by_size(simd, along.pairs, seen[1], pass);
+                            by_scheme(simd, along, transform, pass);
                         }
                     }
                 }
@@ -238,46 +250,55 @@ pub(super) fn row_pixels(shown: usize, lanes: usize) -> usize {
     shown + lanes - 1
 }
 
-/// A transform of `SEEN` values to the points of `PAIRS` pairs.
-#[inline(always)]
-fn transform<S: Simd, const PAIRS: usize, const SEEN: usize>(simd: S, d: &[S::F; MOST]) -> [S::F; MOST] {
-    if PAIRS == 0 || SEEN == 2 * PAIRS + 2 { input::<S, PAIRS>(simd, d) } else { spread::<S, PAIRS, SEEN>(simd, d) }
-}
-
 /// A transform of a row of tiles along one of their axes.
 trait Lines {
     type Output;
 
-    /// Transforms `SEEN` values to the points of `PAIRS` pairs. The body of [`Pass`]: must be `#[inline(always)]`.
-    fn run<S: Simd, const PAIRS: usize, const SEEN: usize>(self, simd: S) -> Self::Output;
+    /// Transforms what a tile sees to the points of `A`. The body of [`Pass`]: must be `#[inline(always)]`.
+    fn run<S: Simd, A: Scheme, const SPREAD: bool>(self, simd: S) -> Self::Output;
 }
 
-/// A pass with `PAIRS` pairs of points over tiles that see `SEEN` values, in a function of its own.
-struct Pass<L, const PAIRS: usize, const SEEN: usize>(L);
+/// A pass with one scheme, in a function of its own.
+struct Pass<L, A, const SPREAD: bool>(L, PhantomData<A>);
 
-impl<L: Lines, const PAIRS: usize, const SEEN: usize> Job for Pass<L, PAIRS, SEEN> {
+impl<L: Lines, A: Scheme, const SPREAD: bool> Job for Pass<L, A, SPREAD> {
     type Output = L::Output;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> L::Output {
-        self.0.run::<S, PAIRS, SEEN>(simd)
+        self.0.run::<S, A, SPREAD>(simd)
     }
 }
 
-/// Picks the instance of a pass.
-#[inline(always)]
-fn by_size<S: Simd, L: Lines>(simd: S, pairs: usize, seen: usize, lines: L) -> L::Output {
-    match (pairs, seen) {
-        (0, _) => simd.call(Pass::<_, 0, 1>(lines)),
-        (1, 4) => simd.call(Pass::<_, 1, 4>(lines)),
-        (2, 6) => simd.call(Pass::<_, 2, 6>(lines)),
-        (3, 8) => simd.call(Pass::<_, 3, 8>(lines)),
-        (1, _) => simd.call(Pass::<_, 1, 2>(lines)),
-        (2, 2) => simd.call(Pass::<_, 2, 2>(lines)),
-        (2, _) => simd.call(Pass::<_, 2, 4>(lines)),
-        (_, 4) => simd.call(Pass::<_, 3, 4>(lines)),
-        _ => simd.call(Pass::<_, 3, 6>(lines)),
+/// Calls the pass of a scheme.
+struct Call<S, L, const SPREAD: bool>(S, L);
+
+impl<S: Simd, L: Lines, const SPREAD: bool> Visit for Call<S, L, SPREAD> {
+    type Output = L::Output;
+
+    #[inline(always)]
+    fn visit<A: Scheme>(self) -> L::Output {
+        self.0.call(Pass::<L, A, SPREAD>(self.1, PhantomData))
     }
+}
+
+#[inline(always)]
+fn by_scheme<S: Simd, L: Lines>(simd: S, axis: Axis, transform: Transform, lines: L) -> L::Output {
+    match transform {
+        Transform::Input => with_scheme(axis, Call::<S, L, false>(simd, lines)),
+        Transform::Spread => with_forward(axis, Call::<S, L, true>(simd, lines)),
+    }
+}
+
+/// What a tile sees, at the points of `A`.
+#[inline(always)]
+fn transform<S: Simd, A: Scheme, const SPREAD: bool>(simd: S, d: &[S::F; MOST]) -> [S::F; MOST] {
+    if SPREAD { A::spread(simd, d) } else { A::input(simd, d) }
+}
+
+/// Values that a tile sees.
+const fn seen<A: Scheme, const SPREAD: bool>() -> usize {
+    if SPREAD { A::OUTPUTS } else { A::INPUTS }
 }
 
 /// Down the columns of a row of tiles. Returns where the result is.
@@ -292,21 +313,20 @@ impl Lines for Down {
     type Output = *const f32;
 
     #[inline(always)]
-    fn run<S: Simd, const PAIRS: usize, const SEEN: usize>(self, simd: S) -> *const f32 {
+    fn run<S: Simd, A: Scheme, const SPREAD: bool>(self, simd: S) -> *const f32 {
         let Self { from, to, pitch, len } = self;
-        if PAIRS == 0 {
+        if A::POINTS == 1 {
             return from;
         }
-        let points = 2 * PAIRS + 2;
         for at in (0..len).step_by(S::LANES) {
-            // SAFETY: `SEEN` rows of `len` floats are there, and room for `points` of them.
+            // SAFETY: the rows of `len` floats that a tile sees are there, and room for those of its points.
             unsafe {
                 let mut d = [simd.zero(); MOST];
-                for i in 0..SEEN {
+                for i in 0..const { seen::<A, SPREAD>() } {
                     d[i] = simd.load(from.add(i * pitch + at));
                 }
-                let v = transform::<S, PAIRS, SEEN>(simd, &d);
-                for i in 0..points {
+                let v = transform::<S, A, SPREAD>(simd, &d);
+                for i in 0..A::POINTS {
                     simd.store(to.add(i * pitch + at), v[i]);
                 }
             }
@@ -333,21 +353,20 @@ impl Lines for Along {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd, const PAIRS: usize, const SEEN: usize>(self, simd: S) {
+    fn run<S: Simd, A: Scheme, const SPREAD: bool>(self, simd: S) {
         let Self { from, pitch, rows, across, tiles, to, plane, step } = self;
-        let points = if PAIRS == 0 { 1 } else { 2 * PAIRS + 2 };
         for i in 0..rows {
             for tile in 0..tiles {
                 // SAFETY: the row holds the pixels of so many tiles, and there is place for every frequency of each.
                 unsafe {
                     let from = from.add(i * pitch + tile * across * S::LANES);
                     let mut d = [simd.zero(); MOST];
-                    for j in 0..SEEN {
+                    for j in 0..const { seen::<A, SPREAD>() } {
                         d[j] = simd.load(from.add(j * S::LANES));
                     }
-                    let v = transform::<S, PAIRS, SEEN>(simd, &d);
-                    for j in 0..points {
-                        simd.store(to.add((i * points + j) * plane + tile * step), v[j]);
+                    let v = transform::<S, A, SPREAD>(simd, &d);
+                    for j in 0..A::POINTS {
+                        simd.store(to.add((i * A::POINTS + j) * plane + tile * step), v[j]);
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! Winograd's algorithm: convolutions of stride 1 with a half to a fifth of the multiplications.
+//! Winograd's algorithm: convolutions with two thirds to a fifth of the multiplications.
 //!
 //! ```text
 //!   x ──► tiles of (m + r - 1)², overlapping ──► Bᵀ d B ──► v[frequency][tile][in channel]
@@ -8,7 +8,8 @@
 //!   y ◄── bias, residual, activation ◄── tiles of m² ◄── Aᵀ m A ◄── m[frequency][tile][out channel]
 //! ```
 //!
-//! The tile is chosen apart for height and width, [`points`] has the transforms. A block of tiles goes through all steps
+//! The tile is chosen apart for height and width; [`axis`] says what there is, strides of 2 among it, and [`points`] has the
+//! transforms. A block of tiles goes through all steps
 //! before the next, so that `v` and `m` stay in the cache; where there are fewer blocks than threads, the threads share
 //! each step of a block instead. Backward-data is the same with flipped filters, channels exchanged.
 //!
@@ -16,12 +17,18 @@
 //! One chain of fused multiply-adds over the input channels for each frequency; transforms add in the order written in
 //! [`points`]. Nothing depends on blocks or threads.
 
+mod axis;
+mod blocks;
 mod cut;
+mod definition;
 mod input;
 mod output;
 mod pack;
-pub(crate) mod points;
+mod points;
 mod products;
+#[cfg(test)]
+mod quality;
+mod scheme;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -39,11 +46,12 @@ use crate::parts::{Shared, share};
 use crate::simd::{Isa, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
-use cut::{Block, Cut, GROUP};
+pub(crate) use axis::Axis;
+use blocks::Block;
+use cut::{Cut, GROUP};
 use input::{Image, InputTransform, Place, Transform};
 use output::OutputTransform;
 use pack::PackFilters;
-pub(crate) use points::Axis;
 use products::Products;
 pub(super) use weights::WinogradWeights;
 
@@ -54,7 +62,7 @@ pub(super) enum Direction {
     BackwardData,
 }
 
-/// A convolution of stride 1 with transformed weights.
+/// A convolution with transformed weights.
 #[derive(Clone)]
 pub(super) struct Winograd {
     axes: [Axis; 2],
@@ -79,7 +87,6 @@ const MOST_SCRATCH: usize = 768 * 1024;
 /// A call, as its tasks see it.
 struct Context<'a> {
     plan: &'a Winograd,
-    batch: usize,
     cut: Cut,
     weights: &'a [f32],
     input: &'a [f32],
@@ -96,15 +103,12 @@ impl Winograd {
     /// The axes of the algorithm's tiles, if it can do the spec.
     pub fn axes(spec: &Conv2dSpec, direction: Direction, algorithm: Algorithm) -> Option<[Axis; 2]> {
         let outputs = algorithm.tile()?;
-        let stride_one = spec.stride == [1, 1];
         let dense = (0..2).all(|axis| spec.dilation[axis] == 1 || spec.kernel[axis] == 1);
         // One channel a group: depthwise, where transforms cost more than the products that they spare.
         let pays = spec.in_channels > spec.groups || spec.out_channels > spec.groups || spec.groups == 1;
-        if !stride_one || !dense || !pays || spec.kernel == [1, 1] {
+        if !dense || !pays || spec.kernel == [1, 1] {
             return None;
         }
-        let axis = |at: usize| Axis::new(spec.kernel[at], if spec.kernel[at] == 1 { 1 } else { outputs[at] });
-        let axes = [axis(0)?, axis(1)?];
         let padding = spec.padding;
         // Backward, the image is padded with what the kernel hangs over less what the padding was.
         let narrow = [[padding.top, padding.bottom], [padding.left, padding.right]];
@@ -112,12 +116,29 @@ impl Winograd {
         if direction == Direction::BackwardData && !(fits(0) && fits(1)) {
             return None;
         }
-        let [in_channels, out_channels] = channels(spec, direction);
+        let axis = |at: usize| {
+            let (taps, stride) = (spec.kernel[at], spec.stride[at]);
+            match direction {
+                Direction::Forward => Axis::forward(taps, stride, outputs[at]),
+                Direction::BackwardData => Axis::gradient(taps, stride, outputs[at], taps - 1 - narrow[at][0]),
+            }
+        };
+        let axes = [axis(0)?, axis(1)?];
+        let [in_channels, out_channels] = Self::channels(spec, direction);
         let frequencies = axes[0].points() * axes[1].points();
         // A block of the fewest tiles.
         let least = frequencies.saturating_mul(in_channels.saturating_add(64)).saturating_mul(28);
         let weights = frequencies.checked_mul(in_channels)?.checked_mul(out_channels)?.checked_mul(spec.groups)?;
         (least <= MOST_SCRATCH * 2 && weights <= isize::MAX as usize / 64).then_some(axes)
+    }
+
+    /// Channels of a group that a direction reads and computes.
+    pub fn channels(spec: &Conv2dSpec, direction: Direction) -> [usize; 2] {
+        let [group_in, group_out] = [spec.in_channels / spec.groups, spec.out_channels / spec.groups];
+        match direction {
+            Direction::Forward => [group_in, group_out],
+            Direction::BackwardData => [group_out, group_in],
+        }
     }
 
     /// The expected seconds of a call on one thread, or `None` where the algorithm cannot do the spec.
@@ -130,7 +151,7 @@ impl Winograd {
         isa: Isa,
     ) -> Option<f64> {
         let axes = Self::axes(spec, direction, algorithm)?;
-        let [ic, oc] = channels(spec, direction).map(|channels| channels as f64);
+        let [ic, oc] = Self::channels(spec, direction).map(|channels| channels as f64);
         let lanes = isa.lanes();
         let tiles = [0, 1].map(|axis| out_size[axis].div_ceil(axes[axis].outputs));
         let frequencies = (axes[0].points() * axes[1].points()) as f64;
@@ -140,7 +161,7 @@ impl Winograd {
         let products = frequencies * tiles * ic * vectors(oc) * (2 * lanes) as f64 / PEAK_FLOPS;
         let transforms = frequencies * tiles * (vectors(ic) + vectors(oc)) * lanes as f64 * TRANSFORM_SECONDS;
         // Each block of tiles reads all weights of its group once.
-        let most = Cut::most_tiles(axes, channels(spec, direction), isa) as f64;
+        let most = Cut::most_tiles(axes, Self::channels(spec, direction), isa) as f64;
         let passes = (tiles / spec.groups as f64 / most).max(1.0).ceil();
         let weights = spec.groups as f64 * frequencies * ic * oc;
         let beyond = (weights * 4.0 / (1 << 20) as f64 - WEIGHTS_NEAR) / (WEIGHTS_FAR - WEIGHTS_NEAR);
@@ -151,11 +172,12 @@ impl Winograd {
 
     /// Room for the weights.
     pub fn new(spec: &Conv2dSpec, direction: Direction, axes: [Axis; 2], isa: Isa) -> Result<Self, Error> {
-        let [in_channels, out_channels] = channels(spec, direction);
+        let [in_channels, out_channels] = Self::channels(spec, direction);
         let padding = [spec.padding.top, spec.padding.left];
         let before = match direction {
             Direction::Forward => padding,
-            Direction::BackwardData => [0, 1].map(|axis| spec.kernel[axis] - 1 - padding[axis]),
+            // Rows and columns of zeros between those of a gradient are left out.
+            Direction::BackwardData => [0, 1].map(|axis| (spec.kernel[axis] - 1 - padding[axis]) / spec.stride[axis]),
         };
         let frequencies = axes[0].points() * axes[1].points();
         let plane = plane(in_channels, out_channels, isa);
@@ -201,7 +223,7 @@ impl Winograd {
     /// Scratch of a call, in elements.
     pub fn workspace_len(&self, batch: usize, out_size: [usize; 2], slots: usize) -> usize {
         let cut = Cut::new(self, batch, out_size, slots);
-        let copies = if cut.shared { 1 } else { slots };
+        let copies = if cut.blocks.shared { 1 } else { slots };
         LINE + copies * round_up(cut.products()) + slots * cut.transform_scratch()
     }
 
@@ -209,17 +231,17 @@ impl Winograd {
     pub fn run(&self, call: Call<'_>, weights: &[f32]) {
         let Call { batch, input, in_size, output, out_size, post, workspace, slots, parallelism } = call;
         let cut = Cut::new(self, batch, out_size, slots);
-        let (products, transforms, shared) = (round_up(cut.products()), cut.transform_scratch(), cut.shared);
+        let (products, transforms, shared) = (round_up(cut.products()), cut.transform_scratch(), cut.blocks.shared);
         let scratch = aligned(workspace);
         debug_assert!(scratch.len() >= if shared { products } else { slots * products } + slots * transforms);
         let scratch = Shared(scratch.as_mut_ptr());
         let flops = 2.0
             * (batch * self.groups * self.out_channels * self.in_channels) as f64
-            * (cut.tiles[0] * cut.tiles[1] * cut.frequencies) as f64;
+            * (cut.blocks.tiles[0] * cut.blocks.tiles[1] * cut.frequencies) as f64;
         let parallelism = parallelism.for_seconds(flops / FLOPS_PER_SECOND);
         let context =
-            &Context { plan: self, batch, cut, weights, input, in_size, output: output.as_mut_ptr(), out_size, post };
-        let blocks = context.cut.count(self.groups);
+            &Context { plan: self, cut, weights, input, in_size, output: output.as_mut_ptr(), out_size, post };
+        let blocks = context.cut.blocks.count();
         if !shared {
             parallelism.for_each(blocks, slots, &|index, slot| {
                 context.block_alone(index, scratch.at(slot * (products + transforms)));
@@ -261,7 +283,7 @@ impl Context<'_> {
     /// A block by one thread.
     fn block_alone(&self, index: usize, v: *mut f32) {
         let (plan, cut) = (self.plan, &self.cut);
-        let block = cut.at(plan.groups, self.batch, index);
+        let block = cut.blocks.at(index);
         let m = v.wrapping_add(cut.frequencies * cut.v_plane);
         let scratch = v.wrapping_add(round_up(cut.products()));
         let mut laps = Laps::start();
@@ -282,7 +304,7 @@ impl Context<'_> {
     /// channels.
     fn block_shared(&self, index: usize, scratch: Shared, slots: usize, parallelism: Parallelism<'_>) {
         let (plan, cut) = (self.plan, &self.cut);
-        let block = cut.at(plan.groups, self.batch, index);
+        let block = cut.blocks.at(index);
         let v = scratch;
         let m = Shared(v.at(cut.frequencies * cut.v_plane));
         let own = Shared(v.at(round_up(cut.products())));
@@ -344,50 +366,3 @@ const FLOPS_PER_SECOND: f64 = 80e9;
 const STREAMED: usize = 1 << 20;
 /// A transformed weight, to tell whether threads are worth waking.
 const PACK_SECONDS: f64 = 0.4e-9;
-
-/// Channels of a group that a direction reads and computes.
-fn channels(spec: &Conv2dSpec, direction: Direction) -> [usize; 2] {
-    let [group_in, group_out] = [spec.in_channels / spec.groups, spec.out_channels / spec.groups];
-    match direction {
-        Direction::Forward => [group_in, group_out],
-        Direction::BackwardData => [group_out, group_in],
-    }
-}
-
-impl Context<'_> {
-    /// An output as the loops of a lecture compute it, before bias and activation: for results that are not finite.
-    fn by_definition(&self, image: usize, channel: usize, [row, column]: [usize; 2]) -> f32 {
-        let spec = &self.plan.spec;
-        let [kernel_height, kernel_width] = spec.kernel;
-        let Winograd { in_channels, out_channels, .. } = *self.plan;
-        let (group, oc) = (channel / out_channels, channel % out_channels);
-        let all = self.plan.groups * in_channels;
-        let [height, width] = self.in_size;
-        let mut sum = 0.0f32;
-        for ic in 0..in_channels {
-            for kh in 0..kernel_height {
-                let Some(ih) = (row + kh).checked_sub(self.plan.before[0]).filter(|&ih| ih < height) else { continue };
-                for kw in 0..kernel_width {
-                    let Some(iw) = (column + kw).checked_sub(self.plan.before[1]).filter(|&iw| iw < width) else {
-                        continue;
-                    };
-                    let c = group * in_channels + ic;
-                    let x = match self.plan.layout {
-                        Layout::Nchw => self.input[((image * all + c) * height + ih) * width + iw],
-                        Layout::Nhwc => self.input[((image * height + ih) * width + iw) * all + c],
-                    };
-                    let tap = kh * kernel_width + kw;
-                    let taps = kernel_height * kernel_width;
-                    let w = match self.plan.direction {
-                        Direction::Forward => ((group * out_channels + oc) * in_channels + ic) * taps + tap,
-                        Direction::BackwardData => {
-                            ((group * in_channels + ic) * out_channels + oc) * taps + taps - 1 - tap
-                        }
-                    };
-                    sum = self.plan.isa.mul_add(x, self.weights[w], sum);
-                }
-            }
-        }
-        sum
-    }
-}

@@ -10,9 +10,12 @@
 //!
 //! Bias and ReLU are applied on registers where nothing stands between them and the output; else as the pixels leave.
 
+use std::marker::PhantomData;
+
 use super::Context;
-use super::cut::Block;
-use super::points::{MOST, output};
+use super::blocks::Block;
+use super::points::MOST;
+use super::scheme::{Scheme, Visit, with_scheme};
 use crate::activation::{Activation, apply};
 use crate::conv::spec::Layout;
 use crate::simd::{Job, Simd};
@@ -130,24 +133,8 @@ impl Rows<'_> {
         let mut finite = true;
         for column in (0..self.block.columns).step_by(context.cut.chunk) {
             let tiles = column..self.block.columns.min(column + context.cut.chunk);
-            let pass = Down { rows: *self, tiles: tiles.clone() };
-            match (down.pairs, down.outputs) {
-                (0, _) => simd.call(Pass::<_, 0, 1>(pass)),
-                (1, _) => simd.call(Pass::<_, 1, 2>(pass)),
-                (2, 2) => simd.call(Pass::<_, 2, 2>(pass)),
-                (2, _) => simd.call(Pass::<_, 2, 4>(pass)),
-                (_, 4) => simd.call(Pass::<_, 3, 4>(pass)),
-                _ => simd.call(Pass::<_, 3, 6>(pass)),
-            }
-            let pass = Along { rows: *self, tiles, post };
-            finite &= match (along.pairs, along.outputs) {
-                (0, _) => simd.call(Pass::<_, 0, 1>(pass)),
-                (1, _) => simd.call(Pass::<_, 1, 2>(pass)),
-                (2, 2) => simd.call(Pass::<_, 2, 2>(pass)),
-                (2, _) => simd.call(Pass::<_, 2, 4>(pass)),
-                (_, 4) => simd.call(Pass::<_, 3, 4>(pass)),
-                _ => simd.call(Pass::<_, 3, 6>(pass)),
-            };
+            with_scheme(down, Call(simd, Down { rows: *self, tiles: tiles.clone() }));
+            finite &= with_scheme(along, Call(simd, Along { rows: *self, tiles, post }));
         }
         finite
     }
@@ -280,8 +267,37 @@ impl Rows<'_> {
     }
 }
 
-/// A pass whose points and outputs are known at compile time.
-struct Pass<P, const PAIRS: usize, const OUTPUTS: usize>(P);
+/// One half of the transform of some tiles.
+trait Half {
+    type Output;
+
+    /// The body of [`Pass`]: must be `#[inline(always)]`.
+    fn run<S: Simd, A: Scheme>(self, simd: S) -> Self::Output;
+}
+
+/// A pass with one scheme, in a function of its own.
+struct Pass<P, A>(P, PhantomData<A>);
+
+impl<P: Half, A: Scheme> Job for Pass<P, A> {
+    type Output = P::Output;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> P::Output {
+        self.0.run::<S, A>(simd)
+    }
+}
+
+/// Calls the pass of a scheme.
+struct Call<S, P>(S, P);
+
+impl<S: Simd, P: Half> Visit for Call<S, P> {
+    type Output = P::Output;
+
+    #[inline(always)]
+    fn visit<A: Scheme>(self) -> P::Output {
+        self.0.call(Pass::<P, A>(self.1, PhantomData))
+    }
+}
 
 /// Down the columns of some tiles: to `halves[tile][output row][column point]`.
 struct Down<'a> {
@@ -289,15 +305,14 @@ struct Down<'a> {
     tiles: std::ops::Range<usize>,
 }
 
-impl<const PAIRS: usize, const OUTPUTS: usize> Job for Pass<Down<'_>, PAIRS, OUTPUTS> {
+impl Half for Down<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Down { rows, tiles } = self.0;
+    fn run<S: Simd, A: Scheme>(self, simd: S) {
+        let Down { rows, tiles } = self;
         let cut = &rows.context.cut;
         let (plane, across) = (cut.m_plane, rows.context.plan.axes[1].points());
-        let points = if PAIRS == 0 { 1 } else { 2 * PAIRS + 2 };
         let mut to = rows.halves;
         for tile in tiles {
             for j in 0..across {
@@ -305,16 +320,16 @@ impl<const PAIRS: usize, const OUTPUTS: usize> Job for Pass<Down<'_>, PAIRS, OUT
                 unsafe {
                     let from = rows.m.add(tile * cut.panel + j * plane);
                     let mut m = [simd.zero(); MOST];
-                    for i in 0..points {
+                    for i in 0..A::POINTS {
                         m[i] = simd.load(from.add(i * across * plane));
                     }
-                    let y = output::<S, PAIRS, OUTPUTS>(simd, &m);
-                    for r in 0..OUTPUTS {
+                    let y = A::output(simd, &m);
+                    for r in 0..A::OUTPUTS {
                         simd.store(to.add((r * across + j) * S::LANES), y[r]);
                     }
                 }
             }
-            to = to.wrapping_add(OUTPUTS * across * S::LANES);
+            to = to.wrapping_add(A::OUTPUTS * across * S::LANES);
         }
     }
 }
@@ -326,13 +341,12 @@ struct Along<'a> {
     post: bool,
 }
 
-impl<const PAIRS: usize, const OUTPUTS: usize> Job for Pass<Along<'_>, PAIRS, OUTPUTS> {
+impl Half for Along<'_> {
     type Output = bool;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> bool {
-        let Along { rows, tiles, post } = self.0;
-        let points = if PAIRS == 0 { 1 } else { 2 * PAIRS + 2 };
+    fn run<S: Simd, A: Scheme>(self, simd: S) -> bool {
+        let Along { rows, tiles, post } = self;
         let [height, width] = rows.size;
         let outputs = rows.context.plan.axes[0].outputs;
         let bias = rows.context.post.bias.filter(|_| post).map(|bias| {
@@ -344,17 +358,17 @@ impl<const PAIRS: usize, const OUTPUTS: usize> Job for Pass<Along<'_>, PAIRS, OU
         let mut finite = simd.zero();
         let mut from = rows.halves;
         for tile in tiles {
-            let first = tile * OUTPUTS;
+            let first = tile * A::OUTPUTS;
             for r in 0..height {
                 // SAFETY: the tile's half-transformed products are there, and room for its pixels inside of the image.
                 unsafe {
                     let mut m = [simd.zero(); MOST];
-                    for j in 0..points {
-                        m[j] = simd.load(from.add((r * points + j) * S::LANES));
+                    for j in 0..A::POINTS {
+                        m[j] = simd.load(from.add((r * A::POINTS + j) * S::LANES));
                     }
-                    let y = output::<S, PAIRS, OUTPUTS>(simd, &m);
+                    let y = A::output(simd, &m);
                     let to = rows.finished.add((r * width + first) * S::LANES);
-                    for j in 0..OUTPUTS {
+                    for j in 0..A::OUTPUTS {
                         if first + j < width {
                             finite = simd.fma(y[j], simd.zero(), finite);
                             let mut v = y[j];
@@ -369,7 +383,7 @@ impl<const PAIRS: usize, const OUTPUTS: usize> Job for Pass<Along<'_>, PAIRS, OU
                     }
                 }
             }
-            from = from.wrapping_add(outputs * points * S::LANES);
+            from = from.wrapping_add(outputs * A::POINTS * S::LANES);
         }
         simd.bits(simd.is_nan(finite)) == 0
     }

@@ -31,7 +31,7 @@ pub(super) const CHANNELS: usize = 32;
 const RUN: usize = 8;
 
 /// The most taps of an axis.
-const TAPS: usize = 5;
+const TAPS: usize = 7;
 
 /// Rows of filters: those of a run, and what a square of 16 has too much.
 const ROWS: usize = RUN * TAPS * TAPS + 16;
@@ -66,6 +66,7 @@ impl Job for PackFilters<'_> {
         let [rows, columns] = [matrix(down), matrix(along)];
         let taps = down.taps * along.taps;
         let mut filters = [[0.0f32; SIDE]; ROWS];
+        let mut half = [[0.0f64; SIDE]; MOST * TAPS];
         for start in self.channels.clone().step_by(RUN) {
             let run = RUN.min(self.channels.end - start);
             for column in (0..width.min(plan.out_channels - first)).step_by(SIDE) {
@@ -73,11 +74,12 @@ impl Job for PackFilters<'_> {
                 let count = SIDE.min(width - column);
                 let stream = self.stream && count == SIDE;
                 for i in 0..run {
-                    let mut half = [[0.0f64; SIDE]; MOST * TAPS];
                     let filter = &filters[i * taps..][..taps];
                     match down.taps {
                         3 => sums_down::<3>(&rows, down.points(), filter, along.taps, &mut half),
+                        4 => sums_down::<4>(&rows, down.points(), filter, along.taps, &mut half),
                         5 => sums_down::<5>(&rows, down.points(), filter, along.taps, &mut half),
+                        7 => sums_down::<7>(&rows, down.points(), filter, along.taps, &mut half),
                         _ => sums_down::<1>(&rows, down.points(), filter, along.taps, &mut half),
                     }
                     let at = first * plan.in_channels + (start + i) * width + column;
@@ -90,7 +92,9 @@ impl Job for PackFilters<'_> {
                         unsafe {
                             match along.taps {
                                 3 => sums_along::<S, 3>(simd, stream, &columns, points, row, to, step, count),
+                                4 => sums_along::<S, 4>(simd, stream, &columns, points, row, to, step, count),
                                 5 => sums_along::<S, 5>(simd, stream, &columns, points, row, to, step, count),
+                                7 => sums_along::<S, 7>(simd, stream, &columns, points, row, to, step, count),
                                 _ => sums_along::<S, 1>(simd, stream, &columns, points, row, to, step, count),
                             }
                         }

@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use super::Context;
-use super::cut::Block;
+use super::blocks::Block;
 use crate::gemm::lhs::ColumnBlocks;
 use crate::gemm::tile::{Ends, NV, PACKED, Panels, max_height, tiles_of};
 use crate::gemm::{Ahead, Strips};

@@ -10,7 +10,8 @@
 //!
 //! All that is cut here is a matter of time and memory: the tiles of the batch follow each other in the same order.
 
-use super::super::cut::{Block, GROUP, block_of, chunk, odd_lines};
+use super::super::blocks::{Block, block_of};
+use super::super::cut::{GROUP, chunk, odd_lines};
 use super::super::input::rows_len;
 use super::WinogradWeights;
 use crate::conv::spec::{Shape, Sizes};

@@ -1,4 +1,4 @@
-//! Winograd's algorithm for the gradient of the weights: stride 1, a half to a fifth of the multiplications.
+//! Winograd's algorithm for the gradient of the weights, with two thirds to a fifth of the multiplications.
 //!
 //! ```text
 //!   x ──► tiles of (m + r - 1)², overlapping ──► Bᵀ d B ──► x[frequency][tile][in channel]
@@ -25,7 +25,8 @@ mod tests;
 
 use std::ops::Range;
 
-use super::cut::{Block, GROUP};
+use super::blocks::Block;
+use super::cut::GROUP;
 use super::input::{Image, InputTransform, Place, Transform};
 use super::{Axis, Direction, Winograd};
 use crate::conv::algorithm::{Algorithm, BackwardWeightsCall};
@@ -42,7 +43,7 @@ use cut::{Cut, Limits};
 use output::Taps;
 use products::Products;
 
-/// The gradient of the weights of a convolution of stride 1.
+/// The gradient of the weights of a convolution.
 #[derive(Clone, Debug)]
 pub(in crate::conv) struct WinogradWeights {
     spec: Conv2dSpec,

@@ -6,9 +6,12 @@
 //!     along the rows:     n columns ──► taps          ──► [tap][channel], transposed ──► dw[oc][ic][tap]
 //! ```
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::super::points::{Axis, MOST, taps};
+use super::super::axis::Axis;
+use super::super::points::MOST;
+use super::super::scheme::{Scheme, Visit, with_forward};
 use super::Context;
 use crate::simd::{Job, Simd};
 
@@ -26,10 +29,10 @@ pub(super) struct Taps<'a> {
 }
 
 /// The most taps of a kernel, and the most lanes.
-const TAPS: usize = 25;
+const TAPS: usize = 49;
 const LANES: usize = 16;
 /// Taps in whole vectors.
-const SQUARES: usize = 32;
+const SQUARES: usize = 64;
 
 impl Job for Taps<'_> {
     type Output = ();
@@ -94,38 +97,44 @@ impl Lines {
     /// `Gᵀ` of each line, whose taps are stored `step` apart, and lines `next`.
     #[inline(always)]
     fn transform<S: Simd>(self, simd: S, axis: Axis, to: *mut f32, step: usize, next: usize) {
-        let pass = (self, to, [step, next]);
-        match (axis.pairs, axis.taps) {
-            (0, _) => simd.call(Pass::<0, 1>(pass)),
-            (1, _) => simd.call(Pass::<1, 3>(pass)),
-            (2, 3) => simd.call(Pass::<2, 3>(pass)),
-            (2, _) => simd.call(Pass::<2, 5>(pass)),
-            (_, 3) => simd.call(Pass::<3, 3>(pass)),
-            _ => simd.call(Pass::<3, 5>(pass)),
-        }
+        with_forward(axis, Call(simd, (self, to, [step, next])));
     }
 }
 
-/// `Gᵀ` of some lines, with `PAIRS` pairs of points.
-struct Pass<const PAIRS: usize, const TAPS: usize>((Lines, *mut f32, [usize; 2]));
+/// Lines, where their taps go, and the distances of those.
+type Task = (Lines, *mut f32, [usize; 2]);
 
-impl<const PAIRS: usize, const TAPS: usize> Job for Pass<PAIRS, TAPS> {
+/// Calls the pass of a scheme.
+struct Call<S>(S, Task);
+
+impl<S: Simd> Visit for Call<S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn visit<A: Scheme>(self) {
+        self.0.call(Pass::<A>(self.1, PhantomData));
+    }
+}
+
+/// `Gᵀ` of some lines with one scheme, in a function of its own.
+struct Pass<A>(Task, PhantomData<A>);
+
+impl<A: Scheme> Job for Pass<A> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let (lines, to, [step, next]) = self.0;
-        let points = if PAIRS == 0 { 1 } else { 2 * PAIRS + 2 };
         for line in 0..lines.lines {
             // SAFETY: the sums of every frequency are there, and room for every tap.
             unsafe {
                 let from = lines.from.add(line * lines.next);
                 let mut m = [simd.zero(); MOST];
-                for p in 0..points {
+                for p in 0..A::POINTS {
                     m[p] = simd.load(from.add(p * lines.step));
                 }
-                let w = taps::<S, PAIRS, TAPS>(simd, &m);
-                for tap in 0..TAPS {
+                let w = A::taps(simd, &m);
+                for tap in 0..A::TAPS {
                     simd.store(to.add(line * next + tap * step), w[tap]);
                 }
             }

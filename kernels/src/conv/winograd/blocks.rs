@@ -1,0 +1,186 @@
+//! Which tiles make a block.
+//!
+//! ```text
+//! 14 x 14 tiles, blocks of at most 56, two threads
+//!     whole rows:  4 x 14, 4 x 14 │ 4 x 14, 2 x 14       one thread has 112 tiles, the other 84
+//!     half rows:   7 x 7,  7 x 7  │ 7 x 7,  7 x 7        98 each
+//! ```
+//!
+//! Nothing of this changes a bit.
+
+use crate::parts::balanced;
+
+/// A block of tiles of some images and one group.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    /// The first image, and how many there are.
+    pub image: usize,
+    pub images: usize,
+    pub group: usize,
+    /// Its first tile in each image, and how many there are.
+    pub row: usize,
+    pub column: usize,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl Block {
+    /// Tiles of the block.
+    pub fn tiles(&self) -> usize {
+        self.images * self.rows * self.columns
+    }
+}
+
+/// Images, rows and columns of a block of at most `most` tiles: whole rows first, then whole images. So all blocks one
+/// after the other hold the tiles of the batch in order, whatever `most` is.
+pub(super) fn block_of(tiles: [usize; 2], batch: usize, most: usize) -> [usize; 3] {
+    let columns = balanced(tiles[1], most);
+    let rows = if columns < tiles[1] { 1 } else { balanced(tiles[0], most / columns) };
+    let whole = rows >= tiles[0] && columns >= tiles[1];
+    let images = if whole { balanced(batch, most / (rows * columns).max(1)) } else { 1 };
+    [images, rows, columns]
+}
+
+/// The tiles of a call in blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks {
+    /// Tiles of an image, down and along.
+    pub tiles: [usize; 2],
+    pub batch: usize,
+    pub groups: usize,
+    /// Images of a block, and its tiles down and along.
+    pub block: [usize; 3],
+    /// Threads share the steps of a block.
+    pub shared: bool,
+}
+
+/// What a tile needs, to tell what blocks cost.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// Seconds of its products.
+    pub seconds: f64,
+    /// Floats of its transforms where a thread does a block alone, and where all share it.
+    pub floats: [usize; 2],
+    /// Floats of a block that stay in the cache of a core.
+    pub near: usize,
+    /// Floats of the weights, which each block reads.
+    pub weights: usize,
+}
+
+/// What the three steps of a shared block cost beside their work: seconds until all threads have come.
+const MEETING: f64 = 6e-6;
+/// Floats of weights that do not stay in the second-level cache, and those that do not stay in the third.
+const MANY: usize = 1 << 20;
+const FAR: usize = 1 << 22;
+/// Threads up to which the blocks are counted out among them.
+const FEW: usize = 8;
+
+impl Tile {
+    /// What a block costs beside its tiles, in tiles: threads that share it each read a part of the weights.
+    fn reading(&self, shared: bool) -> f64 {
+        match self.weights {
+            MANY..FAR if !shared => 6.0,
+            ..FAR => 3.0,
+            _ => 20.0,
+        }
+    }
+
+    /// What a tile costs in a block of so many, of which each core has a `part`: more where they leave its cache, and where
+    /// threads share a block, for then their parts are never even.
+    fn cost(&self, shared: bool, tiles: usize, part: usize) -> f64 {
+        let leaves = self.floats[usize::from(shared)] * tiles / part > self.near;
+        (if shared { 1.15 } else { 1.0 }) * (if leaves { 1.3 } else { 1.0 })
+    }
+}
+
+impl Blocks {
+    /// Blocks of at most `most` tiles that give all threads as much to do.
+    pub fn new(tiles: [usize; 2], batch: usize, groups: usize, most: usize, slots: usize, tile: Tile) -> Self {
+        let with = |block: [usize; 3], shared: bool| Self { tiles, batch, groups, block, shared };
+        let plain = with(block_of(tiles, batch, most), false);
+        if slots <= 1 || plain.count() == 0 || plain.count() >= 8 * slots {
+            return plain;
+        }
+        let mut best = (f64::INFINITY, plain);
+        let mut consider = |block: [usize; 3]| {
+            for shared in [false, true] {
+                let blocks = with(block, shared);
+                let cost = if shared { blocks.together(slots, tile) } else { blocks.longest(slots, tile) };
+                if cost < best.0 {
+                    best = (cost, blocks);
+                }
+            }
+        };
+        consider(plain.block);
+        for pieces in 1..=3 {
+            let columns = balanced(tiles[1], tiles[1].div_ceil(pieces).min(most));
+            let least = tiles[0].div_ceil((most / columns).max(1));
+            for rows in (least..least + 4).map(|count| tiles[0].div_ceil(count)) {
+                if [rows, columns] != tiles {
+                    consider([1, rows, columns]);
+                    continue;
+                }
+                let least = batch.div_ceil((most / (rows * columns)).max(1));
+                for images in (least..least + 4).map(|count| batch.div_ceil(count)) {
+                    consider([images, rows, columns]);
+                }
+            }
+        }
+        best.1
+    }
+
+    /// All tiles.
+    fn all(&self) -> usize {
+        self.batch * self.groups * self.tiles[0] * self.tiles[1]
+    }
+
+    /// Blocks across the images, down and along.
+    fn across(&self) -> [usize; 3] {
+        let [images, rows, columns] = self.block;
+        [self.batch.div_ceil(images), self.tiles[0].div_ceil(rows), self.tiles[1].div_ceil(columns)]
+    }
+
+    /// Blocks of the call.
+    pub fn count(&self) -> usize {
+        self.across().iter().product::<usize>() * self.groups
+    }
+
+    /// A block.
+    pub fn at(&self, index: usize) -> Block {
+        let [_, down, along] = self.across();
+        let (row, column) = (index / along % down * self.block[1], index % along * self.block[2]);
+        let rest = index / along / down;
+        let image = rest / self.groups * self.block[0];
+        Block {
+            image,
+            images: self.block[0].min(self.batch - image),
+            group: rest % self.groups,
+            row,
+            column,
+            rows: self.block[1].min(self.tiles[0] - row),
+            columns: self.block[2].min(self.tiles[1] - column),
+        }
+    }
+
+    /// The most that a thread has to do, in tiles, where each takes the next block when it is done.
+    fn longest(&self, slots: usize, tile: Tile) -> f64 {
+        let (count, largest) = (self.count(), self.block.iter().product::<usize>());
+        let cost = |tiles: usize| tiles as f64 * tile.cost(false, largest, 1) + tile.reading(false);
+        if slots > FEW || count > 4 * slots {
+            return count.div_ceil(slots) as f64 * cost(largest);
+        }
+        let mut loads = [0.0f64; FEW];
+        for index in 0..count {
+            let least = (0..slots).min_by(|&a, &b| loads[a].total_cmp(&loads[b])).unwrap_or(0);
+            loads[least] += cost(self.at(index).tiles());
+        }
+        loads.into_iter().fold(0.0, f64::max)
+    }
+
+    /// The same where all threads share each block.
+    fn together(&self, slots: usize, tile: Tile) -> f64 {
+        let (count, largest) = (self.count() as f64, self.block.iter().product());
+        let work = self.all() as f64 * tile.cost(true, largest, slots) + count * tile.reading(true);
+        work / slots as f64 + count * (1.0 + MEETING / tile.seconds)
+    }
+}
