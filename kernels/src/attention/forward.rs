@@ -127,8 +127,13 @@ impl<'a> Unit<'a> {
     pub fn new(task: &'a Forward<'a>, index: usize) -> Self {
         let Forward { call, cut, layout, .. } = *task;
         let (spec, shape) = (&call.spec, call.shape);
-        // Later rows of a causal head see more; long units go first.
-        let (group_at, unit) = (index / cut.units, cut.units - 1 - index % cut.units);
+        // Later rows of a causal head see more; long units go first, and where tasks are few those of all heads.
+        let (group_at, unit) = if cut.longest_first {
+            let groups = call.shape.batch * spec.kv_heads;
+            (index % groups, cut.units - 1 - index / groups)
+        } else {
+            (index / cut.units, cut.units - 1 - index % cut.units)
+        };
         let (batch, kv_head) = (group_at / spec.kv_heads, group_at % spec.kv_heads);
         let (mut rest, mut keys, mut own) = (unit, [0, usize::MAX], task.scratch.wrapping_add(layout.unit));
         if cut.key_pieces > 0 {
