@@ -230,7 +230,8 @@ impl<'a> Unit<'a> {
     /// Steps of all tiles with a block, about: what they see of it grows or shrinks from the first to the last.
     #[inline(always)]
     pub(super) fn block_steps(&self, keys: usize, block: [usize; 2]) -> usize {
-        let [first, last] = [0, self.tiles.count - 1].map(|index| steps(&self.seen_of(&self.tile(index), keys, block).0));
+        let [first, last] =
+            [0, self.tiles.count - 1].map(|index| steps(&self.seen_of(&self.tile(index), keys, block).0));
         (self.tiles.count * (first + last)).div_ceil(2)
     }
 
