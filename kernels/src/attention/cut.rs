@@ -20,6 +20,11 @@ const TASK_FLOPS: f64 = 2e6;
 /// Tasks that there are at least, where there is work for so many: two threads then end a few hundredths apart.
 const TASKS: usize = 32;
 
+/// Heads that are so few are cut into as many tasks, of so many rows at least: packing a block of keys again for each costs
+/// about a hundredth there.
+const SHARED_TASKS: usize = 8;
+const LEAST_ROWS: usize = 192;
+
 /// How many of so many units a task gets that is to have so many operations at least, each unit having `flops`.
 pub(super) fn units_of_task(units: usize, flops: f64, least_flops: f64) -> usize {
     ((least_flops / flops.max(1.0)) as usize).clamp(1, (units / TASKS).max(1))
@@ -54,6 +59,8 @@ pub(super) struct Cut {
     pub heads: usize,
     /// Units of a group of heads.
     pub units: usize,
+    /// The last units of all heads come first, then those before them.
+    pub longest_first: bool,
     pub per_task: usize,
     pub tasks: usize,
     /// Tiles of a unit.
@@ -66,7 +73,9 @@ impl Cut {
         let group = spec.group();
         let few = few_rows(spec, shape);
         let task_rows = TASK_ELEMENTS / (spec.head_dim + spec.v_dim);
-        let pieces = if few { 1 } else { shape.q_len.div_ceil(task_rows) };
+        // Few heads are cut further, for threads to share them: two, four or eight pieces of any head go into even shares.
+        let shared = (shape.q_len / LEAST_ROWS).min(SHARED_TASKS.div_ceil((shape.batch * spec.heads).max(1)));
+        let pieces = if few { 1 } else { shape.q_len.div_ceil(task_rows).max(1 << shared.max(1).ilog2()) };
         let heads = match (few, pieces) {
             (true, _) => group,
             (false, 1) => (task_rows / shape.q_len.max(1)).clamp(1, group),
@@ -82,7 +91,9 @@ impl Cut {
         let all = shape.batch * spec.kv_heads * units;
         let per_task = units_of_task(all, flops, TASK_FLOPS);
         let tiles = (heads * rows).div_ceil(MR);
-        Self { key_pieces, pieces, heads, units, per_task, tasks: all.div_ceil(per_task), tiles }
+        // Heads side by side share nothing in the caches, so many of them stay together.
+        let longest_first = !few && all <= TASKS;
+        Self { key_pieces, pieces, heads, units, longest_first, per_task, tasks: all.div_ceil(per_task), tiles }
     }
 
     /// Units of the call.

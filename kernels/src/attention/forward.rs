@@ -87,6 +87,13 @@ impl Job for Forward<'_> {
     }
 }
 
+/// Steps of a tile that asks for memory with each piece of what it sees: each piece comes twice, with the scores and with the
+/// values.
+#[inline(always)]
+pub(super) fn steps(seen: &TileSeen) -> usize {
+    2 * seen.outer.end.saturating_sub(seen.outer.first).div_ceil(ahead::PIECE)
+}
+
 /// Neighbouring rows of one or more heads that share a head of keys, and the keys they meet.
 pub(super) struct Unit<'a> {
     pub task: &'a Forward<'a>,
@@ -120,8 +127,13 @@ impl<'a> Unit<'a> {
     pub fn new(task: &'a Forward<'a>, index: usize) -> Self {
         let Forward { call, cut, layout, .. } = *task;
         let (spec, shape) = (&call.spec, call.shape);
-        // Later rows of a causal head see more; long units go first.
-        let (group_at, unit) = (index / cut.units, cut.units - 1 - index % cut.units);
+        // Later rows of a causal head see more; long units go first, and where tasks are few those of all heads.
+        let (group_at, unit) = if cut.longest_first {
+            let groups = call.shape.batch * spec.kv_heads;
+            (index % groups, cut.units - 1 - index / groups)
+        } else {
+            (index / cut.units, cut.units - 1 - index % cut.units)
+        };
         let (batch, kv_head) = (group_at / spec.kv_heads, group_at % spec.kv_heads);
         let (mut rest, mut keys, mut own) = (unit, [0, usize::MAX], task.scratch.wrapping_add(layout.unit));
         if cut.key_pieces > 0 {
@@ -200,6 +212,29 @@ impl<'a> Unit<'a> {
         (TileSeen::new(&rows, tile.count, start, end), outer)
     }
 
+    /// [`Unit::seen_of`] of a tile of neighbouring rows that see the whole block, which is most of what there is: later rows
+    /// see no earlier keys, and earlier rows no later ones, so that two rows speak for all.
+    #[inline(always)]
+    fn sees_all(&self, tile: &Tile, keys: usize, [start, end]: [usize; 2]) -> Option<(TileSeen, [usize; 2])> {
+        let call = self.task.call;
+        let (first, last) = (tile.places[0], tile.places[tile.count - 1]);
+        if self.bare || first.0 != last.0 {
+            return None;
+        }
+        let [first, last] = [first.1, last.1].map(|row| call.spec.visible_keys(row, call.shape.q_len, keys));
+        let all = last.start.max(self.keys[0]) <= start && first.end.min(self.keys[1]) >= end;
+        let outer = [first.start.max(self.keys[0]), last.end.min(self.keys[1])];
+        all.then(|| (TileSeen::all(Seen { first: 0, end: end - start }), outer))
+    }
+
+    /// Steps of all tiles with a block, about: what they see of it grows or shrinks from the first to the last.
+    #[inline(always)]
+    pub(super) fn block_steps(&self, keys: usize, block: [usize; 2]) -> usize {
+        let [first, last] =
+            [0, self.tiles.count - 1].map(|index| steps(&self.seen_of(&self.tile(index), keys, block).0));
+        (self.tiles.count * (first + last)).div_ceil(2)
+    }
+
     /// All rows of the unit, while the memory of the `next` is asked for. Returns whether all outputs are finite.
     ///
     /// # Safety
@@ -245,23 +280,24 @@ impl<'a> Unit<'a> {
                     pack_transposed(simd, k, count, spec.head_dim, packed);
                 }
                 let v = call.rows(&call.v, place, keys_at, spec.v_dim, values, true);
-                // Each tile takes its pieces twice: with the scores, and with the values.
-                let steps = 2 * count.div_ceil(ahead::PIECE);
                 let mut ahead = Ahead::new(call.fetches && !few);
                 if ahead.fetches() {
+                    let steps = self.block_steps(keys, [start, end]);
                     ahead.block(match next {
-                        _ if end < end_key => self.ahead(end, block.min(end_key - end), self.tiles.count * steps),
-                        Some(next) => next.ahead(0, block.min(call.keys(next.batch)), self.tiles.count * steps),
+                        _ if end < end_key => self.ahead(end, block.min(end_key - end), steps),
+                        Some(next) => next.ahead(0, block.min(call.keys(next.batch)), steps),
                         None => [Lines::NONE; 4],
                     });
                 }
                 let mut tile = self.tile(0);
                 for index in 0..self.tiles.count {
                     let following = if index + 1 < self.tiles.count { self.tile(index + 1) } else { tile };
-                    let (seen, outer) = self.seen_of(&tile, keys, [start, end]);
+                    let found = self.sees_all(&tile, keys, [start, end]);
+                    let (seen, outer) = found.unwrap_or_else(|| self.seen_of(&tile, keys, [start, end]));
                     // Rows of different heads may see nothing of a block between those that they see.
                     if outer[0] < end && start < outer[1] && seen.outer.first < seen.outer.end {
                         if ahead.fetches() {
+                            let steps = steps(&seen);
                             ahead.tile(self.tile_ahead(&following, steps, outer[0] < start, outer[1] <= end));
                         }
                         let (first, last) = (outer[0] >= start, outer[1] <= end);

@@ -34,6 +34,12 @@ pub(super) unsafe fn pack_transposed<S: Simd>(simd: S, rows: Rows<f32>, keys: us
                 let lanes = S::LANES.min(count - key);
                 let mut d = 0;
                 while d < dim {
+                    // So many short runs side by side are foreseen by no hardware.
+                    if rows.step == 1 && first + key + S::LANES < keys {
+                        for row in 0..S::LANES {
+                            simd.prefetch(rows.at(first + key + S::LANES + row, d));
+                        }
+                    }
                     let (from, to) = (rows.at(first + key, d), to.add(d * width + key));
                     if lanes == S::LANES && rows.step == 1 && d + S::LANES <= dim {
                         simd.transpose(from, rows.row_stride, to, width as isize);

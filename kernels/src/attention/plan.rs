@@ -11,7 +11,7 @@ use super::inputs::{Inputs, check_shape};
 use super::merge::Merge;
 use super::spec::{AttentionSpec, Shape};
 use crate::error::{Error, check_len};
-use crate::parallel::Parallelism;
+use crate::parallel::{Parallelism, dealt};
 use crate::parts::Shared;
 use crate::simd::Isa;
 use crate::tensor::{View, ViewMut};
@@ -138,7 +138,11 @@ impl Attention {
             Forward { call: &call, outputs: &outputs, cut, layout, scratch, partial, task }
         };
         let parallelism = parallelism.for_seconds(self.spec.flops(shape)? / FLOPS);
-        parallelism.for_each(cut.tasks, slots, &|index, slot| task(index, slot).start(self.isa));
+        let participants = slots.min(cut.tasks);
+        parallelism.for_each(cut.tasks, slots, &|index, slot| {
+            let index = if cut.longest_first { dealt(index, participants, cut.tasks) } else { index };
+            task(index, slot).start(self.isa);
+        });
         if cut.key_pieces > 0 {
             let groups = shape.batch * self.spec.kv_heads;
             parallelism.for_each(groups, slots, &|index, slot| Merge(task(index, slot)).start(self.isa));

@@ -218,20 +218,50 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MAS
             } else {
                 multiply::<S, _, M, NV>(simd, &mut acc, self.q, rhs, self.dim);
             }
-            let vectors = NV + TAIL as usize;
-            for v in 0..vectors {
-                let place = at + v * S::LANES;
-                let masks = MASK && (place < self.seen.inner.first || place + S::LANES > self.seen.inner.end);
-                for i in 0..M {
-                    let mut score = if v < NV { acc[i][v] } else { simd.widen(tail[i], hidden) };
-                    if masks {
-                        let lanes = seen_lanes(simd, self.seen.rows[i], place);
-                        score = simd.select(lanes, score, hidden);
+            let to = self.scores.add(at);
+            let end = at + (NV + TAIL as usize) * S::LANES;
+            // What is hidden goes through memory: the accumulators stay registers only where each has one place in the code.
+            let masks = MASK && (at < self.seen.inner.first || end > self.seen.inner.end);
+            for i in 0..M {
+                for v in 0..NV {
+                    simd.store(to.add(i * STRIDE + v * S::LANES), acc[i][v]);
+                    if MASK && !masks {
+                        maxima[i] = simd.max(maxima[i], acc[i][v]);
                     }
-                    simd.store(self.scores.add(i * STRIDE + place), score);
-                    if MASK {
+                }
+                if TAIL {
+                    let score = simd.widen(tail[i], hidden);
+                    simd.store(to.add(i * STRIDE + NV * S::LANES), score);
+                    if MASK && !masks {
                         maxima[i] = simd.max(maxima[i], score);
                     }
+                }
+            }
+            if masks {
+                self.hide(simd, [at, end], maxima);
+            }
+        }
+    }
+
+    /// Scores that a row does not see become -infinity; the others count for its maximum.
+    ///
+    /// # Safety
+    /// - The scores of whole vectors `at..end` have been stored.
+    #[inline(always)]
+    unsafe fn hide<S: Simd>(&self, simd: S, [at, end]: [usize; 2], maxima: &mut [S::F; M]) {
+        let hidden = simd.splat(f32::NEG_INFINITY);
+        for place in (at..end).step_by(S::LANES) {
+            let masks = place < self.seen.inner.first || place + S::LANES > self.seen.inner.end;
+            for i in 0..M {
+                // SAFETY: the contracts of the function and of the job.
+                unsafe {
+                    let to = self.scores.add(i * STRIDE + place);
+                    let mut score = simd.load(to);
+                    if masks {
+                        score = simd.select(seen_lanes(simd, self.seen.rows[i], place), score, hidden);
+                        simd.store(to, score);
+                    }
+                    maxima[i] = simd.max(maxima[i], score);
                 }
             }
         }

@@ -9,9 +9,9 @@
 //! them, queries are read where they lie, and nothing is prepared that only longer heads need. The same operations in the
 //! same order as block by block: the same bits.
 
-use super::ahead::{self, Ahead};
+use super::ahead::Ahead;
 use super::call::{MR, QUERY_STRIDE, SCORE_STRIDE, block_keys};
-use super::forward::{Forward, Tile, Unit};
+use super::forward::{Forward, Tile, Unit, steps};
 use super::pack::pack_transposed;
 use super::rows::{OfRows, by_rows};
 use super::scores::{
@@ -109,19 +109,17 @@ impl Unit<'_> {
             let k = call.rows(&call.k, place, keys_at, spec.head_dim, values, false);
             pack_transposed(simd, k, count, spec.head_dim, packed);
             let v = call.rows(&call.v, place, keys_at, spec.v_dim, values, true);
-            // Each tile takes its pieces twice: with the scores, and with the values.
-            let steps = 2 * count.div_ceil(ahead::PIECE);
             let mut ahead = Ahead::new(call.fetches);
             if let (true, Some(next)) = (ahead.fetches(), next) {
                 let some = block_keys(spec).min(call.keys(next.batch));
-                ahead.block(next.ahead(0, some, self.tiles.count * steps));
+                ahead.block(next.ahead(0, some, self.block_steps(keys, [0, keys])));
             }
             let mut tile = self.tile(0);
             for index in 0..self.tiles.count {
                 let following = if index + 1 < self.tiles.count { self.tile(index + 1) } else { tile };
                 let seen = bare.unwrap_or_else(|| self.seen_of(&tile, keys, [0, keys]).0);
                 if ahead.fetches() {
-                    ahead.tile(self.tile_ahead(&following, steps, false, true));
+                    ahead.tile(self.tile_ahead(&following, steps(&seen), false, true));
                 }
                 if seen.outer.first >= seen.outer.end {
                     self.finish_without_keys(simd, &tile);

@@ -115,7 +115,7 @@ impl Job for Forward<'_> {
         let row = group_channels * pixels;
         for (index, (x, y)) in x.chunks_exact(row).zip(y.chunks_exact_mut(row)).enumerate() {
             // SAFETY: both have `row` elements.
-            let (mean, r) = unsafe { moments::<S, true>(simd, x.as_ptr(), row, epsilon) };
+            let (mean, r) = unsafe { moments::<S, true>(simd, x.as_ptr(), y.as_ptr(), row, epsilon) };
             let channel = (first + index) % shape.groups * group_channels;
             for c in 0..group_channels {
                 let gamma = affine.gamma.map_or(1.0, |gamma| gamma[channel + c]);
@@ -223,7 +223,7 @@ impl Job for Backward<'_> {
             let dx = &mut dx[index * row..][..row];
             let sums = &mut sums[2 * index * group_channels..][..2 * group_channels];
             // SAFETY: the row has so many elements.
-            let (mean, r) = unsafe { moments::<S, true>(simd, x.as_ptr(), row, epsilon) };
+            let (mean, r) = unsafe { moments::<S, true>(simd, x.as_ptr(), dx.as_ptr(), row, epsilon) };
             let (mut plain, mut weighted) = (0.0, 0.0);
             for c in 0..group_channels {
                 let (x, dy) = (x[c * pixels..][..pixels].as_ptr(), dy[c * pixels..][..pixels].as_ptr());

@@ -31,15 +31,18 @@ pub(super) fn workspace_len(shape: [usize; 2]) -> usize {
     if columns == 0 { 0 } else { rows.div_ceil(rows_per_piece(shape)) * 2 * columns }
 }
 
-/// `(x - mean)^2`
+/// `(x - mean)^2`, while what will be written is asked for: a store that waits for its line holds up those behind.
 pub(super) struct Squares {
     pub x: *const f32,
     pub mean: f32,
+    /// Any address is fine.
+    pub to: *const f32,
 }
 
 impl Terms for Squares {
     #[inline(always)]
     unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
+        simd.prefetch(self.to.wrapping_add(at));
         // SAFETY: the caller's contract: `at + count` is within the row.
         let centred = unsafe { simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean)) };
         simd.mul(centred, centred)
@@ -61,7 +64,8 @@ impl Terms for PlainSquares {
     }
 }
 
-/// The mean (0 unless `CENTRED`) and `1 / sqrt(variance + epsilon)` of a row.
+/// The mean (0 unless `CENTRED`) and `1 / sqrt(variance + epsilon)` of a row. Where `CENTRED`, the row that will be written
+/// to `to` is asked for; any address is fine.
 ///
 /// # Safety
 /// - `len` elements are readable at `x`.
@@ -69,6 +73,7 @@ impl Terms for PlainSquares {
 pub(super) unsafe fn moments<S: Simd, const CENTRED: bool>(
     simd: S,
     x: *const f32,
+    to: *const f32,
     len: usize,
     epsilon: f32,
 ) -> (f32, f32) {
@@ -77,7 +82,7 @@ pub(super) unsafe fn moments<S: Simd, const CENTRED: bool>(
     unsafe {
         let (mean, squares) = if CENTRED {
             let mean = reduce_row::<S, Sum, _>(simd, &mut Arriving { x, next }, len) / len as f32;
-            (mean, reduce_row::<S, Sum, _>(simd, &mut Squares { x, mean }, len))
+            (mean, reduce_row::<S, Sum, _>(simd, &mut Squares { x, mean, to }, len))
         } else {
             (0.0, reduce_row::<S, Sum, _>(simd, &mut PlainSquares { x, next }, len))
         };
@@ -125,7 +130,7 @@ impl<const CENTRED: bool> Job for Forward<'_, CENTRED> {
             let (x, y) = (x.as_ptr(), y.as_mut_ptr());
             // SAFETY: rows, and the parameters where there are any, have `columns` elements.
             unsafe {
-                let (mean, r) = moments::<S, CENTRED>(simd, x, columns, epsilon);
+                let (mean, r) = moments::<S, CENTRED>(simd, x, y, columns, epsilon);
                 each_vector(simd, columns, &Normalise::<CENTRED> { x, y, mean, r, gamma, beta });
             }
         }
@@ -270,7 +275,7 @@ impl<const CENTRED: bool> Job for Backward<'_, CENTRED> {
                 let from = row * columns;
                 let (x, dy) = (x.as_ptr().add(from), dy.as_ptr().add(from));
                 let dx = dx.as_mut_ptr().add(from);
-                let (mean, r) = moments::<S, CENTRED>(simd, x, columns, epsilon);
+                let (mean, r) = moments::<S, CENTRED>(simd, x, dx, columns, epsilon);
                 let incoming = Incoming { x, dy, gamma, mean, r };
                 let [plain, weighted] = sum_pairs(simd, &mut Both(&incoming, dy.wrapping_add(columns)), columns);
                 let (plain, weighted) = (plain * scale, -(weighted * scale));

@@ -49,6 +49,17 @@ pub(super) fn start(participant: usize, participants: usize, tasks: usize) -> us
     participant * (tasks / participants) + participant.min(tasks % participants)
 }
 
+/// Deals tasks out like cards: number `index` of a loop is the task `dealt(...)`, so that every participant starts with
+/// some of the first tasks and ends with some of the last. For tasks that come longest first.
+pub(crate) fn dealt(index: usize, participants: usize, tasks: usize) -> usize {
+    let (each, longer) = (tasks / participants, tasks % participants);
+    let (participant, turn) = match index.checked_sub(longer * (each + 1)) {
+        None => (index / (each + 1), index % (each + 1)),
+        Some(rest) => (longer + rest / each, rest % each),
+    };
+    turn * participants + participant
+}
+
 /// Runs the tasks of the range of `me`, then those that are left of the others' ranges, in their order after `me`.
 /// There is a cursor for each participant, set to the start of its range.
 pub(super) fn work<'c>(
@@ -79,6 +90,19 @@ mod tests {
                 for participant in 0..participants {
                     let len = start(participant + 1, participants, tasks) - start(participant, participants, tasks);
                     assert!(len == tasks / participants || len == tasks / participants + 1);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn dealing_gives_each_participant_every_so_manieth_task() {
+        for participants in 1..9 {
+            for tasks in 1..40 {
+                for participant in 0..participants {
+                    let range = start(participant, participants, tasks)..start(participant + 1, participants, tasks);
+                    let dealt: Vec<_> = range.map(|index| dealt(index, participants, tasks)).collect();
+                    assert_eq!(dealt, (participant..tasks).step_by(participants).collect::<Vec<_>>());
                 }
             }
         }

@@ -80,7 +80,7 @@ impl Job for Forward<'_> {
                 let sample = unsafe {
                     let next = run.wrapping_add(stride);
                     let mean = reduce_row::<S, Sum, _>(simd, &mut Arriving { x: run, next }, pixels) / pixels as f32;
-                    let squares = reduce_row::<S, Sum, _>(simd, &mut Squares { x: run, mean }, pixels);
+                    let squares = reduce_row::<S, Sum, _>(simd, &mut Squares { x: run, mean, to: run }, pixels);
                     Sample { count: pixels as f64, mean: mean.into(), squares: squares.into() }
                 };
                 samples[c] = samples[c].merge(sample);
