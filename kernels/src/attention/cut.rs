@@ -74,7 +74,8 @@ impl Cut {
         let few = few_rows(spec, shape);
         let task_rows = TASK_ELEMENTS / (spec.head_dim + spec.v_dim);
         // Few heads are cut further, for threads to share them: two, four or eight pieces of any head go into even shares.
-        let shared = (shape.q_len / LEAST_ROWS).min(SHARED_TASKS.div_ceil((shape.batch * spec.heads).max(1)));
+        let shared =
+            (shape.q_len / LEAST_ROWS).min(SHARED_TASKS.div_ceil(shape.batch.saturating_mul(spec.heads).max(1)));
         let pieces = if few { 1 } else { shape.q_len.div_ceil(task_rows).max(1 << shared.max(1).ilog2()) };
         let heads = match (few, pieces) {
             (true, _) => group,

@@ -138,6 +138,7 @@ impl Attention {
             Forward { call: &call, outputs: &outputs, cut, layout, scratch, partial, task }
         };
         let parallelism = parallelism.for_seconds(self.spec.flops(shape)? / FLOPS);
+        // Participants take ranges of tasks: dealt out, each begins with long ones.
         let participants = slots.min(cut.tasks);
         parallelism.for_each(cut.tasks, slots, &|index, slot| {
             let index = if cut.longest_first { dealt(index, participants, cut.tasks) } else { index };

@@ -28,12 +28,12 @@ pub enum Algorithm {
     /// Gradients only, each a product of matrices: the input's adds columns where their windows stand, in the order of the
     /// output's pixels; the weights' adds up to eight pieces of the batch's pixels in a fixed tree.
     Gemm,
-    /// Winograd's F(2,3) or F(2,5) along each axis of more than one tap; at stride 2, tiles of 2 outputs for 3, 4, 5 or 7
-    /// taps, as sums over phases.
+    /// Winograd's F(2,3), F(2,5) or F(2,7) along each axis of more than one tap; at stride 2, tiles of 2 outputs for 3, 4, 5
+    /// or 7 taps, as sums over phases.
     Winograd2,
     /// F(2,3) down the columns, F(4,3) along the rows, or what stands for them at stride 2.
     Winograd2x4,
-    /// F(4,3) or F(4,5); at stride 2, tiles of 4 outputs for 3 taps.
+    /// F(4,3) or F(4,5); at stride 2, tiles of 4 outputs for 3, 4 or 5 taps.
     Winograd4,
     /// F(6,3), at stride 1 only.
     Winograd6,
@@ -118,7 +118,7 @@ impl Algorithm {
         }
     }
 
-    /// Whether the error of a spec's convolution is one that its accuracy allows: `Auto` chooses among these.
+    /// Whether the error of a spec's convolution is one that its accuracy allows: `Auto` chooses among these for the forward pass.
     pub fn is_allowed(self, spec: &Conv2dSpec) -> bool {
         self.is_allowed_in(spec, Direction::Forward)
     }
@@ -126,12 +126,17 @@ impl Algorithm {
     fn is_allowed_in(self, spec: &Conv2dSpec, direction: Direction) -> bool {
         let Some(axes) = Winograd::axes(spec, direction, self) else { return true };
         // Few channels make short sums: a direct convolution's error is small beside that of the transforms.
-        let few = Winograd::channels(spec, direction)[0] < 64;
-        let error = axes.iter().map(Axis::error).product::<f64>() * if few { 1.15 } else { 1.0 };
+        let short = match Winograd::channels(spec, direction)[0] {
+            64.. => 1.0,
+            16.. => 1.15,
+            _ => 2.0,
+        };
+        let error = axes.iter().map(Axis::error).product::<f64>() * short;
         let least = match error {
             ..=1.25 => Accuracy::Direct,
             ..=2.5 => Accuracy::Fast,
-            _ => Accuracy::Fastest,
+            ..=12.0 => Accuracy::Fastest,
+            _ => return false,
         };
         spec.accuracy >= least
     }

@@ -55,29 +55,13 @@ pub(super) fn suiting(product: &Product) -> Option<Product> {
 /// # Safety
 /// - The product's pointers are valid for its dimensions and strides, and its output overlaps no operand.
 pub(super) unsafe fn run(product: &Product, isa: Isa, parallelism: Parallelism<'_>) {
-    let (Operand::Matrix(lhs), Operand::Matrix(rhs)) = (product.lhs, product.rhs) else {
-        unreachable!("only matrices suit")
-    };
-    let operands = SharedPair(lhs, rhs);
     let (threads, lines) = (parallelism.threads(), product.n.div_ceil(LINE));
     let tasks = threads.min(lines);
     parallelism.for_each(tasks, threads, &|task, _| {
         let own = share(lines, tasks, task);
         let columns = own.start * LINE..product.n.min(own.end * LINE);
-        let [lhs, rhs] = operands.get();
-        dispatch(isa, FewRows { product, lhs, rhs, columns });
+        dispatch(isa, FewRows { product, columns });
     });
-}
-
-/// Matrices that all tasks read.
-struct SharedPair(Matrix, Matrix);
-// SAFETY: only read while tasks run.
-unsafe impl Sync for SharedPair {}
-
-impl SharedPair {
-    fn get(&self) -> [Matrix; 2] {
-        [self.0, self.1]
-    }
 }
 
 /// Some columns of the output.
@@ -85,8 +69,6 @@ impl SharedPair {
 /// Whoever makes one vouches that the product's pointers are valid, that it suits, and that no other task writes these columns.
 struct FewRows<'a> {
     product: &'a Product,
-    lhs: Matrix,
-    rhs: Matrix,
     columns: Range<usize>,
 }
 
@@ -94,7 +76,7 @@ impl Job for FewRows<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        debug_assert!(self.rhs.row_stride == 1 && self.product.k >= S::LANES && self.product.n >= S::LANES);
+        debug_assert!(self.product.k >= S::LANES && self.product.n >= S::LANES);
         match self.product.m {
             1 => simd.call(Rows::<1>(self)),
             2 => simd.call(Rows::<2>(self)),
@@ -115,7 +97,10 @@ impl<const ROWS: usize> Job for Rows<'_, ROWS> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let FewRows { product, lhs, rhs, columns } = self.0;
+        let FewRows { product, columns } = self.0;
+        let (Operand::Matrix(lhs), Operand::Matrix(rhs)) = (product.lhs, product.rhs) else {
+            unreachable!("only matrices suit")
+        };
         let mut buffer = MaybeUninit::<[Line; MAX_HEIGHT * MAX_WIDTH / LINE]>::uninit();
         let buffer = buffer.as_mut_ptr().cast::<f32>();
         let mut column = columns.start;
@@ -126,21 +111,19 @@ impl<const ROWS: usize> Job for Rows<'_, ROWS> {
             let skipped = column - first;
             let out = element(product, product.out, 0, column);
             // SAFETY: the maker's promise; a vector of columns from `first` on is inside of rhs, and so is the tile inside of the
-            // output; the buffer has room for vectors in the middle of its rows.
+            // output; a row of the buffer has room for two vectors, the second of which stands behind the last column.
             unsafe {
                 let mut acc = [simd.zero(); ROWS];
-                if product.accumulate {
-                    for i in 0..ROWS {
+                for i in 0..ROWS {
+                    let row = buffer.add(i * MAX_WIDTH);
+                    simd.store(row, simd.zero());
+                    simd.store(row.add(S::LANES), simd.zero());
+                    if product.accumulate {
                         for j in 0..count {
-                            *buffer.add(i * MAX_WIDTH + skipped + j) = *element(product, out, i, j);
-                        }
-                        acc[i] = simd.load_first(buffer.add(i * MAX_WIDTH + skipped), count);
-                        if skipped > 0 {
-                            simd.store(buffer.add(i * MAX_WIDTH), simd.zero());
-                            simd.store_first(buffer.add(i * MAX_WIDTH + skipped), count, acc[i]);
-                            acc[i] = simd.load(buffer.add(i * MAX_WIDTH));
+                            *row.add(skipped + j) = *element(product, out, i, j);
                         }
                     }
+                    acc[i] = simd.load(row);
                 }
                 multiply(simd, &mut acc, lhs, rhs.at(0, first), rhs.column_stride, product.k);
                 for i in 0..ROWS {

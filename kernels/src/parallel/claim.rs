@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn dealing_gives_each_participant_every_so_manieth_task() {
+    fn dealing_gives_each_participant_every_nth_task() {
         for participants in 1..9 {
             for tasks in 1..40 {
                 for participant in 0..participants {

@@ -32,8 +32,8 @@ const WORTH_A_POOL: f64 = 100e-6;
 
 /// Work below this many seconds on one thread is not given to a team. Two halves in a team take 0.3 to 1.3
 /// microseconds more than half of the work (medians of two runs, same command), so that two threads break even at 0.6
-/// to 2.6, the former where loops follow each other closely. LeNet-5 with one image takes 12.8 microseconds with three
-/// here.
+/// to 2.6, the former where loops follow each other closely. LeNet-5 with one image takes 12.0 microseconds with 1.5, and 12.8
+/// with 3.
 const WORTH_A_TEAM: f64 = 1.5e-6;
 
 /// Who does the work of a call.

@@ -207,7 +207,7 @@ impl Axis {
             (Form::Whole, 5, 2) => 1.3,
             (Form::Whole, ..) => 2.35,
             (Form::Phases, _, 2) => 0.75,
-            (Form::Phases, ..) => 1.04,
+            (Form::Phases, ..) => 1.09,
             (Form::Interleaved { .. }, _, 2) => 0.92,
             (Form::Interleaved { .. }, ..) => 1.35,
         }

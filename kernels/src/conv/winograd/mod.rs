@@ -224,7 +224,8 @@ impl Winograd {
     pub fn workspace_len(&self, batch: usize, out_size: [usize; 2], slots: usize) -> usize {
         let cut = Cut::new(self, batch, out_size, slots);
         let copies = if cut.blocks.shared { 1 } else { slots };
-        LINE + copies * round_up(cut.products()) + slots * cut.transform_scratch()
+        let (products, transforms) = (round_up(cut.products()), cut.transform_scratch());
+        copies.saturating_mul(products).saturating_add(slots.saturating_mul(transforms)).saturating_add(LINE)
     }
 
     /// Computes every output of a call; `weights` are those that were packed.
