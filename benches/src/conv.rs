@@ -140,7 +140,10 @@ fn rows(
                 }
             }
         }
-        regrets.extend(regret(layer, &times));
+        // Gradients have errors, and so choices, of their own.
+        if setting.pass == Pass::Forward {
+            regrets.extend(regret(layer, &times));
+        }
     }
     if options.algorithm.is_none() && options.format == Format::Text && !regrets.is_empty() {
         report.note(&summary(&mut regrets))?;
