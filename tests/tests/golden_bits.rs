@@ -97,6 +97,14 @@ fn winograd_convolutions_of_strides_keep_their_bits() {
     let case = ConvCase::new(19, 23, [3, 3]).batch(2).image(17, 15).stride(2, 2).padding(1, 1, 1, 1).with_bias();
     has_bits(case, &[Algorithm::Winograd2], [0xb4766cd85f130852, 0x8394fbcd9d3499ca, 0x6eb3e115e7a89fe6]);
     has_bits(case.nhwc(), &[Algorithm::Winograd4], [0x7ae452cc6e3e7ce3, 0xb9ddb2ad95e05404, 0x67ee73d662b2a86b]);
+    let case = ConvCase::new(19, 23, [5, 5]).batch(2).image(17, 15).stride(2, 2).padding(2, 2, 2, 2);
+    has_bits(case, &[Algorithm::Winograd4], [0xa79ebadbf155e534, 0x44acda1c4444af8b, 0x3078c300eaaa67bc]);
+}
+
+#[test]
+fn winograd_convolutions_of_one_axis_keep_their_bits() {
+    let case = ConvCase::new(19, 23, [1, 7]).batch(2).image(9, 31).padding(0, 0, 3, 3).with_bias();
+    has_bits(case, &[Algorithm::Winograd2], [0x6d1d72d3ba38ba32, 0x2e923854ec59116c, 0xa137f7bb7829132e]);
 }
 
 #[test]

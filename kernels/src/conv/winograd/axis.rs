@@ -13,15 +13,17 @@
 //! The gradient of the input is the other way around: both phases see the same gradients of outputs, and each makes every
 //! other pixel. So strides are a matter of one axis, like tiles, and everything else stays as it is.
 //!
-//! | stride 2 | products of an output, for | | error over a direct convolution's, two axes |
-//! | --- | --- | --- | --- |
-//! | 3 taps, m = 2 | 2.5 for 3 | F(2,2) and 1 tap | 0.5 to 0.7 |
-//! | 3 taps, m = 4 | 2.25 for 3 | F(4,2) and 1 tap | 0.8 to 1.1 |
-//! | 4 taps, m = 2 | 3 for 4 | F(2,2) twice | 0.4 to 0.7 |
-//! | 4 taps, m = 4 | 2.5 for 4 | F(4,2) twice | 0.8 to 1.2 |
-//! | 5 taps, m = 2 | 3.5 for 5 | F(2,3) and F(2,2) | 0.3 to 0.6 |
-//! | 5 taps, m = 4 | 2.75 for 5 | F(4,3) and F(4,2) | 0.9 to 1.1 |
-//! | 7 taps, m = 2 | 4.5 for 7 | F(2,4) and F(2,3) | 0.4 to 0.6 |
+//! | stride 2 | products of an output, for | |
+//! | --- | --- | --- |
+//! | 3 taps, m = 2 | 2.5 for 3 | F(2,2) and 1 tap |
+//! | 3 taps, m = 4 | 2.25 for 3 | F(4,2) and 1 tap |
+//! | 4 taps, m = 2 | 3 for 4 | F(2,2) twice |
+//! | 4 taps, m = 4 | 2.5 for 4 | F(4,2) twice |
+//! | 5 taps, m = 2 | 3.5 for 5 | F(2,3) and F(2,2) |
+//! | 5 taps, m = 4 | 2.75 for 5 | F(4,3) and F(4,2) |
+//! | 7 taps, m = 2 | 4.5 for 7 | F(2,4) and F(2,3) |
+//!
+//! Their errors are in `docs/convolution.md`.
 
 use super::points::{MOST, Piece};
 

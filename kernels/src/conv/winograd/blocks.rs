@@ -67,21 +67,43 @@ pub(super) struct Tile {
     pub weights: usize,
 }
 
+// Estimates of what blocks cost, of use only beside each other.
+
 /// What the three steps of a shared block cost beside their work: seconds until all threads have come.
 const MEETING: f64 = 6e-6;
+/// Tiles that a shared block costs beside that, however small it is.
+const STEPS: f64 = 1.0;
+/// What reading the weights once for each block costs, in tiles: of weights that are near or of which each thread reads a
+/// part, of those that a thread reads alone from the third-level cache, and of those that come from memory.
+const READING: f64 = 3.0;
+const READING_MANY: f64 = 6.0;
+const READING_FAR: f64 = 20.0;
+/// How much longer a tile takes where threads share its block: their parts are never even.
+const UNEVEN: f64 = 1.15;
+/// How much longer a tile takes in a block whose transforms leave the cache of a core.
+const LEAVES: f64 = 1.3;
 /// Floats of weights that do not stay in the second-level cache, and those that do not stay in the third.
 const MANY: usize = 1 << 20;
 const FAR: usize = 1 << 22;
-/// Threads up to which the blocks are counted out among them.
+
+/// Blocks of each thread from which on the last ones hardly matter, and nothing is searched.
+const MANY_BLOCKS: usize = 8;
+/// Pieces of a row of tiles that are tried, at most: narrow blocks transform more pixels twice.
+const MOST_PIECES: usize = 3;
+/// Numbers of parts that are tried down the image and across the batch, from the least on: more make blocks that are too
+/// small for their weights.
+const TRIED: usize = 4;
+/// Threads, and blocks of each, up to which the blocks are counted out among them: a search for every call must be short.
 const FEW: usize = 8;
+const FEW_BLOCKS: usize = 4;
 
 impl Tile {
     /// What a block costs beside its tiles, in tiles: threads that share it each read a part of the weights.
     fn reading(&self, shared: bool) -> f64 {
         match self.weights {
-            MANY..FAR if !shared => 6.0,
-            ..FAR => 3.0,
-            _ => 20.0,
+            MANY..FAR if !shared => READING_MANY,
+            ..FAR => READING,
+            _ => READING_FAR,
         }
     }
 
@@ -89,8 +111,20 @@ impl Tile {
     /// threads share a block, for then their parts are never even.
     fn cost(&self, shared: bool, tiles: usize, part: usize) -> f64 {
         let leaves = self.floats[usize::from(shared)] * tiles / part > self.near;
-        (if shared { 1.15 } else { 1.0 }) * (if leaves { 1.3 } else { 1.0 })
+        (if shared { UNEVEN } else { 1.0 }) * (if leaves { LEAVES } else { 1.0 })
     }
+}
+
+/// The parts of `items` that are tried, each of at most `most`: the largest first, none twice.
+fn tried(items: usize, most: usize) -> impl Iterator<Item = usize> {
+    let least = items.div_ceil(most.max(1));
+    once((least..least + TRIED).map(move |count| items.div_ceil(count)))
+}
+
+/// Sizes without those that equal the one before.
+fn once(sizes: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
+    let mut last = None;
+    sizes.filter(move |&size| last.replace(size) != Some(size))
 }
 
 impl Blocks {
@@ -98,7 +132,7 @@ impl Blocks {
     pub fn new(tiles: [usize; 2], batch: usize, groups: usize, most: usize, slots: usize, tile: Tile) -> Self {
         let with = |block: [usize; 3], shared: bool| Self { tiles, batch, groups, block, shared };
         let plain = with(block_of(tiles, batch, most), false);
-        if slots <= 1 || plain.count() == 0 || plain.count() >= 8 * slots {
+        if slots <= 1 || plain.count() == 0 || plain.count() / slots >= MANY_BLOCKS {
             return plain;
         }
         let mut best = (f64::INFINITY, plain);
@@ -111,17 +145,14 @@ impl Blocks {
                 }
             }
         };
-        consider(plain.block);
-        for pieces in 1..=3 {
-            let columns = balanced(tiles[1], tiles[1].div_ceil(pieces).min(most));
-            let least = tiles[0].div_ceil((most / columns).max(1));
-            for rows in (least..least + 4).map(|count| tiles[0].div_ceil(count)) {
+        // The first of these is the plain one.
+        for columns in once((1..=MOST_PIECES).map(|pieces| balanced(tiles[1], tiles[1].div_ceil(pieces).min(most)))) {
+            for rows in tried(tiles[0], most / columns) {
                 if [rows, columns] != tiles {
                     consider([1, rows, columns]);
                     continue;
                 }
-                let least = batch.div_ceil((most / (rows * columns)).max(1));
-                for images in (least..least + 4).map(|count| batch.div_ceil(count)) {
+                for images in tried(batch, most / (rows * columns)) {
                     consider([images, rows, columns]);
                 }
             }
@@ -166,8 +197,9 @@ impl Blocks {
     fn longest(&self, slots: usize, tile: Tile) -> f64 {
         let (count, largest) = (self.count(), self.block.iter().product::<usize>());
         let cost = |tiles: usize| tiles as f64 * tile.cost(false, largest, 1) + tile.reading(false);
-        if slots > FEW || count > 4 * slots {
-            return count.div_ceil(slots) as f64 * cost(largest);
+        let turns = count.div_ceil(slots);
+        if slots > FEW || turns > FEW_BLOCKS {
+            return turns as f64 * cost(largest);
         }
         let mut loads = [0.0f64; FEW];
         for index in 0..count {
@@ -181,6 +213,6 @@ impl Blocks {
     fn together(&self, slots: usize, tile: Tile) -> f64 {
         let (count, largest) = (self.count() as f64, self.block.iter().product());
         let work = self.all() as f64 * tile.cost(true, largest, slots) + count * tile.reading(true);
-        work / slots as f64 + count * (1.0 + MEETING / tile.seconds)
+        work / slots as f64 + count * (STEPS + MEETING / tile.seconds)
     }
 }

@@ -18,13 +18,15 @@
 //! Points come in pairs: `0, ±a, ±b, ..., infinity`, without 0 where their number is odd. With `z = x²`, the rows of a pair
 //! are `even ± a * odd`, which halves the work. The same points serve several filters: `n = 6` is F(4,3) and F(2,5).
 //!
-//! | n | points | | error of F(m,3) over a direct convolution's |
-//! | --- | --- | --- | --- |
-//! | 3 | ±1, infinity | F(2,2) | [`axis`](super::axis) has those of strides; exact on integers |
-//! | 4 | 0, ±1, infinity | F(2,3) | 0.5 to 0.8; exact on integers |
-//! | 5 | ±1/2, ±5/4, infinity | F(4,2), F(2,4) | |
-//! | 6 | 0, ±5/8, ±3/2, infinity | F(4,3), F(2,5) | 1.7 to 2.2 |
-//! | 8 | 0, ±1, ±2, ±1/2, infinity | F(6,3), F(4,5), F(2,7) | 7 to 11 |
+//! | n | points | |
+//! | --- | --- | --- |
+//! | 3 | ±1, infinity | F(2,2); exact on integers |
+//! | 4 | 0, ±1, infinity | F(2,3); exact on integers |
+//! | 5 | ±1/2, ±5/4, infinity | F(4,2), F(2,4) |
+//! | 6 | 0, ±5/8, ±3/2, infinity | F(4,3), F(2,5) |
+//! | 8 | 0, ±1, ±2, ±1/2, infinity | F(6,3), F(4,5), F(2,7) |
+//!
+//! Errors of the tiles are in `docs/convolution.md`.
 //!
 //! Sources: S. Winograd, "Arithmetic complexity of computations" (1980); A. Lavin, S. Gray, "Fast algorithms for
 //! convolutional neural networks", CVPR 2016; B. Barabasz et al., "Error analysis and improving the accuracy of Winograd

@@ -43,6 +43,7 @@ pub(super) trait Visit {
 /// Picks the scheme of an axis of a forward pass or of the weights' gradient.
 #[inline(always)]
 pub(super) fn with_forward<V: Visit>(axis: Axis, visitor: V) -> V::Output {
+    debug_assert!(!matches!(axis.form, Form::Interleaved { .. }));
     match (axis.form, axis.taps, axis.outputs) {
         (Form::Whole, 1, _) => visitor.visit::<Each<1>>(),
         (Form::Whole, 3, 2) => visitor.visit::<Toom<4, 2>>(),
@@ -241,13 +242,13 @@ impl<E: Scheme, O: Scheme, const ODD_FIRST: bool> Scheme for Interleaved<E, O, O
 
     /// The gradient of a gradient's weights is that of the forward pass.
     #[inline(always)]
-    fn spread<S: Simd>(_: S, d: &[S::F; MOST]) -> [S::F; MOST] {
-        *d
+    fn spread<S: Simd>(_: S, _: &[S::F; MOST]) -> [S::F; MOST] {
+        unreachable!("gradients of weights have the forward scheme")
     }
 
     /// As [`Scheme::spread`].
     #[inline(always)]
-    fn taps<S: Simd>(_: S, m: &[S::F; MOST]) -> [S::F; MOST] {
-        *m
+    fn taps<S: Simd>(_: S, _: &[S::F; MOST]) -> [S::F; MOST] {
+        unreachable!("gradients of weights have the forward scheme")
     }
 }

@@ -32,13 +32,15 @@ fn values(seed: usize, len: usize) -> Vec<f32> {
 fn however_it_is_cut_the_bits_are_the_same() {
     let (mut alone, mut passes, mut parts) = (0, 0, 0);
     for isa in Isa::available() {
-        for (channels, size, batch, groups, layout) in [
-            ([40, 70], [13, 9], 5, 1, Layout::Nchw),
-            ([70, 40], [6, 31], 2, 1, Layout::Nhwc),
-            ([33, 65], [4, 4], 1, 1, Layout::Nchw),
-            ([66, 100], [9, 40], 1, 2, Layout::Nchw),
+        for (channels, size, stride, batch, groups, layout) in [
+            ([40, 70], [13, 9], [1, 1], 5, 1, Layout::Nchw),
+            ([70, 40], [6, 31], [1, 1], 2, 1, Layout::Nhwc),
+            ([33, 65], [4, 4], [1, 1], 1, 1, Layout::Nchw),
+            ([66, 100], [9, 40], [1, 1], 1, 2, Layout::Nchw),
+            ([40, 70], [27, 18], [2, 2], 5, 1, Layout::Nhwc),
         ] {
             let spec = Conv2dSpec::new(channels[0], channels[1], [3, 3])
+                .stride(stride)
                 .groups(groups)
                 .padding(Padding { top: 1, bottom: 0, left: 2, right: 1 })
                 .layout(layout);
