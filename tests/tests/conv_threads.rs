@@ -46,12 +46,12 @@ fn a_grouped_convolution() {
 
 #[test]
 fn a_convolution_of_stride_two_with_many_channels() {
-    holds(ConvCase::new(64, 96, [3, 3]).image(30, 31).stride(2, 2).padding(1, 1, 1, 1).batch(2));
+    holds(ConvCase::new(64, 72, [3, 3]).image(18, 19).stride(2, 2).padding(1, 1, 1, 1).batch(2));
 }
 
 #[test]
 fn a_convolution_along_rows_alone() {
-    holds(ConvCase::new(96, 96, [1, 7]).image(17, 65).padding(0, 0, 3, 3));
+    holds(ConvCase::new(96, 96, [1, 7]).image(17, 47).padding(0, 0, 3, 3));
 }
 
 /// A problem, its data and its plans.
