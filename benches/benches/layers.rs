@@ -1,7 +1,7 @@
 //! Criterion over named layers: `cargo bench`, or `cargo bench -- forward/vgg16` for some of them.
 //!
-//! Throughput is in elements a second, and an element is a floating-point operation of a direct convolution: 100 Gelem/s
-//! are 100 GFLOP/s. All layers run on one pool of as many threads as the CPU has. Shares of the peak, other
+//! Throughput is in elements a second, and an element is a floating-point operation of a direct convolution: 100
+//! Gelem/s are 100 GFLOP/s. All layers run on one pool of as many threads as the CPU has. Shares of the peak, other
 //! threads, algorithms and layouts are `kernelbench`'s.
 
 use std::time::Duration;

@@ -7,10 +7,10 @@
 //! batch norm  channels that no cache holds     x twice, y; or x and dy twice, dx
 //! ```
 //!
-//! Bytes are the least that an algorithm must read and write when caches hold rows and tasks, but no array. The share of
-//! the copy's speed, measured in the same run on as many threads, says how much of what memory gives is used. A copy is
-//! measured twice: with plain vector loads and stores in the kernels' own tasks, and as each thread's share in one call
-//! of the library's `memcpy`, which may write past the caches; the faster counts.
+//! Bytes are the least that an algorithm must read and write when caches hold rows and tasks, but no array. The share
+//! of the copy's speed, measured in the same run on as many threads, says how much of what memory gives is used. A copy
+//! is measured twice: with plain vector loads and stores in the kernels' own tasks, and as each thread's share in one
+//! call of the library's `memcpy`, which may write past the caches; the faster counts.
 
 use std::io::Write;
 

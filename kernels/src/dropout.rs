@@ -5,8 +5,8 @@
 //! ```
 //!
 //! `word(i)` is a function of seed, stream and `i` alone (Philox4x32-10): backward makes the mask again instead of
-//! reading one, and threads, instruction sets and cuts of the work do not change it. The comparison takes 24 bits of the
-//! word, so that `keep` is rounded to a multiple of 2^-24, and scaled by what it was rounded to.
+//! reading one, and threads, instruction sets and cuts of the work do not change it. The comparison takes 24 bits of
+//! the word, so that `keep` is rounded to a multiple of 2^-24, and scaled by what it was rounded to.
 //!
 //! Dropped elements are +0 even where `x` is NaN or infinite.
 //!

@@ -4,9 +4,9 @@
 //! y[i, :] = table[indices[i], :]              dtable[indices[i], :] += dy[i, :]
 //! ```
 //!
-//! Backward gives each task a range of the table's rows; it goes through all indices and adds what falls into its range,
-//! in the order of the indices. So a row is added up in one order whatever the ranges are, no two threads meet, and only
-//! rows that were looked up are touched.
+//! Backward gives each task a range of the table's rows; it goes through all indices and adds what falls into its
+//! range, in the order of the indices. So a row is added up in one order whatever the ranges are, no two threads meet,
+//! and only rows that were looked up are touched.
 
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
@@ -42,7 +42,8 @@ fn check([rows, columns]: [usize; 2], table: usize, indices: &[usize]) -> Result
 /// ```
 ///
 /// # Errors
-/// [`Error::Length`] for a slice that does not fit, [`Error::Invalid`] for an index that is no row, [`Error::Overflow`].
+/// [`Error::Length`] for a slice that does not fit, [`Error::Invalid`] for an index that is no row,
+/// [`Error::Overflow`].
 pub fn forward<'t>(
     shape: [usize; 2],
     table: &[f32],

@@ -6,8 +6,8 @@
 //! dx[c] = dy[c] / s[c]^beta - 2 alpha beta / size * x[c] * sum of dy[c'] y[c'] / s[c'] over the c' whose window holds c
 //! ```
 //!
-//! Channels beyond the first and the last count as 0. Each pixel is on its own, so pixels stand in the lanes, and a window
-//! is summed anew for each channel, from rows that the first-level cache still holds.
+//! Channels beyond the first and the last count as 0. Each pixel is on its own, so pixels stand in the lanes, and a
+//! window is summed anew for each channel, from rows that the first-level cache still holds.
 //!
 //! Krizhevsky, Sutskever, Hinton, "ImageNet classification with deep convolutional neural networks", 2012; `alpha` is
 //! divided by the size of the window as in PyTorch and Caffe.

@@ -29,8 +29,9 @@ const SECONDS_PER_ELEMENT: f64 = 1.2e-9;
 /// `logits` is `[rows, classes]`, `targets` and `losses` have one element a row; `losses` receives each row's loss, and
 /// `gradient`, if given, the gradient of the mean with respect to the logits.
 ///
-/// With `u = 2^-24` and `d = max - min` of a row's logits, its loss errs by at most `u (4 loss + d + classes + 9)`, each
-/// element of its gradient by at most `u (2 d + classes + 12) / rows`. The mean adds `u (rows / 64 + 8)` of itself.
+/// With `u = 2^-24` and `d = max - min` of a row's logits, its loss errs by at most `u (4 loss + d + classes + 9)`,
+/// each element of its gradient by at most `u (2 d + classes + 12) / rows`. The mean adds `u (rows / 64 + 8)` of
+/// itself.
 ///
 /// A row that holds NaN or +infinity, or nothing but -infinity, makes its loss, its gradient and the mean NaN. A target
 /// whose logit is -infinity beside finite ones costs +infinity.
@@ -92,9 +93,11 @@ pub fn softmax_cross_entropy<'t>(
 
 /// The mean of `(prediction - target)^2` over all elements.
 ///
-/// `gradient`, if given, receives the gradient of the mean with respect to the prediction, `2 (prediction - target) / n`.
+/// `gradient`, if given, receives the gradient of the mean with respect to the prediction, `2 (prediction - target) /
+/// n`.
 ///
-/// With `u = 2^-24` the mean errs by at most `u (n / 64 + 12)` of itself, an element of the gradient by `4 u` of itself.
+/// With `u = 2^-24` the mean errs by at most `u (n / 64 + 12)` of itself, an element of the gradient by `4 u` of
+/// itself.
 ///
 /// ```
 /// use kernels::{Parallelism, loss};

@@ -60,8 +60,8 @@ pub fn forward<'t>(
 
 /// The gradient of [`forward`]'s input, from its output `y`, its `lengths` and the gradient `dy` of `y`.
 ///
-/// With `t` the sum of a row's `|dy y|`, an element errs by at most `u ((3 |dy| + (columns / 64 + 12) |y| t) / l)` for the
-/// `y` and `l` given.
+/// With `t` the sum of a row's `|dy y|`, an element errs by at most `u ((3 |dy| + (columns / 64 + 12) |y| t) / l)` for
+/// the `y` and `l` given.
 ///
 /// # Errors
 /// Those of [`forward`].

@@ -96,8 +96,8 @@ mod tests {
     /// A counter, a key, and the answers after 7 rounds and after 10.
     type Known = ([u32; 4], [u32; 2], [[u32; 4]; 2]);
 
-    /// The known answers that the authors publish with their implementation (Random123, `kat_vectors`), after 7 rounds and
-    /// after 10.
+    /// The known answers that the authors publish with their implementation (Random123, `kat_vectors`), after 7 rounds
+    /// and after 10.
     const KNOWN: [Known; 3] = [
         (
             [0; 4],

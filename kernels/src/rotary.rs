@@ -7,10 +7,11 @@
 //! y[b] = x[a] sin + x[b] cos                         half          a = i,   b = i + dim / 2      (GPT-NeoX, Llama)
 //! ```
 //!
-//! Elements from `dim` on stay as they are. A turn is undone by its transpose, so backward turns by the opposite angles.
+//! Elements from `dim` on stay as they are. A turn is undone by its transpose, so backward turns by the opposite
+//! angles.
 //!
-//! [`Rotary`] keeps cosines and sines, computed in f64, for the positions that it was made for. Interleaved, each stands
-//! twice, with the signs that let a vector be turned by one exchange of neighbours:
+//! [`Rotary`] keeps cosines and sines, computed in f64, for the positions that it was made for. Interleaved, each
+//! stands twice, with the signs that let a vector be turned by one exchange of neighbours:
 //! `y = x * [c0, c0, c1, c1, ..] + swapped x * [-s0, s0, -s1, s1, ..]`.
 //!
 //! Source: J. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021).
@@ -38,8 +39,8 @@ pub enum Pairing {
 
 /// Heads at positions: `[outer][length][inner][head_dim]`, row-major.
 ///
-/// `[batch, heads, length, head_dim]` has `outer = batch * heads` and `inner = 1`, `[batch, length, heads, head_dim]` has
-/// `outer = batch` and `inner = heads`.
+/// `[batch, heads, length, head_dim]` has `outer = batch * heads` and `inner = 1`, `[batch, length, heads, head_dim]`
+/// has `outer = batch` and `inner = heads`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// Sequences.
@@ -85,8 +86,8 @@ impl Rotary {
     /// With cosines and sines of the caller's, `[positions][dim / 2]` each: angles that are scaled or learnt.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a `dim` that is odd or 0, [`Error::Length`] for tables that have no whole number of positions
-    /// or not the same, [`Error::Overflow`], [`Error::OutOfMemory`].
+    /// [`Error::Invalid`] for a `dim` that is odd or 0, [`Error::Length`] for tables that have no whole number of
+    /// positions or not the same, [`Error::Overflow`], [`Error::OutOfMemory`].
     ///
     /// ```
     /// use kernels::Parallelism;

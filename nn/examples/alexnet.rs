@@ -1,7 +1,7 @@
 //! AlexNet learns to read digits: `cargo run --release --example alexnet`.
 //!
-//! The network is `nn::models::AlexNet` at an eighth of its width, over one channel instead of three; the digits of MNIST are
-//! stretched to 96x96 pixels, which its first layers need.
+//! The network is `nn::models::AlexNet` at an eighth of its width, over one channel instead of three; the digits of
+//! MNIST are stretched to 96x96 pixels, which its first layers need.
 
 mod common;
 

@@ -7,10 +7,10 @@
 //! "a picture of the number three" ── words, 2 causal blocks ────────► direction ──┘
 //! ```
 //!
-//! The network is `nn::models::Clip`, small. Each image of a batch is to find its own caption among all of them, and each
-//! caption its image. Captions are made of templates; an examination with other templates is a classifier that was never
-//! trained as one, "zero-shot". In the picture, each row is a held-out digit and how probable each of ten new captions is,
-//! from zero to nine.
+//! The network is `nn::models::Clip`, small. Each image of a batch is to find its own caption among all of them, and
+//! each caption its image. Captions are made of templates; an examination with other templates is a classifier that was
+//! never trained as one, "zero-shot". In the picture, each row is a held-out digit and how probable each of ten new
+//! captions is, from zero to nine.
 
 mod common;
 

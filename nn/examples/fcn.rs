@@ -5,9 +5,9 @@
 //! [1, h, w] ── conv 5x5 /2 ──► [16, ...] ── conv 5x5 /2 ──► [32, ...] ── conv 7x7 ──► [11, h / 4 - 6, w / 4 - 6]
 //! ```
 //!
-//! An image of 28x28 becomes one number for each class, a larger one a map of them. It learns from images of several sizes:
-//! the cross-entropy of the mean of their maps. The eleventh class is "no digit in the middle": empty paper, and digits that
-//! lie far to one side. On a page of digits, the map says where which digit stands.
+//! An image of 28x28 becomes one number for each class, a larger one a map of them. It learns from images of several
+//! sizes: the cross-entropy of the mean of their maps. The eleventh class is "no digit in the middle": empty paper, and
+//! digits that lie far to one side. On a page of digits, the map says where which digit stands.
 
 mod common;
 
@@ -116,7 +116,8 @@ fn teach(
     Ok(accuracies)
 }
 
-/// Makes every so-manieth image of a batch one that shows no digit in its middle: half of them empty, half pushed aside.
+/// Makes every so-manieth image of a batch one that shows no digit in its middle: half of them empty, half pushed
+/// aside.
 fn empty_some(x: &mut Tensor, labels: &mut [usize], random: &mut Random) {
     let size = x.shape()[2];
     // Paper is the darkest that there is.

@@ -1,7 +1,7 @@
 //! GoogLeNet learns to read digits: `cargo run --release --example inception`.
 //!
-//! The network is `nn::models::GoogLeNet` at an eighth of its width, over one channel instead of three; the digits of MNIST are
-//! stretched to 64x64 pixels, which its first layers need.
+//! The network is `nn::models::GoogLeNet` at an eighth of its width, over one channel instead of three; the digits of
+//! MNIST are stretched to 64x64 pixels, which its first layers need.
 
 mod common;
 

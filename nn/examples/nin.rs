@@ -1,7 +1,7 @@
 //! Network in Network learns to read digits: `cargo run --release --example nin`.
 //!
-//! The network is `nn::models::NiN` at a quarter of its width, over one channel instead of three; the digits of MNIST are
-//! stretched to 96x96 pixels, which its first layers need.
+//! The network is `nn::models::NiN` at a quarter of its width, over one channel instead of three; the digits of MNIST
+//! are stretched to 96x96 pixels, which its first layers need.
 
 mod common;
 

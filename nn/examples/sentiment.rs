@@ -39,7 +39,8 @@ const PEAK_RATE: f32 = 0.002;
 const DECAY: f64 = 0.1;
 /// The probability with which a word is not known in training.
 const FORGOTTEN: f32 = 0.3;
-/// How far one reader's rating is from the mean of all, as a standard deviation: training asks another reader each time.
+/// How far one reader's rating is from the mean of all, as a standard deviation: training asks another reader each
+/// time.
 const READER: f32 = 1.0;
 /// Sentences whose attention is shown.
 const SHOWN: usize = 4;
@@ -94,8 +95,8 @@ fn encode(texts: &Texts, vocabulary: &Vocabulary) -> Vec<Sample> {
     encoded.collect()
 }
 
-/// The number of a word, or of the longest known word that it begins with, of at least `STEM` letters: `amazingly` is read
-/// as `amazing`.
+/// The number of a word, or of the longest known word that it begins with, of at least `STEM` letters: `amazingly` is
+/// read as `amazing`.
 fn number(word: &str, vocabulary: &Vocabulary) -> usize {
     let ends = word.char_indices().map(|(at, c)| at + c.len_utf8()).skip(STEM - 1);
     let is_known = |&number: &usize| number != Vocabulary::UNKNOWN;
@@ -124,8 +125,8 @@ fn batches(samples: &[Sample], random: Option<&mut Random>) -> Vec<Vec<usize>> {
     batches
 }
 
-/// The sentences of a batch and their classes: in training, given `random`, with some words forgotten and the opinion of one
-/// reader.
+/// The sentences of a batch and their classes: in training, given `random`, with some words forgotten and the opinion
+/// of one reader.
 fn rows(samples: &[Sample], batch: &[usize], mut random: Option<&mut Random>) -> Result<(Tensor, Vec<usize>), Failure> {
     let mut numbers = Vec::new();
     for &index in batch {

@@ -1,4 +1,5 @@
-//! Transformers learn to reverse and to sort, and to write like film reviews: `cargo run --release --example transformer`.
+//! Transformers learn to reverse and to sort, and to write like film reviews: `cargo run --release --example
+//! transformer`.
 //!
 //! ```text
 //! sequences   [reverse, 7, 3, 9] ── encoder ──► memory ──┐
@@ -7,9 +8,9 @@
 //! text        [a,  , f, i, l] ── causal blocks ──► [ , f, i, l, m]                   each character from those before it
 //! ```
 //!
-//! Both networks are those of `nn::models`, small. In the examination the decoder writes for itself: its input is what it
-//! wrote so far. The picture shows, for a reversed and a sorted sequence, at which words of the source (columns) the decoder
-//! looks while it writes each word (rows).
+//! Both networks are those of `nn::models`, small. In the examination the decoder writes for itself: its input is what
+//! it wrote so far. The picture shows, for a reversed and a sorted sequence, at which words of the source (columns) the
+//! decoder looks while it writes each word (rows).
 
 mod common;
 

@@ -4,8 +4,8 @@
 //! [1, 28, 28] ── patches of 4x4 ──► [49, 64] ── class token, positions ──► [50, 64] ── 4 blocks ──► class token ──► 10
 //! ```
 //!
-//! The network is `nn::models::VisionTransformer`. In the picture, each column is a held-out digit; below it, for each head
-//! of the last block, the patches from which the class token takes what it knows: the brighter, the more.
+//! The network is `nn::models::VisionTransformer`. In the picture, each column is a held-out digit; below it, for each
+//! head of the last block, the patches from which the class token takes what it knows: the brighter, the more.
 
 mod common;
 

@@ -19,8 +19,9 @@ use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
 
-/// Each channel of `[batch, channels, height, width]` with mean 0 and variance 1, then scaled by `weight` and shifted by
-/// `bias`, `[channels]` each. The means and variances that training saw are kept as `running_mean` and `running_var`.
+/// Each channel of `[batch, channels, height, width]` with mean 0 and variance 1, then scaled by `weight` and shifted
+/// by `bias`, `[channels]` each. The means and variances that training saw are kept as `running_mean` and
+/// `running_var`.
 ///
 /// ```
 /// use nn::{BatchNorm2d, Layer, Parallelism, tensor};

@@ -5,8 +5,8 @@
 //! dz = (d rows + (d columns)ᵀ) / 2
 //! ```
 //!
-//! Radford et al., "Learning transferable visual models from natural language supervision", ICML 2021. The logits `z` are
-//! those of [`CosineLogits`](crate::CosineLogits).
+//! Radford et al., "Learning transferable visual models from natural language supervision", ICML 2021. The logits `z`
+//! are those of [`CosineLogits`](crate::CosineLogits).
 
 use kernels::{Parallelism, loss};
 

@@ -18,8 +18,8 @@ use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, Parameter, bare_name};
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
-/// The cosine of each row of a first input with each row of a second, times a scale that learns: CLIP's logits. The scale's
-/// logarithm is a parameter with the name of the layer.
+/// The cosine of each row of a first input with each row of a second, times a scale that learns: CLIP's logits. The
+/// scale's logarithm is a parameter with the name of the layer.
 ///
 /// ```
 /// use nn::{CosineLogits, Layer, Parallelism, tensor};

@@ -5,8 +5,8 @@
 //! examination  y = x
 //! ```
 //!
-//! Srivastava et al., "Dropout", JMLR 2014. Which elements are left out follows from the seed, the number of the `forward`
-//! call and the element's position alone.
+//! Srivastava et al., "Dropout", JMLR 2014. Which elements are left out follows from the seed, the number of the
+//! `forward` call and the element's position alone.
 
 use kernels::{Dropout as Mask, Parallelism};
 

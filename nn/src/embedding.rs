@@ -15,8 +15,8 @@ use crate::layer::{Layer, Parameter, bare_name, single, single_shape};
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
-/// A vector for each of some words: `weight [words, features]`. Its input holds the words' numbers, as floats (exact up to
-/// 2^24), in any shape `[...]`; its output is `[..., features]`.
+/// A vector for each of some words: `weight [words, features]`. Its input holds the words' numbers, as floats (exact up
+/// to 2^24), in any shape `[...]`; its output is `[..., features]`.
 ///
 /// ```
 /// use nn::{Embedding, Layer, Parallelism, tensor};
@@ -141,8 +141,8 @@ impl Kernel for LookUp {
     }
 }
 
-/// Adds a vector that learns to each position of sequences `[batch, length, features]`: `weight [positions, features]`, of
-/// which the first `length` are used.
+/// Adds a vector that learns to each position of sequences `[batch, length, features]`: `weight [positions, features]`,
+/// of which the first `length` are used.
 pub struct LearnedPositions {
     weight: Parameter,
     /// Whether the parameter has the layer's own name.
@@ -151,8 +151,8 @@ pub struct LearnedPositions {
     cache: Option<Vec<usize>>,
 }
 
-/// Adds sines and cosines of each position to sequences `[batch, length, features]`. Vaswani et al., "Attention is all you
-/// need", NeurIPS 2017.
+/// Adds sines and cosines of each position to sequences `[batch, length, features]`. Vaswani et al., "Attention is all
+/// you need", NeurIPS 2017.
 pub struct SinusoidalPositions {
     /// [positions, features]
     waves: Vec<f32>,

@@ -174,8 +174,8 @@ impl Graph {
         learns
     }
 
-    /// The nodes as name, layer (none for an input of the graph), number of parameters, and positions of the nodes whose
-    /// values it takes. In the order of adding.
+    /// The nodes as name, layer (none for an input of the graph), number of parameters, and positions of the nodes
+    /// whose values it takes. In the order of adding.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (&str, Option<&dyn Layer>, usize, &[NodeId])> {
         self.nodes.iter().map(|node| (node.name.as_str(), node.layer.as_deref(), node.parameters, node.from.as_slice()))
     }

@@ -68,8 +68,8 @@ pub trait Layer: Send {
         self.backward(d_output, parallelism).map(drop)
     }
 
-    /// As [`Layer::forward`], for one input that nobody else needs: the output may take its memory. Called for layers whose
-    /// role is [`Role::Activation`].
+    /// As [`Layer::forward`], for one input that nobody else needs: the output may take its memory. Called for layers
+    /// whose role is [`Role::Activation`].
     ///
     /// # Errors
     /// Those of [`Layer::forward`].

@@ -36,8 +36,8 @@ impl Leaf<'_> {
     }
 }
 
-/// The leaves of a layer in an order of computing, and the one whose value is the output; none for an empty graph. A layer
-/// that is no graph has one input, `x`.
+/// The leaves of a layer in an order of computing, and the one whose value is the output; none for an empty graph. A
+/// layer that is no graph has one input, `x`.
 pub(crate) fn leaves(layer: &dyn Layer, parameters: usize) -> (Vec<Leaf<'_>>, Option<usize>) {
     let mut leaves = Vec::new();
     let output = match layer.as_graph() {

@@ -18,7 +18,8 @@ use crate::memory::room;
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
-/// `y = x weightᵀ + bias` over rows `[batch, inputs]`, or `[..., inputs]`, with `weight [outputs, inputs]` and `bias [outputs]`.
+/// `y = x weightᵀ + bias` over rows `[batch, inputs]`, or `[..., inputs]`, with `weight [outputs, inputs]` and `bias
+/// [outputs]`.
 ///
 /// ```
 /// use kernels::Parallelism;

@@ -6,8 +6,9 @@
 //!           └────────── pool ◄───────────┘
 //! ```
 //!
-//! Fresh memory comes from the operating system page by page, each of them a fault and a fill: for large values that takes as
-//! long as computing them. Outside of a network's pass there is no pool, and memory is allocated and freed as everywhere.
+//! Fresh memory comes from the operating system page by page, each of them a fault and a fill: for large values that
+//! takes as long as computing them. Outside of a network's pass there is no pool, and memory is allocated and freed as
+//! everywhere.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

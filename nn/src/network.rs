@@ -29,12 +29,12 @@ const LAYOUTS: usize = 8;
 /// ```
 ///
 /// # Two modes
-/// A new network is in the mode for training: `forward` keeps what `backward` needs. After [`Network::eval`] it computes
-/// outputs only: the first `forward` packs the weights and joins layers (a convolution, the sum with a residual and the
-/// activation become one kernel), the first for each shape of the input says which value stands where in memory, and every
-/// later one runs nothing but kernels. It gives the same bits as before (but for batch normalisation behind a convolution,
-/// whose factors become part of the weights: the results differ by their rounding), and sees every later change of the
-/// weights.
+/// A new network is in the mode for training: `forward` keeps what `backward` needs. After [`Network::eval`] it
+/// computes outputs only: the first `forward` packs the weights and joins layers (a convolution, the sum with a
+/// residual and the activation become one kernel), the first for each shape of the input says which value stands where
+/// in memory, and every later one runs nothing but kernels. It gives the same bits as before (but for batch
+/// normalisation behind a convolution, whose factors become part of the weights: the results differ by their rounding),
+/// and sees every later change of the weights.
 ///
 /// ```
 /// use nn::{Linear, Network, Random, ReLU, Sequential, tensor};
@@ -167,8 +167,8 @@ impl Network {
     }
 
     /// Writes the elements of the output for an input, in row-major order. In the mode for examination, from the second
-    /// call for a shape on, this allocates nothing but the job, of a few words, that rayon makes for each further thread
-    /// of a pool; within a [`kernels::Team`] of the caller not even that.
+    /// call for a shape on, this allocates nothing but the job, of a few words, that rayon makes for each further
+    /// thread of a pool; within a [`kernels::Team`] of the caller not even that.
     ///
     /// # Errors
     /// Those of [`Network::forward`], and [`Error::Shape`] for a `y` of another length. `y` is untouched then.
@@ -200,8 +200,8 @@ impl Network {
         self.pool.lend(|| as_team(parallelism, |team| layer.forward(inputs, team)))
     }
 
-    /// The planned forward pass for some inputs, if the network is not in training and all layers have kernels. Allocates
-    /// nothing for shapes that are known.
+    /// The planned forward pass for some inputs, if the network is not in training and all layers have kernels.
+    /// Allocates nothing for shapes that are known.
     fn planned(&mut self, inputs: &[&Tensor]) -> Result<Option<(&Program, &mut Layout, &mut Memory)>> {
         if self.training {
             return Ok(None);
@@ -235,8 +235,8 @@ impl Network {
     /// Adds to the gradients of the parameters, given the gradient of the last output.
     ///
     /// # Errors
-    /// [`Error::NoForward`] without a `forward` before, or in the mode for examination; [`Error::Shape`] when `d_output`
-    /// has not the output's shape.
+    /// [`Error::NoForward`] without a `forward` before, or in the mode for examination; [`Error::Shape`] when
+    /// `d_output` has not the output's shape.
     pub fn backward(&mut self, d_output: &Tensor) -> Result<()> {
         self.check_training()?;
         let (layer, parallelism) = (&mut self.layer, self.parallelism);
@@ -314,8 +314,8 @@ impl Network {
         Summary::new(self.layer.as_ref(), parameters, &inputs)
     }
 
-    /// Runs a pass and says what each layer took: `forward` alone in the mode for examination, where layers that run as one
-    /// kernel are one; in the mode for training `backward` too, from a gradient of zeros, which adds nothing.
+    /// Runs a pass and says what each layer took: `forward` alone in the mode for examination, where layers that run as
+    /// one kernel are one; in the mode for training `backward` too, from a gradient of zeros, which adds nothing.
     ///
     /// ```
     /// use nn::{Linear, Network, Random, ReLU, Sequential, tensor};
@@ -350,8 +350,8 @@ impl Network {
         Ok(layers.map(time).collect())
     }
 
-    /// The network's graph in the language of Graphviz, see [`Graph::to_dot`](crate::Graph::to_dot); nothing for a single
-    /// layer.
+    /// The network's graph in the language of Graphviz, see [`Graph::to_dot`](crate::Graph::to_dot); nothing for a
+    /// single layer.
     pub fn to_dot(&self) -> Option<String> {
         self.layer.as_graph().map(crate::Graph::to_dot)
     }

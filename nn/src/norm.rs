@@ -21,8 +21,8 @@ use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::memory::room;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
-/// Rows `[..., features]` with mean 0 and variance 1, then scaled and shifted. Ba, Kiros, Hinton, "Layer normalization",
-/// 2016.
+/// Rows `[..., features]` with mean 0 and variance 1, then scaled and shifted. Ba, Kiros, Hinton, "Layer
+/// normalization", 2016.
 ///
 /// ```
 /// use nn::{Layer, LayerNorm, Parallelism, tensor};
@@ -32,12 +32,12 @@ use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 /// ```
 pub type LayerNorm = Norm<OverRow>;
 
-/// Rows `[..., features]` with a mean square of 1, then scaled. Zhang, Sennrich, "Root mean square layer normalization",
-/// NeurIPS 2019.
+/// Rows `[..., features]` with a mean square of 1, then scaled. Zhang, Sennrich, "Root mean square layer
+/// normalization", NeurIPS 2019.
 pub type RmsNorm = Norm<OverSquares>;
 
-/// Groups of channels of images `[batch, channels, ...]` with mean 0 and variance 1, then each channel scaled and shifted.
-/// Wu, He, "Group normalization", ECCV 2018.
+/// Groups of channels of images `[batch, channels, ...]` with mean 0 and variance 1, then each channel scaled and
+/// shifted. Wu, He, "Group normalization", ECCV 2018.
 pub type GroupNorm = Norm<OverGroup>;
 
 /// A normalisation with parameters, whatever shares the mean. See [`LayerNorm`], [`RmsNorm`], [`GroupNorm`].

@@ -15,9 +15,9 @@ use crate::linear::{Linear, Product};
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
-/// `y = x weight` over rows `[batch, inputs]`, with `weight [inputs, outputs]`: what [`Linear`] does, with the matrix the
-/// other way around and without a bias, as models hold it that have a matrix instead of a layer, CLIP's `text_projection`.
-/// The parameter has the name of the layer.
+/// `y = x weight` over rows `[batch, inputs]`, with `weight [inputs, outputs]`: what [`Linear`] does, with the matrix
+/// the other way around and without a bias, as models hold it that have a matrix instead of a layer, CLIP's
+/// `text_projection`. The parameter has the name of the layer.
 ///
 /// ```
 /// use nn::{Layer, Parallelism, Projection, Random, tensor};

@@ -5,8 +5,8 @@
 //! ClassToken    [batch, n, features]    ──► [batch, 1 + n, features]           y[b] = weight ++ x[b]
 //! ```
 //!
-//! Behind a convolution whose stride is its kernel, a pixel is what the network knows of a patch. Dosovitskiy et al., "An
-//! image is worth 16x16 words", ICLR 2021.
+//! Behind a convolution whose stride is its kernel, a pixel is what the network knows of a patch. Dosovitskiy et al.,
+//! "An image is worth 16x16 words", ICLR 2021.
 
 use kernels::Parallelism;
 use ndarray::{ArrayD, IxDyn};
@@ -100,8 +100,8 @@ impl Kernel for Transposing {
     }
 }
 
-/// A vector that learns, in front of each sequence `[batch, length, features]`: where a classifier gathers what it looks
-/// for. Its parameter has the name of the layer.
+/// A vector that learns, in front of each sequence `[batch, length, features]`: where a classifier gathers what it
+/// looks for. Its parameter has the name of the layer.
 pub struct ClassToken {
     /// [1, ..., features]
     weight: Parameter,
@@ -110,8 +110,8 @@ pub struct ClassToken {
 }
 
 impl ClassToken {
-    /// A vector drawn evenly, with a deviation of 0.02, as a parameter of so many axes, at least one, all but the last of
-    /// length 1.
+    /// A vector drawn evenly, with a deviation of 0.02, as a parameter of so many axes, at least one, all but the last
+    /// of length 1.
     ///
     /// # Errors
     /// [`Error::Invalid`] for no features or more than memory holds.

@@ -13,8 +13,8 @@
 //!     └────────────┘            └──── ▲ ──────┘           └───────────┘
 //! ```
 //!
-//! `mlp` is a linear layer to `hidden` neurons, a gate, and a linear layer back. Only a decoder that reads another sequence,
-//! the memory, has the part in the middle.
+//! `mlp` is a linear layer to `hidden` neurons, a gate, and a linear layer back. Only a decoder that reads another
+//! sequence, the memory, has the part in the middle.
 
 use crate::activation::ReLU;
 use crate::arithmetic::Sum;
@@ -127,8 +127,8 @@ impl BlockNames {
         mlp: ["linear1", "linear2"],
         pytorch_attention: true,
     };
-    /// Those of `torch.nn.TransformerDecoderLayer`: `self_attn`, `norm1`, `multihead_attn`, `norm2`, `linear1`, `linear2`,
-    /// `norm3`.
+    /// Those of `torch.nn.TransformerDecoderLayer`: `self_attn`, `norm1`, `multihead_attn`, `norm2`, `linear1`,
+    /// `linear2`, `norm3`.
     pub const PYTORCH_DECODER: Self =
         Self { cross: ["multihead_attn", "norm2"], norm: "norm3", ..Self::PYTORCH_ENCODER };
 }

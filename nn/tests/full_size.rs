@@ -1,5 +1,6 @@
-//! The networks at their published sizes against PyTorch, under the names of PyTorch, torchvision and OpenAI: outputs for
-//! training and for inference, and all gradients. `fixtures/full_size.py` makes the files, which are too large to keep:
+//! The networks at their published sizes against PyTorch, under the names of PyTorch, torchvision and OpenAI: outputs
+//! for training and for inference, and all gradients. `fixtures/full_size.py` makes the files, which are too large to
+//! keep:
 //!
 //! ```text
 //! peers/bin/python nn/tests/fixtures/full_size.py
@@ -11,9 +12,9 @@ use std::path::Path;
 use nn::models::{AlexNet, Clip, GoogLeNet, LeNet5, NiN, Perceptron, Transformer, VisionTransformer};
 use nn::{Layer, Network, Random, Result, StateDict, Tensor};
 
-/// How many times as far off as PyTorch's own f32 a tensor may be, each as the root of the mean square beside results in f64:
-/// twice what sums in another order and Winograd's convolutions were measured to take, which is 1.9. A mistake shows as a
-/// hundred times and more.
+/// How many times as far off as PyTorch's own f32 a tensor may be, each as the root of the mean square beside results
+/// in f64: twice what sums in another order and Winograd's convolutions were measured to take, which is 1.9. A mistake
+/// shows as a hundred times and more.
 const ROUNDINGS: f64 = 4.0;
 
 struct Comparison {

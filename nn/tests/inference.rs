@@ -132,8 +132,8 @@ fn folded_normalisation_differs_by_rounding_alone() -> Result<()> {
     };
     let x = image(&[2, 4, 7, 6], 3);
     let [planned, layers] = both_ways(normalised(1e-5, 11, of)?, &x)?;
-    // Chains of 4 * 9 products; the factor of a channel is at most 1 / sqrt(0.1). Either way rounds each term fewer than 48
-    // times, and the terms of an output are at most so large together.
+    // Chains of 4 * 9 products; the factor of a channel is at most 1 / sqrt(0.1). Either way rounds each term fewer
+    // than 48 times, and the terms of an output are at most so large together.
     let terms = (36.0 + 2.0) * 10f32.sqrt() + 2.0;
     let bound = 2.0 * 48.0 * f32::EPSILON / 2.0 * terms;
     for (planned, layers) in planned.iter().zip(&layers) {

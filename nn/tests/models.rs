@@ -212,7 +212,8 @@ fn clip_is_that_of_openai() {
     for (name, shape) in expected {
         assert_eq!(shape_of(name), Some(shape), "{name}");
     }
-    // 12 for each block; four norms; conv1, two classes of vectors and a matrix; words, positions and a matrix; the scale.
+    // 12 for each block; four norms; conv1, two classes of vectors and a matrix; words, positions and a matrix; the
+    // scale.
     assert_eq!(all.len(), 24 * 12 + 4 * 2 - 2 + 4 + 3 + 1);
 }
 
@@ -263,7 +264,8 @@ fn the_transformer_is_that_of_pytorch_and_of_its_paper() {
     assert_eq!(of_attention, [vec![vec![10, 512]; 6], vec![vec![7, 512]; 12]].concat());
     assert_eq!(shapes(&summary, &["ReLU"]), [vec![vec![10, 2048]; 6], vec![vec![7, 2048]; 6]].concat());
     assert_eq!(summary.rows.last().unwrap().shape, [1, 7, 512]);
-    // 24 d^2 for each position of the encoder; 28 d^2 for one of the decoder, whose keys are 4 d^2 for each of the memory.
+    // 24 d^2 for each position of the encoder; 28 d^2 for one of the decoder, whose keys are 4 d^2 for each of the
+    // memory.
     let d2 = 512.0 * 512.0;
     let pairs = 10.0 * 10.0 + 7.0 * 8.0 / 2.0 + 7.0 * 10.0;
     assert_eq!(summary.flops(), 6.0 * (24.0 * d2 * 10.0 + 28.0 * d2 * 7.0 + 4.0 * d2 * 10.0 + 4.0 * 512.0 * pairs));

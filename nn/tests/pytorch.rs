@@ -113,7 +113,8 @@ fn max_pooling_agrees() -> Result<()> {
 #[test]
 fn activations_agree() -> Result<()> {
     check("relu", &mut ReLU::default(), None, [0.0; 2])?;
-    // 2.5 ULP are at most 5 roundings. In dy y (1 - y), with y below 0.89, that of y weighs 8 times in 1 - y; three more.
+    // 2.5 ULP are at most 5 roundings. In dy y (1 - y), with y below 0.89, that of y weighs 8 times in 1 - y; three
+    // more.
     check("sigmoid", &mut Sigmoid::default(), None, [5.0, 5.0 + 40.0 + 3.0])?;
     // 1.8 ULP are at most 3.6 roundings. In dy (1 - y^2), with y below 0.965, that of y weighs 2 * 0.931 / 0.069 = 27
     // times, and that of the sum, relative to 1, up to 15 times.

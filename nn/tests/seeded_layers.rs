@@ -1,4 +1,5 @@
-//! Layers on shapes drawn from seeds, against double for-loops in f64: outputs, and gradients against finite differences.
+//! Layers on shapes drawn from seeds, against double for-loops in f64: outputs, and gradients against finite
+//! differences.
 
 mod check;
 
@@ -210,8 +211,8 @@ fn local_response_normalisation_is_that_of_the_loops() {
         let dy = wide(dy.as_slice().unwrap());
         let dot = |lists: &[Vec<f64>]| function(&lists[0]).iter().zip(&dy).map(|(y, dy)| y * dy).sum();
         let slopes = differences(&[x], &dot).remove(0);
-        // Damping is at most 1, and the sum over windows of |dy y / s| times 2 alpha beta |x| / size at most 2 beta size:
-        // x^2 alpha / size < s for a channel in its own window, and |x y| likewise for two.
+        // Damping is at most 1, and the sum over windows of |dy y / s| times 2 alpha beta |x| / size at most 2 beta
+        // size: x^2 alpha / size < s for a channel in its own window, and |x y| likewise for two.
         let size = norm.size as f64;
         let bound = U * (roundings + (2.0 * size + 12.0) * 2.0 * norm.beta as f64 * size);
         for (given, expected) in dx.iter().zip(&slopes) {
@@ -324,8 +325,9 @@ fn the_contrastive_loss_and_its_gradients_are_those_of_the_formula() {
         let bound = 2.0 * logit + U * (4.0 * exact + 4.0 * factor + batch as f64 + 20.0);
         assert!((value - exact).abs() <= bound, "{value} for {exact}");
         let slopes = differences(&lists, &|lists| clip(batch, features, lists));
-        // A probability errs by twice what its logits do; each reaches features of at most unit length, times e^s, and the
-        // scale through logits of at most e^s. The differences' own error is STEP^2 / 6 of a third derivative of e^(3 s).
+        // A probability errs by twice what its logits do; each reaches features of at most unit length, times e^s, and
+        // the scale through logits of at most e^s. The differences' own error is STEP^2 / 6 of a third
+        // derivative of e^(3 s).
         let own = 1.0 / 4096f64.powi(2) / 6.0 * factor.powi(3);
         let bound = 4.0 * factor * (logit + U * (features as f64 + 40.0)) + own;
         let [d_images, d_texts] = [0, 1].map(|at: usize| wide(gradients[at].as_slice().unwrap()));

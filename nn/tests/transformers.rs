@@ -1,5 +1,5 @@
-//! Whole Transformers against PyTorch, under the names of PyTorch, torchvision and OpenAI: weights, outputs, all gradients.
-//! `fixtures/transformers.py` says how the numbers were made.
+//! Whole Transformers against PyTorch, under the names of PyTorch, torchvision and OpenAI: weights, outputs, all
+//! gradients. `fixtures/transformers.py` says how the numbers were made.
 
 use std::path::Path;
 

@@ -3,12 +3,12 @@
 //! One loop over all products computes each result in f64 together with `S`, the sum of its terms'
 //! magnitudes. From there two oracles judge:
 //!
-//! - *Exact*: every term is a multiple of `q`, and `S <= 2^24 q`. Partial sums in any order are floats, so the
-//!   result must be the reference itself (the sign of a zero aside).
-//! - *Bound*: a term passes through at most `n` roundings, so the result is within `gamma_n S` of the truth,
-//!   `gamma_n = n u / (1 - n u)`, `u = 2^-24`; products may each underflow by half of the smallest number `eta`.
-//!   The reference's own error, `K 2^-53 S`, is added.
-//!   (N. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., chapter 3.)
+//! - *Exact*: every term is a multiple of `q`, and `S <= 2^24 q`. Partial sums in any order are floats, so the result
+//!   must be the reference itself (the sign of a zero aside).
+//! - *Bound*: a term passes through at most `n` roundings, so the result is within `gamma_n S` of the truth, `gamma_n =
+//!   n u / (1 - n u)`, `u = 2^-24`; products may each underflow by half of the smallest number `eta`. The reference's
+//!   own error, `K 2^-53 S`, is added. (N. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., chapter
+//!   3.)
 //!
 //! NaN must meet NaN, and infinity the same infinity. A finite result must be within the bound. An infinite one is
 //! accepted where partial sums of that sign can overflow, a NaN where those of both signs can.
@@ -29,7 +29,8 @@ pub const UNIT: f64 = 1.0 / 16_777_216.0;
 const UNIT_F64: f64 = 1.0 / 9_007_199_254_740_992.0;
 /// The smallest positive f32, 2^-149.
 const ETA: f64 = 1.401_298_464_324_817e-45;
-/// The relative error that an activation may add beside that of its argument, in `UNIT`s: eight units in the last place.
+/// The relative error that an activation may add beside that of its argument, in `UNIT`s: eight units in the last
+/// place.
 const ACTIVATION_ERROR: f64 = 16.0;
 /// An exponential flushes to zero below this.
 const ACTIVATION_UNDERFLOW: f64 = f32::MIN_POSITIVE as f64 * 2.0;

@@ -281,8 +281,8 @@ fn what_does_not_fit_is_named_and_outputs_stay_untouched() {
     assert!(plan.backward_workspace_len(Shape::new(1, 1, usize::MAX), 1).is_err());
 }
 
-/// With the identity for values, outputs are the weights; with the identity for the gradient of outputs, the gradients of
-/// the values are the weights as backward sees them.
+/// With the identity for values, outputs are the weights; with the identity for the gradient of outputs, the gradients
+/// of the values are the weights as backward sees them.
 #[test]
 fn dropout_leaves_out_the_same_weights_forward_and_backward_whatever_the_path_and_the_threads() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();

@@ -1,13 +1,13 @@
-//! Attention's memory grows with the lengths, not with their product: by formula up to 65,536 keys, and in calls that get
-//! no more than that.
+//! Attention's memory grows with the lengths, not with their product: by formula up to 65,536 keys, and in calls that
+//! get no more than that.
 
 use kernels::attention::{Attention, AttentionSpec, Causal, Inputs, Shape};
 use kernels::{Isa, Parallelism, View, ViewMut};
 use tests::attention::{Case, Memory, judge};
 use tests::guard::Side;
 
-/// Numbers of keys that are doubled up to 65,536, from where there are several tasks, and blocks of keys with sums between
-/// them.
+/// Numbers of keys that are doubled up to 65,536, from where there are several tasks, and blocks of keys with sums
+/// between them.
 fn lengths() -> impl Iterator<Item = usize> {
     (10..=15).map(|power| 1 << power)
 }

@@ -1,4 +1,5 @@
-//! What users of attention have been surprised by elsewhere, one test for each decision (`docs/attention.md` lists them).
+//! What users of attention have been surprised by elsewhere, one test for each decision (`docs/attention.md` lists
+//! them).
 
 use kernels::attention::{AttentionSpec, Causal, Shape};
 use kernels::{Isa, Parallelism};

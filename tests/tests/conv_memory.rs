@@ -1,4 +1,5 @@
-//! A planned convolution that is given a workspace allocates nothing. On its own because it counts for the whole process.
+//! A planned convolution that is given a workspace allocates nothing. On its own because it counts for the whole
+//! process.
 
 use kernels::conv::{Algorithm, Conv2d, Conv2dBackward, Options};
 use kernels::{Parallelism, Team, TeamOptions};

@@ -1,4 +1,5 @@
-//! A planned forward pass of a network allocates nothing, but a job for each helper that it calls. On its own because it counts for the whole process.
+//! A planned forward pass of a network allocates nothing, but a job for each helper that it calls. On its own because
+//! it counts for the whole process.
 
 use std::time::Duration;
 

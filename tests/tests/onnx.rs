@@ -1,7 +1,7 @@
 //! The ONNX project's own cases for the operators that the library has, within our bounds.
 //!
-//! What is expected was computed in f32 too, by other means, and may err as much as we may: a result may differ by twice
-//! its bound. Cases that the library cannot be asked are named in the fixture, each with the reason.
+//! What is expected was computed in f32 too, by other means, and may err as much as we may: a result may differ by
+//! twice its bound. Cases that the library cannot be asked are named in the fixture, each with the reason.
 
 use kernels::attention::{Attention, AttentionSpec, Causal, Inputs, KvCache};
 use kernels::conv::{Algorithm, Conv2d, Conv2dSpec, ConvTranspose2d, ConvTranspose2dSpec, Options, Padding, Shape};
@@ -323,8 +323,8 @@ fn product(case: &NodeCase) {
     judge(case, "", &out, y.floats(), |_| (k as f64 + 4.0) * U * magnitude);
 }
 
-/// Attention as ONNX has it: three or four dimensions, masks that broadcast from the right, a past that is put before the
-/// keys, lengths without the padding.
+/// Attention as ONNX has it: three or four dimensions, masks that broadcast from the right, a past that is put before
+/// the keys, lengths without the padding.
 fn attention(case: &NodeCase) {
     let (q, k, v, y) = (case.tensor("q"), case.tensor("k"), case.tensor("v"), case.tensor("y"));
     let flat = q.shape.len() == 3;

@@ -92,8 +92,8 @@ impl<F: Function> Step for Map<F> {
     }
 }
 
-/// `dx = dy * function'`. Whoever makes one vouches that what is kept and `dy` have as many elements as `dx`; `dy` may be
-/// the same ones.
+/// `dx = dy * function'`. Whoever makes one vouches that what is kept and `dy` have as many elements as `dx`; `dy` may
+/// be the same ones.
 pub(super) struct Backward<'a, F> {
     pub function: F,
     pub kept: *const f32,

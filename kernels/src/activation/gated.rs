@@ -18,8 +18,8 @@
 //! At -infinity all are -0 with a slope of 0, at infinity infinite with a slope of 1: the limits. NaN stays NaN.
 //!
 //! Source: D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units" (2016); S. Elfwing, E. Uchibe, K. Doya,
-//! "Sigmoid-Weighted Linear Units" (2017); 1.702 as in the code of A. Radford et al., "Learning Transferable Visual Models
-//! From Natural Language Supervision" (2021).
+//! "Sigmoid-Weighted Linear Units" (2017); 1.702 as in the code of A. Radford et al., "Learning Transferable Visual
+//! Models From Natural Language Supervision" (2021).
 
 use crate::error::{Error, check_len};
 use crate::execution::Execution;
@@ -56,8 +56,9 @@ impl Gated {
 
 /// `y = activation(x)`, element by element.
 ///
-/// With `u = 2^-24`, an element errs by at most `u |y|` times `x^2 / 2 + 14` (GELU), `7 |a| + 10` (GELU by tanh, `a` its
-/// `2 z`), `2 |a| + 8` (quick GELU, `a` its `1.702 x`) or 8 (SiLU), and by `1.3e-38 |x|` where the gate is below 1.3e-38.
+/// With `u = 2^-24`, an element errs by at most `u |y|` times `x^2 / 2 + 14` (GELU), `7 |a| + 10` (GELU by tanh, `a`
+/// its `2 z`), `2 |a| + 8` (quick GELU, `a` its `1.702 x`) or 8 (SiLU), and by `1.3e-38 |x|` where the gate is below
+/// 1.3e-38.
 ///
 /// ```
 /// use kernels::Parallelism;
@@ -95,8 +96,8 @@ pub fn forward_in_place<'t>(
 /// `dx = dy * activation'(x)`, the derivative taken at the input `x` of the forward pass.
 ///
 /// With `u = 2^-24`, the gate `s` and the slope `s + x s'`, an element errs by at most `u |dy| (s + |x s'|)` times
-/// `x^2 / 2 + 16` (GELU), `7 |a| + 20` (GELU by tanh), `4 |a| + 20` (quick GELU) or 16 (SiLU), and by `1.3e-38 |dy| (1 + |x|^3)` more where the gate
-/// or its slope is below 1.3e-38.
+/// `x^2 / 2 + 16` (GELU), `7 |a| + 20` (GELU by tanh), `4 |a| + 20` (quick GELU) or 16 (SiLU), and by
+/// `1.3e-38 |dy| (1 + |x|^3)` more where the gate or its slope is below 1.3e-38.
 ///
 /// ```
 /// use kernels::Parallelism;

@@ -1,8 +1,8 @@
 //! What will be needed soon, asked for a little at a time.
 //!
-//! A head's rows are runs of a few cache lines, too short for the hardware to foresee, and a core waits for some 24 lines
-//! at once: asking for a whole tile's rows in one go would hold up everything behind. So each piece of a product, some
-//! thousand cycles long, asks for its share.
+//! A head's rows are runs of a few cache lines, too short for the hardware to foresee, and a core waits for some 24
+//! lines at once: asking for a whole tile's rows in one go would hold up everything behind. So each piece of a product,
+//! some thousand cycles long, asks for its share.
 //!
 //! ```text
 //! product:  64 keys | 64 keys | 64 keys ...        each asks for a share of

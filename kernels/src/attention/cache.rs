@@ -149,8 +149,8 @@ impl KvCache {
     /// Appends keys, `[kv_heads, new keys, head_dim]`, and their values, `[kv_heads, new keys, v_dim]`, to a sequence.
     ///
     /// # Errors
-    /// [`Error::Shape`] for what does not fit, [`Error::Invalid`] for a sequence that there is not, or that has no room for
-    /// so many. The cache is untouched then.
+    /// [`Error::Shape`] for what does not fit, [`Error::Invalid`] for a sequence that there is not, or that has no room
+    /// for so many. The cache is untouched then.
     pub fn append(&mut self, sequence: usize, k: &View<'_, f32, 3>, v: &View<'_, f32, 3>) -> Result<(), Error> {
         let (new, len) = (self.pool.check(k, v)?, len_of(&self.lens, sequence)?);
         let room = self.pool.rows - len;
@@ -183,8 +183,8 @@ impl KvCache {
 /// Keys and values of some sequences on pages of a common pool: a sequence takes a page when it needs one, and gives it
 /// back when it is truncated.
 ///
-/// Keys are read in place where pages are a multiple of 256 keys long, in decoding also from pages of 8, 16, 32 and multiples
-/// of 64; others are gathered block by block first.
+/// Keys are read in place where pages are a multiple of 256 keys long, in decoding also from pages of 8, 16, 32 and
+/// multiples of 64; others are gathered block by block first.
 ///
 /// ```
 /// use kernels::View;
@@ -255,8 +255,8 @@ impl PagedKvCache {
     /// Appends keys, `[kv_heads, new keys, head_dim]`, and their values, `[kv_heads, new keys, v_dim]`, to a sequence.
     ///
     /// # Errors
-    /// [`Error::Shape`] for what does not fit, [`Error::Invalid`] for a sequence that there is not, or where the pool has
-    /// no room for so many. The cache is untouched then.
+    /// [`Error::Shape`] for what does not fit, [`Error::Invalid`] for a sequence that there is not, or where the pool
+    /// has no room for so many. The cache is untouched then.
     pub fn append(&mut self, sequence: usize, k: &View<'_, f32, 3>, v: &View<'_, f32, 3>) -> Result<(), Error> {
         let (new, len) = (self.pool.check(k, v)?, len_of(&self.lens, sequence)?);
         let rows = self.pool.rows;
@@ -282,8 +282,8 @@ impl PagedKvCache {
         Ok(())
     }
 
-    /// Forgets the keys of a sequence from `len` on, and gives back the pages that have no others. Nothing happens where it
-    /// has no more, or does not exist.
+    /// Forgets the keys of a sequence from `len` on, and gives back the pages that have no others. Nothing happens
+    /// where it has no more, or does not exist.
     pub fn truncate(&mut self, sequence: usize, len: usize) {
         let Some(have) = self.lens.get_mut(sequence) else { return };
         let rows = self.pool.rows;

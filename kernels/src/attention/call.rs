@@ -15,8 +15,8 @@ pub(super) const MAX_PANEL: usize = 64;
 /// The most keys of a block.
 pub(super) const MAX_BLOCK: usize = 512;
 
-/// The distance of a tile's rows of scores: an odd number of cache lines, so that they do not share sets of the first-level
-/// cache.
+/// The distance of a tile's rows of scores: an odd number of cache lines, so that they do not share sets of the
+/// first-level cache.
 pub(super) const SCORE_STRIDE: usize = MAX_BLOCK + 16;
 
 /// The distance of a tile's rows of queries, which are copied so that it is a constant.
@@ -155,8 +155,8 @@ impl<'a> Call<'a> {
         self.pages.is_some_and(|pages| pages.rows == 0 || !pages.rows.is_multiple_of(block))
     }
 
-    /// Whether a block is some whole pages of rows whose elements are neighbours, a multiple of 8 keys each: those can be met
-    /// page by page.
+    /// Whether a block is some whole pages of rows whose elements are neighbours, a multiple of 8 keys each: those can
+    /// be met page by page.
     pub fn short_pages(&self, block: usize) -> bool {
         let fits = |rows: usize| rows.is_multiple_of(8) && rows > 0 && rows < block && block.is_multiple_of(rows);
         self.k.strides[3] == 1 && self.v.strides[3] == 1 && self.pages.is_some_and(|pages| fits(pages.rows))

@@ -20,8 +20,8 @@ const TASK_FLOPS: f64 = 2e6;
 /// Tasks that there are at least, where there is work for so many: two threads then end a few hundredths apart.
 const TASKS: usize = 32;
 
-/// Heads that are so few are cut into as many tasks, of so many rows at least: packing a block of keys again for each costs
-/// about a hundredth there.
+/// Heads that are so few are cut into as many tasks, of so many rows at least: packing a block of keys again for each
+/// costs about a hundredth there.
 const SHARED_TASKS: usize = 8;
 const LEAST_ROWS: usize = 192;
 
@@ -73,7 +73,8 @@ impl Cut {
         let group = spec.group();
         let few = few_rows(spec, shape);
         let task_rows = TASK_ELEMENTS / (spec.head_dim + spec.v_dim);
-        // Few heads are cut further, for threads to share them: two, four or eight pieces of any head go into even shares.
+        // Few heads are cut further, for threads to share them: two, four or eight pieces of any head go into even
+        // shares.
         let shared =
             (shape.q_len / LEAST_ROWS).min(SHARED_TASKS.div_ceil(shape.batch.saturating_mul(spec.heads).max(1)));
         let pieces = if few { 1 } else { shape.q_len.div_ceil(task_rows).max(1 << shared.max(1).ilog2()) };

@@ -17,7 +17,8 @@ use crate::simd::{Job, Simd};
 /// the keys of the next.
 ///
 /// Whoever makes one vouches that
-/// - `q` has `M` rows of queries, `QUERY_STRIDE` apart, padded with zeros to 16; `keys` rows of neighbouring elements are readable at `k`;
+/// - `q` has `M` rows of queries, `QUERY_STRIDE` apart, padded with zeros to 16; `keys` rows of neighbouring elements
+///   are readable at `k`;
 /// - `M` rows of scores have room for `keys` rounded up to 16.
 pub(super) struct DotTile<const M: usize> {
     pub q: *const f32,

@@ -59,8 +59,8 @@ impl Dropout {
         self
     }
 
-    /// Whether the weight of a pair, `[sequence, head, row, key]`, counts. Indices are taken modulo 2^32, keys modulo 2^34;
-    /// calls refuse larger ones.
+    /// Whether the weight of a pair, `[sequence, head, row, key]`, counts. Indices are taken modulo 2^32, keys modulo
+    /// 2^34; calls refuse larger ones.
     pub fn keeps(&self, [sequence, head, row, key]: [usize; 4]) -> bool {
         let block = (key / PAIR * 16 + key % 16) as u32;
         let sequence = self.first_sequence.wrapping_add(sequence);

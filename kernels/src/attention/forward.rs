@@ -87,8 +87,8 @@ impl Job for Forward<'_> {
     }
 }
 
-/// Steps of a tile that asks for memory with each piece of what it sees: each piece comes twice, with the scores and with the
-/// values.
+/// Steps of a tile that asks for memory with each piece of what it sees: each piece comes twice, with the scores and
+/// with the values.
 #[inline(always)]
 pub(super) fn steps(seen: &TileSeen) -> usize {
     2 * seen.outer.end.saturating_sub(seen.outer.first).div_ceil(ahead::PIECE)
@@ -201,7 +201,8 @@ impl<'a> Unit<'a> {
         (rows, outer)
     }
 
-    /// What the rows of a tile see of the block `start..end`, and the keys from the first to the last that any sees at all.
+    /// What the rows of a tile see of the block `start..end`, and the keys from the first to the last that any sees at
+    /// all.
     #[inline(always)]
     pub(super) fn seen_of(&self, tile: &Tile, keys: usize, [start, end]: [usize; 2]) -> (TileSeen, [usize; 2]) {
         let (rows, outer) = self.seen(tile, keys);
@@ -212,8 +213,8 @@ impl<'a> Unit<'a> {
         (TileSeen::new(&rows, tile.count, start, end), outer)
     }
 
-    /// [`Unit::seen_of`] of a tile of neighbouring rows that see the whole block, which is most of what there is: later rows
-    /// see no earlier keys, and earlier rows no later ones, so that two rows speak for all.
+    /// [`Unit::seen_of`] of a tile of neighbouring rows that see the whole block, which is most of what there is: later
+    /// rows see no earlier keys, and earlier rows no later ones, so that two rows speak for all.
     #[inline(always)]
     fn sees_all(&self, tile: &Tile, keys: usize, [start, end]: [usize; 2]) -> Option<(TileSeen, [usize; 2])> {
         let call = self.task.call;
@@ -325,8 +326,8 @@ impl<'a> Unit<'a> {
         [k, v, Lines::NONE, Lines::NONE]
     }
 
-    /// What a tile is about to read and write: its queries, its sums if it has some, its outputs if it ends. Those of its
-    /// first head, that is.
+    /// What a tile is about to read and write: its queries, its sums if it has some, its outputs if it ends. Those of
+    /// its first head, that is.
     #[inline(always)]
     pub(super) fn tile_ahead(&self, tile: &Tile, steps: usize, sums: bool, ends: bool) -> [Lines; 3] {
         let Forward { call, layout, outputs, .. } = *self.task;
@@ -404,8 +405,8 @@ impl<'a> Unit<'a> {
         }
     }
 
-    /// The outputs of a tile, and what its sums of values are multiplied with. Writes log-sum-exps, of maxima that are to be
-    /// multiplied by `scale`. Dropout has left `stays` of the weights.
+    /// The outputs of a tile, and what its sums of values are multiplied with. Writes log-sum-exps, of maxima that are
+    /// to be multiplied by `scale`. Dropout has left `stays` of the weights.
     ///
     /// # Safety
     /// - The contract of [`Forward`]; 16 maxima are readable.

@@ -84,8 +84,8 @@ impl<'a, T: Copy> Inputs<'a, T> {
         self
     }
 
-    /// Takes keys and values from pages of a pool: `k` and `v` are `[pages of the pool, kv_heads, page size, dim]`, and key
-    /// `j` of sequence `b` is row `j % page size` of page `table[b, j / page size]`. Forward only.
+    /// Takes keys and values from pages of a pool: `k` and `v` are `[pages of the pool, kv_heads, page size, dim]`, and
+    /// key `j` of sequence `b` is row `j % page size` of page `table[b, j / page size]`. Forward only.
     ///
     /// ```
     /// use kernels::View;

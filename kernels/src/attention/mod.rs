@@ -11,22 +11,23 @@
 //! | few rows | up to 12 rows for each head of keys: decoding | every 64 keys, and into pieces of 1024 |
 //! | backward | every shape | every gradient is one chain |
 //!
-//! Packed sequences of different lengths ([`RaggedInputs`]) take these paths one by one. [`KvCache`] and [`PagedKvCache`]
-//! keep keys and values from call to call.
+//! Packed sequences of different lengths ([`RaggedInputs`]) take these paths one by one. [`KvCache`] and
+//! [`PagedKvCache`] keep keys and values from call to call.
 //!
 //! Bits depend on the spec, on one sequence's shape and on the data: not on threads, batch, memory order or workspace,
 //! nor on AVX2 against AVX-512.
 //!
 //! # Numerical error
-//! With `u = 2^-24`, a logit errs by at most `beta = |scale| gamma(head_dim + 2) sum |q k| + u |logit|` (and a rounding for
-//! each of softcap, bias and slope); a weight by `theta = 2 beta + 3 u (largest - smallest logit) + 2.5 u` and 4.4 u more
-//! for each block, relative to itself; and the output by `expm1(2 theta) + gamma(2 kv_len + 3 blocks + 3)` times the weighted
-//! sum of `|v|`, and 2 u more with dropout. Weights below 2^-126 are 0. Equal logits give the exact mean of values whose sums are exact.
+//! With `u = 2^-24`, a logit errs by at most `beta = |scale| gamma(head_dim + 2) sum |q k| + u |logit|` (and a rounding
+//! for each of softcap, bias and slope); a weight by `theta = 2 beta + 3 u (largest - smallest logit) + 2.5 u` and 4.4
+//! u more for each block, relative to itself; and the output by `expm1(2 theta) + gamma(2 kv_len + 3 blocks + 3)` times
+//! the weighted sum of `|v|`, and 2 u more with dropout. Weights below 2^-126 are 0. Equal logits give the exact mean
+//! of values whose sums are exact.
 //!
 //! # Special values
 //! Hidden keys contribute nothing, whatever they hold, and neither do keys whose logit is -infinity. A row without keys
-//! gives zeros, a log-sum-exp of -infinity and no gradients. NaN in a query reaches its row; in a key or a value, the rows
-//! that see it. A logit of +infinity makes its row NaN.
+//! gives zeros, a log-sum-exp of -infinity and no gradients. NaN in a query reaches its row; in a key or a value, the
+//! rows that see it. A logit of +infinity makes its row NaN.
 
 mod ahead;
 mod backward;

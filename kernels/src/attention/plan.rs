@@ -107,8 +107,8 @@ impl Attention {
     /// Allocates nothing.
     ///
     /// # Errors
-    /// Those of [`Inputs::check`], [`Error::Shape`] or [`Error::Length`] for an output that does not fit, [`Error::Length`]
-    /// for a workspace that is too short for one slot. Outputs are untouched then.
+    /// Those of [`Inputs::check`], [`Error::Shape`] or [`Error::Length`] for an output that does not fit,
+    /// [`Error::Length`] for a workspace that is too short for one slot. Outputs are untouched then.
     pub fn forward(
         &self,
         inputs: &Inputs<'_>,
@@ -165,13 +165,13 @@ impl Attention {
         Ok(slots.min(layout.tasks.max(1)).saturating_mul(layout.len).saturating_add(LINE))
     }
 
-    /// The gradients of the inputs from that of the output, `dout`. `out` and `lse` are what [`Attention::forward`] gave
-    /// for the same inputs. Gradients are written, not added to. Allocates nothing.
+    /// The gradients of the inputs from that of the output, `dout`. `out` and `lse` are what [`Attention::forward`]
+    /// gave for the same inputs. Gradients are written, not added to. Allocates nothing.
     ///
     /// # Errors
     /// Those of [`Inputs::check`], [`Error::Shape`] or [`Error::Length`] for an argument that does not fit,
-    /// [`Error::Invalid`] for a gradient of what is not there, [`Error::Length`] for a workspace that is too short for one
-    /// slot. Gradients are untouched then.
+    /// [`Error::Invalid`] for a gradient of what is not there, [`Error::Length`] for a workspace that is too short for
+    /// one slot. Gradients are untouched then.
     pub fn backward(
         &self,
         inputs: &Inputs<'_>,

@@ -7,8 +7,8 @@
 //! kv_starts   0           4     6  7             (what flash-attention calls cu_seqlens)
 //! ```
 //!
-//! A sequence is an attention of its own, cut into tasks as if it were alone: it has the same bits as alone. The tasks of
-//! all sequences are handed out together, so that short sequences fill the threads that a long one leaves idle.
+//! A sequence is an attention of its own, cut into tasks as if it were alone: it has the same bits as alone. The tasks
+//! of all sequences are handed out together, so that short sequences fill the threads that a long one leaves idle.
 
 use super::backward::{self, Backward, Layout};
 use super::call::{Call, Raw};
@@ -190,7 +190,8 @@ fn check_starts(spec: &AttentionSpec, q_starts: &[usize], kv_starts: &[usize]) -
     Ok(q_starts.len() - 1)
 }
 
-/// Scratch memory of all sequences: tables of where each starts among the tasks and the partial sums, partial sums, slots.
+/// Scratch memory of all sequences: tables of where each starts among the tasks and the partial sums, partial sums,
+/// slots.
 #[derive(Clone, Copy, Default)]
 struct Sizes {
     sequences: usize,
@@ -263,8 +264,8 @@ impl Attention {
         Ok(sizes.len(slots))
     }
 
-    /// [`Attention::forward`] for packed sequences: `out` is `[all queries, heads, v_dim]`, `lse` `[heads][all queries]`.
-    /// Allocates nothing.
+    /// [`Attention::forward`] for packed sequences: `out` is `[all queries, heads, v_dim]`, `lse` `[heads][all
+    /// queries]`. Allocates nothing.
     ///
     /// # Errors
     /// Those of [`RaggedInputs::check`], [`Error::Shape`] or [`Error::Length`] for an output that does not fit,
@@ -330,13 +331,13 @@ impl Attention {
         Ok(())
     }
 
-    /// [`Attention::backward`] for packed sequences: `out` and `lse` are what [`Attention::forward_ragged`] gave for the
-    /// same inputs. Gradients are written, not added to. Allocates nothing.
+    /// [`Attention::backward`] for packed sequences: `out` and `lse` are what [`Attention::forward_ragged`] gave for
+    /// the same inputs. Gradients are written, not added to. Allocates nothing.
     ///
     /// # Errors
     /// Those of [`RaggedInputs::check`], [`Error::Shape`] or [`Error::Length`] for an argument that does not fit,
-    /// [`Error::Invalid`] for a gradient of what is not there, [`Error::Length`] for a workspace that is too short for one
-    /// slot. Gradients are untouched then.
+    /// [`Error::Invalid`] for a gradient of what is not there, [`Error::Length`] for a workspace that is too short for
+    /// one slot. Gradients are untouched then.
     pub fn backward_ragged(
         &self,
         inputs: &RaggedInputs<'_>,

@@ -105,8 +105,8 @@ pub(super) fn first_score<S: Simd>(_: S, seen: &TileSeen) -> usize {
     seen.outer.first / step * step
 }
 
-/// Scores of `M` rows of q, from panel to panel, `STRIDE` apart, as far as the rows see, up to a whole vector. `MASK`: hidden
-/// lanes become -infinity and maxima are taken; otherwise the scores are stored as they are.
+/// Scores of `M` rows of q, from panel to panel, `STRIDE` apart, as far as the rows see, up to a whole vector. `MASK`:
+/// hidden lanes become -infinity and maxima are taken; otherwise the scores are stored as they are.
 ///
 /// Whoever makes one vouches that
 /// - `q` has `M` rows of `dim` elements; `packed` holds the panels up to `seen.outer.end`;
@@ -220,7 +220,8 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MAS
             }
             let to = self.scores.add(at);
             let end = at + (NV + TAIL as usize) * S::LANES;
-            // What is hidden goes through memory: the accumulators stay registers only where each has one place in the code.
+            // What is hidden goes through memory: the accumulators stay registers only where each has one place in the
+            // code.
             let masks = MASK && (at < self.seen.inner.first || end > self.seen.inner.end);
             for i in 0..M {
                 for v in 0..NV {
@@ -319,8 +320,8 @@ pub(super) const MAX_LANES: usize = 16;
 
 const _: () = assert!(MAX_PANEL.is_multiple_of(MAX_LANES));
 
-/// `scores = exp2((scores - shift) * factor)` over `at..end`, multiples of 16, in each row of a tile, and their sums in 16
-/// lanes on top of `sums * rescale`.
+/// `scores = exp2((scores - shift) * factor)` over `at..end`, multiples of 16, in each row of a tile, and their sums in
+/// 16 lanes on top of `sums * rescale`.
 ///
 /// Whoever makes one vouches that the scores and 16 sums of each of `rows` rows are readable and writable.
 pub(super) struct Exponentials {

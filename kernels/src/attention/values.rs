@@ -166,8 +166,8 @@ impl<L: Weights, const M: usize> ValueTile<'_, L, M> {
         }
     }
 
-    /// `NV` vectors of columns from `at` on, `last` lanes in the last of them; with `TAIL`, `NV` whole vectors and a narrow
-    /// one of `last` lanes.
+    /// `NV` vectors of columns from `at` on, `last` lanes in the last of them; with `TAIL`, `NV` whole vectors and a
+    /// narrow one of `last` lanes.
     ///
     /// # Safety
     /// - The columns are within `dim`.
@@ -350,8 +350,8 @@ pub(super) unsafe fn value_tile<S: Simd, L: Weights>(simd: S, rows: usize, tile:
     by_rows(simd, rows, tile)
 }
 
-/// Writes `columns` elements of each row, from element `at` on, `step` apart. A function of its own: outputs whose elements
-/// are no neighbours are rare.
+/// Writes `columns` elements of each row, from element `at` on, `step` apart. A function of its own: outputs whose
+/// elements are no neighbours are rare.
 ///
 /// # Safety
 /// - These elements are writable.

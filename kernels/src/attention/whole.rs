@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Short heads spend as much time between the products as in them, so what a tile needs is worked out once for all of
-//! them, queries are read where they lie, and nothing is prepared that only longer heads need. The same operations in the
-//! same order as block by block: the same bits.
+//! them, queries are read where they lie, and nothing is prepared that only longer heads need. The same operations in
+//! the same order as block by block: the same bits.
 
 use super::ahead::Ahead;
 use super::call::{MR, QUERY_STRIDE, SCORE_STRIDE, block_keys};

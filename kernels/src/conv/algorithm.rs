@@ -25,11 +25,11 @@ pub enum Algorithm {
     Depthwise,
     /// Few channels per group.
     Grouped,
-    /// Gradients only, each a product of matrices: the input's adds columns where their windows stand, in the order of the
-    /// output's pixels; the weights' adds up to eight pieces of the batch's pixels in a fixed tree.
+    /// Gradients only, each a product of matrices: the input's adds columns where their windows stand, in the order of
+    /// the output's pixels; the weights' adds up to eight pieces of the batch's pixels in a fixed tree.
     Gemm,
-    /// Winograd's F(2,3), F(2,5) or F(2,7) along each axis of more than one tap; at stride 2, tiles of 2 outputs for 3, 4, 5
-    /// or 7 taps, as sums over phases.
+    /// Winograd's F(2,3), F(2,5) or F(2,7) along each axis of more than one tap; at stride 2, tiles of 2 outputs for 3,
+    /// 4, 5 or 7 taps, as sums over phases.
     Winograd2,
     /// F(2,3) down the columns, F(4,3) along the rows, or what stands for them at stride 2.
     Winograd2x4,
@@ -57,8 +57,8 @@ impl Algorithm {
     ];
 
     /// How much larger the bound of a spec's rounding error is than a direct convolution's, for data of the same
-    /// magnitude everywhere: 1, or what a Winograd tile makes of it, forward or for the gradient of the input. ([`reference`](crate::reference) has the bound for
-    /// any data.)
+    /// magnitude everywhere: 1, or what a Winograd tile makes of it, forward or for the gradient of the input.
+    /// ([`reference`](crate::reference) has the bound for any data.)
     ///
     /// ```
     /// use kernels::conv::{Algorithm, Conv2dSpec};
@@ -87,8 +87,9 @@ impl Algorithm {
             .map_or(1.0, |axes| axes.iter().map(Axis::gradient_amplification).product())
     }
 
-    /// [`Algorithm::is_allowed`] for the gradient of the weights, whose tiles have other errors (see `docs/convolution.md`):
-    /// F(2,3) and strides of 2 have a direct convolution's once a batch holds many tiles, F(2,3) x F(4,3) exceeds it.
+    /// [`Algorithm::is_allowed`] for the gradient of the weights, whose tiles have other errors (see
+    /// `docs/convolution.md`): F(2,3) and strides of 2 have a direct convolution's once a batch holds many tiles,
+    /// F(2,3) x F(4,3) exceeds it.
     pub(super) fn is_allowed_for_weights(self, spec: &Conv2dSpec, batch: usize, out_size: [usize; 2]) -> bool {
         let taps = spec.kernel[0].max(spec.kernel[1]);
         if self.tile().is_none() || spec.accuracy == Accuracy::Fastest {
@@ -102,7 +103,8 @@ impl Algorithm {
         taps < 5 && small && batch.saturating_mul(rows * columns) >= 256
     }
 
-    /// [`Algorithm::is_allowed`] for the gradient of the input, which at stride 2 has fewer products, and errors of its own.
+    /// [`Algorithm::is_allowed`] for the gradient of the input, which at stride 2 has fewer products, and errors of its
+    /// own.
     pub(super) fn is_allowed_for_data(self, spec: &Conv2dSpec) -> bool {
         self.is_allowed_in(spec, Direction::BackwardData)
     }
@@ -118,7 +120,8 @@ impl Algorithm {
         }
     }
 
-    /// Whether the error of a spec's convolution is one that its accuracy allows: `Auto` chooses among these for the forward pass.
+    /// Whether the error of a spec's convolution is one that its accuracy allows: `Auto` chooses among these for the
+    /// forward pass.
     pub fn is_allowed(self, spec: &Conv2dSpec) -> bool {
         self.is_allowed_in(spec, Direction::Forward)
     }

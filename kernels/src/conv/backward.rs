@@ -89,8 +89,8 @@ impl Conv2dBackward {
     /// As [`Conv2dBackward::new`], with some of the choices made by the caller.
     ///
     /// # Errors
-    /// Also [`Error::Isa`] for an instruction set that the CPU lacks, and [`Error::Invalid`] for an algorithm that cannot
-    /// do the spec.
+    /// Also [`Error::Isa`] for an instruction set that the CPU lacks, and [`Error::Invalid`] for an algorithm that
+    /// cannot do the spec.
     pub fn with_options(spec: Conv2dSpec, weights: &[f32], hint: Shape, options: Options) -> Result<Self, Error> {
         let sizes = spec.sizes(hint)?;
         check_len("weights", sizes.w_len, weights.len())?;
@@ -465,8 +465,8 @@ fn data_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes
     }
 }
 
-/// The expected seconds of the weights' gradient on one thread, or `None` where an algorithm cannot do the spec. The dense
-/// form reads the image in place, so it is the same for direct and im2col.
+/// The expected seconds of the weights' gradient on one thread, or `None` where an algorithm cannot do the spec. The
+/// dense form reads the image in place, so it is the same for direct and im2col.
 fn weights_cost(spec: &Conv2dSpec, algorithm: Algorithm, hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
     match algorithm {
         Algorithm::Direct | Algorithm::Im2col => Some(WeightGradient::cost(spec, hint, sizes, isa)),

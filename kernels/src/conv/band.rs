@@ -149,7 +149,8 @@ pub(super) unsafe fn copy_run<S: Simd>(simd: S, from: *const f32, stride: usize,
                 }
                 return;
             }
-            // Vectors of the source hold its first `(len - done - 1) * stride + 1` elements: the last may end the source.
+            // Vectors of the source hold its first `(len - done - 1) * stride + 1` elements: the last may end the
+            // source.
             2 => {
                 while done < len {
                     let (p, rest) = (from.add(2 * done), 2 * (len - done) - 1);

@@ -119,7 +119,8 @@ impl Forward for Baseline {
                 patches.fill(0.0);
                 self.patches.for_each(&sizes, n, group, |patch, image| patches[patch] = x[image]);
                 let (start, row_stride, column_stride) = output_matrix(spec, &sizes, n, group);
-                // SAFETY: weights are `channels` x `rows`, patches `rows` x `pixels`, and the strides stay in the image.
+                // SAFETY: weights are `channels` x `rows`, patches `rows` x `pixels`, and the strides stay in the
+                // image.
                 unsafe {
                     matrixmultiply::sgemm(
                         channels,

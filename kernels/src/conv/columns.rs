@@ -25,8 +25,8 @@
 //!
 //! No zero stands in for padding: what falls there is left out. The gradient of a pixel is the sum, in the order of
 //! the output's pixels, of chains over the output channels. (A tap further right reaches a pixel from an output further
-//! left, hence taps from the last to the first.) So no block size changes a bit. Convolutions with one tap, stride 1 and no
-//! padding write their products where they belong, without planes.
+//! left, hence taps from the last to the first.) So no block size changes a bit. Convolutions with one tap, stride 1
+//! and no padding write their products where they belong, without planes.
 //!
 //! Source: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for document processing"
 //! (2006), whose unfolding this is the transpose of.
@@ -51,8 +51,8 @@ use crate::workspace::{LINE, Workspace, aligned, round_up};
 const MAX_ROWS: usize = 144;
 /// Output pixels of a block, at most.
 const MAX_PIXELS: usize = 256;
-/// Elements that the planes of a unit may have beyond those of the image, for padding and the stride's phases: a quarter
-/// of what a slot may take.
+/// Elements that the planes of a unit may have beyond those of the image, for padding and the stride's phases: a
+/// quarter of what a slot may take.
 const MAX_MARGIN: usize = 1 << 18;
 
 /// The gradient of the input, with packed weights.
@@ -118,8 +118,8 @@ impl Columns {
         Strips::new(self.units.height(unit) * self.taps(), max_height(self.isa.registers(), NV))
     }
 
-    /// Packs `[out_channels][group_in][taps]`: for each group, unit and strip the columns of its rows, one for each output
-    /// channel; row `(ic, tap)` is number `ic * taps + taps - 1 - tap`.
+    /// Packs `[out_channels][group_in][taps]`: for each group, unit and strip the columns of its rows, one for each
+    /// output channel; row `(ic, tap)` is number `ic * taps + taps - 1 - tap`.
     pub fn pack(&mut self, weights: &[f32], parallelism: Parallelism<'_>) {
         let to = Shared(self.packed.as_mut_ptr());
         let plan = &*self;
@@ -228,7 +228,8 @@ fn is_in_place(spec: &Conv2dSpec) -> bool {
         && [padding.top, padding.bottom, padding.left, padding.right] == [0; 4]
 }
 
-/// Units of as many channels as make the fewest strips: 128 channels of 3x3 taps are 9 units of 14 or 15, 83 strips in all.
+/// Units of as many channels as make the fewest strips: 128 channels of 3x3 taps are 9 units of 14 or 15, 83 strips in
+/// all.
 fn units(group_in: usize, taps: usize, isa: Isa) -> Strips {
     let height = max_height(isa.registers(), NV);
     let most = (MAX_ROWS / taps).clamp(1, group_in.max(1));
@@ -465,8 +466,8 @@ unsafe fn write_plane<S: Simd>(simd: S, context: &Context<'_>, n: usize, channel
             // Columns `left`, `left + 2` .. of the padded row by turns with `left + 1`, `left + 3` ..
             let from = |column: usize| plane.wrapping_add((ih * 2 + column % 2) * cut.pitch + column / 2);
             let to = context.dx.wrapping_add(start + ih * width);
-            // SAFETY: the plane's pitch has room for every column of the image, and the channel is the task's; of an image of one
-            // column nothing is read from the second place.
+            // SAFETY: the plane's pitch has room for every column of the image, and the channel is the task's; of an
+            // image of one column nothing is read from the second place.
             unsafe { interleave_runs(simd, from(left), from(left + 1), to, width) };
             continue;
         }
@@ -495,8 +496,8 @@ unsafe fn write_plane<S: Simd>(simd: S, context: &Context<'_>, n: usize, channel
 }
 
 /// What an element of the columns costs beside its product, and what a run of neighbours costs, in operations of one
-/// vector on one element. Measured on Zen 4, one thread: 10 to 17 an element where runs are 28 to 112 long, 44 where they
-/// are 10 long.
+/// vector on one element. Measured on Zen 4, one thread: 10 to 17 an element where runs are 28 to 112 long, 44 where
+/// they are 10 long.
 const COLUMN_OPERATIONS: f64 = 10.0;
 const RUN_OPERATIONS: f64 = 250.0;
 

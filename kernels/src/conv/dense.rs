@@ -100,8 +100,8 @@ pub(super) fn cost(
             };
             let tiles = steps / 2.0;
             let panels = slide.out_channels.div_ceil(rows) as f64;
-            // A panel of few rows waits for the latency of its chains; a packed row costs two loads, two stores and their
-            // addresses per run of pixels.
+            // A panel of few rows waits for the latency of its chains; a packed row costs two loads, two stores and
+            // their addresses per run of pixels.
             let per_panel = (2 * slide.out_channels.div_ceil(panels as usize)).max(8) as f64;
             let runs = (tile_pixels as f64 / grid[1].max(1) as f64).ceil() + 1.0;
             let taps = slide.taps.len().max(1) as f64;
@@ -137,8 +137,8 @@ pub(super) fn cost(
 /// What a tile costs beside its products: the call, the sums on their way out, bias and activation.
 const TILE_OPERATIONS: f64 = 120.0;
 
-/// What a tile's pixels of one phase of a band cost to copy. This and the next: fitted to two dozen layers on one core of
-/// Zen 4 with AVX-512, to within 5 %.
+/// What a tile's pixels of one phase of a band cost to copy. This and the next: fitted to two dozen layers on one core
+/// of Zen 4 with AVX-512, to within 5 %.
 const BAND_OPERATIONS: f64 = 48.0;
 /// What a vector of results costs that is transposed on its way out.
 const STORE_OPERATIONS: f64 = 14.0;
@@ -227,8 +227,8 @@ impl DenseBackwardData {
     pub fn cost(spec: &Conv2dSpec, form: Form, hint: Shape, sizes: &Sizes, isa: Isa) -> f64 {
         let slides = Slide::backward_data(spec);
         let grid = |slide: &Slide| [slide.grid(0, sizes.input[0]), slide.grid(1, sizes.input[1])];
-        // Results that are not neighbours are stored one by one: 1.4 to 2 times the time on Zen 4, for 3x3 taps of stride 2
-        // up to 11x11 of stride 4.
+        // Results that are not neighbours are stored one by one: 1.4 to 2 times the time on Zen 4, for 3x3 taps of
+        // stride 2 up to 11x11 of stride 4.
         let apart = if spec.stride[1] > 1 { 1.4 } else { 1.0 };
         apart * slides.iter().map(|slide| best_lanes(slide, spec, hint.batch, grid(slide), form, isa).1).sum::<f64>()
     }

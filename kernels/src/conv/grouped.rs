@@ -25,8 +25,8 @@ const MANY: usize = 8;
 /// The share of the peak of the weights' gradient, which loads once per product.
 const SHARE_WEIGHTS: f64 = 0.45;
 
-/// The share of the peak of the input's gradient where more than [`FEW`] channels are summed: 35 to 40 GFLOP/s of 192 on Zen 4,
-/// from 8 channels of 3x3 taps to 32 of 5x5.
+/// The share of the peak of the input's gradient where more than [`FEW`] channels are summed: 35 to 40 GFLOP/s of 192
+/// on Zen 4, from 8 channels of 3x3 taps to 32 of 5x5.
 const SHARE_DATA: f64 = 0.2;
 
 /// Channels whose planes stay in the first-level cache together.

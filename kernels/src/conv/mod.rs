@@ -50,7 +50,8 @@ pub use spec::{Accuracy, Conv2dSpec, Layout, Padding, Shape, Sizes, flip_filter}
 pub use transposed::{ConvTranspose2d, ConvTranspose2dSpec};
 pub(crate) use winograd::Axis;
 
-/// The axes of an algorithm's tiles, if it is one of Winograd's and can do the spec: forward, or for the input's gradient.
+/// The axes of an algorithm's tiles, if it is one of Winograd's and can do the spec: forward, or for the input's
+/// gradient.
 pub(crate) fn winograd_axes(spec: &Conv2dSpec, algorithm: Algorithm, gradient: bool) -> Option<[Axis; 2]> {
     use winograd::{Direction, Winograd};
     Winograd::axes(spec, if gradient { Direction::BackwardData } else { Direction::Forward }, algorithm)

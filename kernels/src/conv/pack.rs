@@ -99,8 +99,8 @@ impl Job for PackRows<'_> {
     }
 }
 
-/// Packs a strip of the rows `(ic, tap)` of one group's weights, transposed: `to[oc * height + i]` is that of row `row + i`,
-/// which is number `ic * taps + taps - 1 - tap`.
+/// Packs a strip of the rows `(ic, tap)` of one group's weights, transposed: `to[oc * height + i]` is that of row
+/// `row + i`, which is number `ic * taps + taps - 1 - tap`.
 pub(super) struct PackColumns<'a> {
     /// `[out_channels][in_channels][taps]`
     pub weights: &'a [f32],
@@ -120,7 +120,8 @@ impl Job for PackColumns<'_> {
         let all = in_channels * taps;
         let out_channels = weights.len() / all;
         assert!(row + height <= all);
-        // SAFETY: the rows are among those of each output channel, as was just asserted, and the strip has room for them.
+        // SAFETY: the rows are among those of each output channel, as was just asserted, and the strip has room for
+        // them.
         unsafe {
             if taps == 1 && height <= MAX_HEIGHT {
                 let matrix = Matrix { start: weights.as_ptr(), row_stride: 1, column_stride: all as isize };

@@ -16,12 +16,13 @@
 //! add the pieces' sums, write them transposed
 //! ```
 //!
-//! The patch matrix never exists: a strip of it stays in L1 for as long as it meets the panels of `dy`. Patches of a single tap
-//! are runs of the image, which are read where they are if they are long; blocks of pixels then end where images end.
+//! The patch matrix never exists: a strip of it stays in L1 for as long as it meets the panels of `dy`. Patches of a
+//! single tap are runs of the image, which are read where they are if they are long; blocks of pixels then end where
+//! images end.
 //!
-//! Few weights are few tasks, and each would pack all of `dy`. So the pixels of the batch are then cut into pieces, by the
-//! shape alone, whose sums are added in a fixed tree: `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`. Everything else that is
-//! cut changes no bit.
+//! Few weights are few tasks, and each would pack all of `dy`. So the pixels of the batch are then cut into pieces, by
+//! the shape alone, whose sums are added in a fixed tree: `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`. Everything else
+//! that is cut changes no bit.
 //!
 //! Source: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for document processing"
 //! (2006).
@@ -51,11 +52,12 @@ const PIECE_PIXELS: usize = 1024;
 const MERGED_ROWS: usize = 16;
 /// Pixels of a block, at most: 256 of them by 256 output channels are a quarter of a megabyte.
 const MAX_PIXELS: usize = 256;
-/// Pixels of an image whose patches are read in place, at least: sums are loaded and stored once for each block, and blocks end
-/// with the image, so that 14 x 14 pixels gain a few percent (resnet50.4.1x1a, Zen 4) and 7 x 7 would make too many blocks.
+/// Pixels of an image whose patches are read in place, at least: sums are loaded and stored once for each block, and
+/// blocks end with the image, so that 14 x 14 pixels gain a few percent (resnet50.4.1x1a, Zen 4) and 7 x 7 would make
+/// too many blocks.
 const IN_PLACE_PIXELS: usize = 128;
-/// Rows of images that are a multiple of so many elements apart meet in two sets of L1 or in one: 7 of a strip of 14 in each,
-/// beside a panel of `dy` and a line of sums, are too many for 8 ways.
+/// Rows of images that are a multiple of so many elements apart meet in two sets of L1 or in one: 7 of a strip of 14 in
+/// each, beside a panel of `dy` and a line of sums, are too many for 8 ways.
 const SHARED_SETS: usize = 512;
 /// Rows of a task, at least: `dy` is packed once for them.
 const LEAST_ROWS: usize = 56;
@@ -97,7 +99,8 @@ impl Cut {
         self.dy_len.saturating_add(self.strip_len).saturating_add(self.sums_len)
     }
 
-    /// Elements from row to row of a strip of patches: a line more than the pixels, so that rows do not share sets of L1.
+    /// Elements from row to row of a strip of patches: a line more than the pixels, so that rows do not share sets of
+    /// L1.
     fn strip_pitch(&self) -> usize {
         self.pixels.next_multiple_of(LINE) + LINE
     }
@@ -230,8 +233,8 @@ struct Context<'a> {
     scratch: *mut f32,
 }
 
-// SAFETY: tasks write disjoint output channels and rows of `dw` and of the pieces' sums, and disjoint parts of `scratch` (a
-// slot belongs to one running task); everything else is only read.
+// SAFETY: tasks write disjoint output channels and rows of `dw` and of the pieces' sums, and disjoint parts of
+// `scratch` (a slot belongs to one running task); everything else is only read.
 unsafe impl Sync for Context<'_> {}
 
 /// Some pixels of an image that are neighbours in a row of its grid, number `at ..` of their block.
@@ -322,8 +325,9 @@ impl Job for Task<'_> {
             let depth = block.len();
             let rhs = PackedBlock { start: packed_dy, depth, columns: channels.len() };
             debug_assert!(!cut.in_place || depth <= plane - first % plane);
-            // SAFETY: the scratch holds a block of pixels of the task's channels and a strip of patches; the sums hold its
-            // rows of its channels. In place, the strip's rows are channels of one image, with which the block ends.
+            // SAFETY: the scratch holds a block of pixels of the task's channels and a strip of patches; the sums hold
+            // its rows of its channels. In place, the strip's rows are channels of one image, with which
+            // the block ends.
             unsafe {
                 pack_dy(simd, context, group, channels.clone(), block.clone(), packed_dy);
                 for strip in strips.clone() {

@@ -105,8 +105,8 @@ pub(super) fn keep(from: &[f32], to: &mut [f32], parallelism: Parallelism<'_>) -
 ///
 /// # Numerical error
 /// Each output is one chain of `k = in_channels / groups * taps` fused multiply-adds, then bias and residual are added:
-/// at most `gamma(k + 2)` times the sum of the products' and addends' absolute values, with `gamma(n) = n u / (1 - n u)`
-/// and `u = 2^-24`. On integers whose partial sums stay below `2^24` the result is exact.
+/// at most `gamma(k + 2)` times the sum of the products' and addends' absolute values, with `gamma(n) = n u / (1 - n
+/// u)` and `u = 2^-24`. On integers whose partial sums stay below `2^24` the result is exact.
 #[derive(Clone)]
 pub struct Conv2d {
     spec: Conv2dSpec,
@@ -133,8 +133,8 @@ impl Conv2d {
     /// As [`Conv2d::new`], with some of the choices made by the caller.
     ///
     /// # Errors
-    /// Also [`Error::Isa`] for an instruction set that the CPU lacks, and [`Error::Invalid`] for an algorithm that cannot
-    /// do the spec.
+    /// Also [`Error::Isa`] for an instruction set that the CPU lacks, and [`Error::Invalid`] for an algorithm that
+    /// cannot do the spec.
     pub fn with_options(
         spec: Conv2dSpec,
         weights: &[f32],
@@ -239,8 +239,8 @@ impl Conv2d {
         describe(&self.spec, self.algorithm(), lanes, self.isa, &self.costs)
     }
 
-    /// The scratch memory that a call needs when at most `slots` tasks run at once, in `f32`s. A call that is given less
-    /// than for all of its threads runs fewer tasks at once; less than for one slot is an error.
+    /// The scratch memory that a call needs when at most `slots` tasks run at once, in `f32`s. A call that is given
+    /// less than for all of its threads runs fewer tasks at once; less than for one slot is an error.
     ///
     /// # Errors
     /// Those of [`Conv2dSpec::sizes`], and [`Error::Invalid`] for no slots.
@@ -390,8 +390,8 @@ pub(super) fn slots(parallelism: Parallelism, workspace: &[f32], len: impl Fn(us
     })
 }
 
-/// A convolution in one call: makes a plan, allocates a workspace, runs on the current rayon pool. Whoever convolves more
-/// than once with the same weights makes a [`Conv2d`] and keeps it.
+/// A convolution in one call: makes a plan, allocates a workspace, runs on the current rayon pool. Whoever convolves
+/// more than once with the same weights makes a [`Conv2d`] and keeps it.
 ///
 /// # Errors
 /// Those of [`Conv2d::new`] and [`Conv2d::forward`], and [`Error::OutOfMemory`].

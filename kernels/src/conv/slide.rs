@@ -5,8 +5,8 @@
 //! ```
 //!
 //! - Forward: one slide over `x`; taps start at `-padding`, results land on every pixel of `y`.
-//! - Backward-data: `stride` x `stride` slides over `dy` at most, one for each phase of `x`'s rows and columns. Each has
-//!   the taps that reach its phase, a stride of 1, and results that land `stride` apart.
+//! - Backward-data: `stride` x `stride` slides over `dy` at most, one for each phase of `x`'s rows and columns. Each
+//!   has the taps that reach its phase, a stride of 1, and results that land `stride` apart.
 //!
 //! With a stride, neighbouring results read pixels that are not neighbours. So the image is split into phases,
 //! pixel `q * stride + phase` being number `q` of its phase, and within a phase a tap is a plain shift:

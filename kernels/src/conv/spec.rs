@@ -45,8 +45,8 @@ impl Padding {
 pub enum Accuracy {
     /// No more error than 1.25 times a direct convolution's.
     Direct,
-    /// No more error than 2.75 times, of weights' gradients 4.5 times: also Winograd's F(4,3) and F(2,5), along one axis F(4,5)
-    /// and F(2,7) as well.
+    /// No more error than 2.75 times, of weights' gradients 4.5 times: also Winograd's F(4,3) and F(2,5), along one
+    /// axis F(4,5) and F(2,7) as well.
     #[default]
     Fast,
     /// No more error than 12 times, of weights' gradients 14 times: also Winograd's F(6,3) and F(4,5).

@@ -121,8 +121,8 @@ impl ConvTranspose2dSpec {
         self
     }
 
-    /// The convolution whose gradient of the input this is: channels exchanged, without bias and activation. The weights
-    /// are the same.
+    /// The convolution whose gradient of the input this is: channels exchanged, without bias and activation. The
+    /// weights are the same.
     pub const fn gradient_of(&self) -> Conv2dSpec {
         Conv2dSpec::new(self.out_channels, self.in_channels, self.kernel)
             .stride(self.stride)
@@ -172,7 +172,8 @@ impl ConvTranspose2dSpec {
         Ok(output)
     }
 
-    /// The shape of the output, which is the input of [`ConvTranspose2dSpec::gradient_of`], and that convolution's sizes.
+    /// The shape of the output, which is the input of [`ConvTranspose2dSpec::gradient_of`], and that convolution's
+    /// sizes.
     fn gradient_sizes(&self, shape: Shape) -> Result<(Shape, Sizes), Error> {
         let [height, width] = self.output_size([shape.height, shape.width])?;
         let output = Shape::new(shape.batch, height, width);
@@ -233,8 +234,9 @@ impl ConvTranspose2d {
         Self::with_options(spec, weights, bias, hint, Options::default())
     }
 
-    /// As [`ConvTranspose2d::new`], with some of the choices made by the caller. An algorithm that only gradients have is
-    /// one for this forward pass and the gradient of the weights; the gradient of the input then chooses its own.
+    /// As [`ConvTranspose2d::new`], with some of the choices made by the caller. An algorithm that only gradients have
+    /// is one for this forward pass and the gradient of the weights; the gradient of the input then chooses its
+    /// own.
     ///
     /// # Errors
     /// Also those of [`Conv2d::with_options`].
@@ -302,8 +304,8 @@ impl ConvTranspose2d {
     /// The output for `batch` inputs of `shape`. Allocates nothing.
     ///
     /// # Errors
-    /// Those of [`ConvTranspose2dSpec::sizes`], and [`Error::Length`] for a slice of another length or a workspace that is
-    /// too short for one slot. `y` is untouched then.
+    /// Those of [`ConvTranspose2dSpec::sizes`], and [`Error::Length`] for a slice of another length or a workspace that
+    /// is too short for one slot. `y` is untouched then.
     pub fn forward(
         &self,
         shape: Shape,

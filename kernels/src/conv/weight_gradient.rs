@@ -90,8 +90,8 @@ impl WeightGradient {
         // A row of a tile takes its lanes whether they are used or not, and each row of pixels some ten steps to start.
         let lanes = group_out.next_multiple_of(isa.lanes()) as f64;
         let pixels = hint.batch as f64 * sizes.output[0] as f64 * (sizes.output[1] as f64 + 1.0);
-        // Where few taps meet a pixel of the image, each line of it is read for few products: measured on Zen 4, 1.6 times
-        // as long with one tap, 1.3 times with 3x3 taps of stride 2, no longer with 3x3 taps of stride 1.
+        // Where few taps meet a pixel of the image, each line of it is read for few products: measured on Zen 4, 1.6
+        // times as long with one tap, 1.3 times with 3x3 taps of stride 2, no longer with 3x3 taps of stride 1.
         let reuse = (spec.kernel[0] * spec.kernel[1]) as f64 / (spec.stride[0] as f64 * spec.stride[1] as f64);
         2.0 * rows * lanes * pixels / PEAK_FLOPS * (1.0 + 0.5 / reuse.max(1.0))
     }

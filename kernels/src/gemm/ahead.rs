@@ -1,8 +1,8 @@
 //! What will be needed soon, asked for a little with each tile.
 //!
 //! Rows of lhs that are read in place are runs of a few cache lines, and so are the rows of a block of rhs that is
-//! packed next: too short for the hardware to foresee. While one strip is multiplied the next arrives, while one block is
-//! multiplied the next, and while a tile is computed the lines of its output.
+//! packed next: too short for the hardware to foresee. While one strip is multiplied the next arrives, while one block
+//! is multiplied the next, and while a tile is computed the lines of its output.
 //!
 //! ```text
 //! strip:  tile | tile | tile | tile         each asks for its output, and a share of
@@ -10,8 +10,8 @@
 //!         next block of rhs ............    and of the next block (L2)
 //! ```
 //!
-//! Strips are asked for step by step instead, [`super::lhs::RowsAhead`], where steps have time for it: few wide tiles would
-//! have to ask for hundreds of lines at once.
+//! Strips are asked for step by step instead, [`super::lhs::RowsAhead`], where steps have time for it: few wide tiles
+//! would have to ask for hundreds of lines at once.
 
 use std::ops::Range;
 
@@ -120,7 +120,8 @@ impl Ahead {
         };
     }
 
-    /// One tile's share, and the outputs that it, or the next, will meet; to be called while no accumulators are in registers.
+    /// One tile's share, and the outputs that it, or the next, will meet; to be called while no accumulators are in
+    /// registers.
     #[inline(always)]
     pub fn step<S: Simd>(&mut self, simd: S, outputs: [Rows; 2]) {
         if self.outputs {

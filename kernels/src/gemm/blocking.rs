@@ -11,14 +11,15 @@
 //!    ◄KC►
 //! ```
 //!
-//! Deep blocks, although neither strip nor panel fits L1 then: a step of the micro-kernel asks L2 for 3 to 11 bytes a cycle,
-//! which arrive unnoticed (Zen 4, AVX-512, packed operands: 116.2 GFLOP/s of 118.2 at a depth of 256, where all comes from
-//! L1, and 117.4 at 1024 from L2), while each pass over the output costs some 5 % at a depth of 256 and 2 % at 1024, and is
-//! spared where k is no deeper. 1024 x 1024 x 1024 on one thread: 102 with 256 x 512, 106 with 512 x 256, 110 with 1024 x 128.
+//! Deep blocks, although neither strip nor panel fits L1 then: a step of the micro-kernel asks L2 for 3 to 11 bytes a
+//! cycle, which arrive unnoticed (Zen 4, AVX-512, packed operands: 116.2 GFLOP/s of 118.2 at a depth of 256, where all
+//! comes from L1, and 117.4 at 1024 from L2), while each pass over the output costs some 5 % at a depth of 256 and 2 %
+//! at 1024, and is spared where k is no deeper. 1024 x 1024 x 1024 on one thread: 102 with 256 x 512, 106 with 512 x
+//! 256, 110 with 1024 x 128.
 //!
-//! What is met next is asked for while a tile is computed: 1024 x 1024 x 1024 on one thread, 94 GFLOP/s without and 101 with
-//! the next strip of a packed lhs (Zen 4, while other programs on the same processor used much of its L3). Where an L3 is slow,
-//! few rows of lhs stay in L2 and each panel of weights that are packed ahead of time comes by once.
+//! What is met next is asked for while a tile is computed: 1024 x 1024 x 1024 on one thread, 94 GFLOP/s without and 101
+//! with the next strip of a packed lhs (Zen 4, while other programs on the same processor used much of its L3). Where
+//! an L3 is slow, few rows of lhs stay in L2 and each panel of weights that are packed ahead of time comes by once.
 //!
 //! Rows of lhs that are contiguous are read where they are: broadcasts do not mind, and packing them took a seventh of
 //! the time at 256 x 256 x 256 (79 % of the peak with, 93 % without, on Zen 3), 2 to 5 % at 788 x 1152 x 384 and
@@ -31,10 +32,12 @@ use crate::simd::{Cpu, cpu};
 pub(crate) struct Blocking {
     /// Depth of a block, at most.
     pub kc: usize,
-    /// Columns of a block of rhs, KC x NC floats, a third or half of L2: what a task packs for itself, and reads once per
-    /// strip. Beside it are two strips of lhs and, towards the end, the next block, which is asked for ahead of time.
+    /// Columns of a block of rhs, KC x NC floats, a third or half of L2: what a task packs for itself, and reads once
+    /// per strip. Beside it are two strips of lhs and, towards the end, the next block, which is asked for ahead
+    /// of time.
     pub nc: usize,
-    /// Floats of lhs, all rows of it, that stay in L2 while panels of a packed rhs come by, each once; for no more rows.
+    /// Floats of lhs, all rows of it, that stay in L2 while panels of a packed rhs come by, each once; for no more
+    /// rows.
     pub lhs_block: usize,
     /// Floats of an operand that are packed at once for all threads: a part of L3.
     pub shared: usize,
@@ -47,7 +50,8 @@ pub(crate) struct Blocking {
     pub deep_kc: usize,
     /// Up to so many rows of lhs, rhs is not worth packing when its rows are contiguous.
     pub thin_rows: usize,
-    /// Up to so many columns of rhs, lhs is not worth a copy: contiguous columns are not packed, crowded rows not spread.
+    /// Up to so many columns of rhs, lhs is not worth a copy: contiguous columns are not packed, crowded rows not
+    /// spread.
     pub thin_columns: usize,
     /// Up to so many floats, an operand with contiguous rows or columns is read in place: it stays in L1.
     pub in_place: usize,
@@ -73,8 +77,9 @@ const ZEN3: Blocking = Blocking {
     gflops: 100.0,
 };
 
-/// 1 MiB L2. Strips of lhs that come from L3 arrive in time: 308 x 512 x 2048 on two threads 218 GFLOP/s, and 210 where all
-/// rows stay in L2. Of few rows, the first block of weights would come too late: 64 x 512 x 784 214 GFLOP/s, 223 as it is.
+/// 1 MiB L2. Strips of lhs that come from L3 arrive in time: 308 x 512 x 2048 on two threads 218 GFLOP/s, and 210 where
+/// all rows stay in L2. Of few rows, the first block of weights would come too late: 64 x 512 x 784 214 GFLOP/s, 223 as
+/// it is.
 const ZEN4: Blocking = Blocking { kc: 1024, nc: 128, lhs_block: 60 << 10, ..ZEN3 };
 
 /// 2 MiB L2, and an L3 of 28 GiB/s a core: both blocks have to fit L2.

@@ -177,8 +177,8 @@ impl FinishTile<'_> {
         let RawEpilogue { row_bias, column_bias, residual, .. } = *epilogue;
         for j in (0..columns).step_by(S::LANES) {
             let left = columns - j;
-            // SAFETY: rows and columns below `size` are inside of the tile, of the bias, of the residual and of the output;
-            // of the latter three only the `left` lanes that exist are touched.
+            // SAFETY: rows and columns below `size` are inside of the tile, of the bias, of the residual and of the
+            // output; of the latter three only the `left` lanes that exist are touched.
             unsafe {
                 // What adds nothing to any number, not even to -0.
                 let mut bias = simd.splat(-0.0);

@@ -12,9 +12,9 @@
 //!            └───────────────┘
 //! ```
 //!
-//! Every element of rhs is met once, so a packed copy would be written and read for nothing. 120 x 1 x 400 on one thread of
-//! Zen 4 with AVX-512 takes two thirds of the time that packing took, 512 x 4 x 512 half. Vectors along `k` would spare the
-//! transposition, and cut each output's chain in 16.
+//! Every element of rhs is met once, so a packed copy would be written and read for nothing. 120 x 1 x 400 on one
+//! thread of Zen 4 with AVX-512 takes two thirds of the time that packing took, 512 x 4 x 512 half. Vectors along `k`
+//! would spare the transposition, and cut each output's chain in 16.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -66,7 +66,8 @@ pub(super) unsafe fn run(product: &Product, isa: Isa, parallelism: Parallelism<'
 
 /// Some columns of the output.
 ///
-/// Whoever makes one vouches that the product's pointers are valid, that it suits, and that no other task writes these columns.
+/// Whoever makes one vouches that the product's pointers are valid, that it suits, and that no other task writes these
+/// columns.
 struct FewRows<'a> {
     product: &'a Product,
     columns: Range<usize>,
@@ -110,8 +111,9 @@ impl<const ROWS: usize> Job for Rows<'_, ROWS> {
             let first = column.min(product.n - S::LANES);
             let skipped = column - first;
             let out = element(product, product.out, 0, column);
-            // SAFETY: the maker's promise; a vector of columns from `first` on is inside of rhs, and so is the tile inside of the
-            // output; a row of the buffer has room for two vectors, the second of which stands behind the last column.
+            // SAFETY: the maker's promise; a vector of columns from `first` on is inside of rhs, and so is the tile
+            // inside of the output; a row of the buffer has room for two vectors, the second of which
+            // stands behind the last column.
             unsafe {
                 let mut acc = [simd.zero(); ROWS];
                 for i in 0..ROWS {

@@ -15,8 +15,9 @@ pub(crate) trait LhsAddress: Copy {
     /// Columns that lie at regular distances; after so many, [`LhsAddress::from`] says where the next are.
     const BLOCK: usize = usize::MAX;
 
-    /// Whether the loop over `k` may take several steps at a time. Not where tall tiles read rows that lie apart by what is known
-    /// at run time only: of 16 registers there are none left for it (788 x 1152 x 384, AVX2 on Zen 4: 67 GFLOP/s four at a time, 106 one by one).
+    /// Whether the loop over `k` may take several steps at a time. Not where tall tiles read rows that lie apart by
+    /// what is known at run time only: of 16 registers there are none left for it (788 x 1152 x 384, AVX2 on Zen 4:
+    /// 67 GFLOP/s four at a time, 106 one by one).
     const UNROLLS: bool = true;
 
     /// The operand from column `k` on, a multiple of `BLOCK`.
@@ -69,8 +70,8 @@ impl LhsAddress for ContiguousRows {
     }
 }
 
-/// Whether a step has time to ask for what comes later: one of 14 x 2 vectors lasts 28 cycles or 14, one of 6 x 2 only 6,
-/// and its addresses fill the registers (32 x 32 x 32, AVX2 on Zen 4: 85 GFLOP/s without, 68 with).
+/// Whether a step has time to ask for what comes later: one of 14 x 2 vectors lasts 28 cycles or 14, one of 6 x 2 only
+/// 6, and its addresses fill the registers (32 x 32 x 32, AVX2 on Zen 4: 85 GFLOP/s without, 68 with).
 #[inline(always)]
 pub(crate) const fn asks_in_steps<S: Simd>() -> bool {
     S::REGISTERS >= 32
@@ -79,8 +80,8 @@ pub(crate) const fn asks_in_steps<S: Simd>() -> bool {
 /// Rows of a strip at least that others may follow: strips have 14 rows at most and are nearly equal.
 const ALONE: usize = 7;
 
-/// Rows that are contiguous, while those of the next strip are asked for: runs of a few cache lines are too short for the
-/// hardware to foresee. Of each line's worth of columns, one row a step.
+/// Rows that are contiguous, while those of the next strip are asked for: runs of a few cache lines are too short for
+/// the hardware to foresee. Of each line's worth of columns, one row a step.
 #[derive(Clone, Copy)]
 pub(crate) struct RowsAhead {
     pub rows: ContiguousRows,
@@ -106,8 +107,8 @@ impl LhsAddress for RowsAhead {
 
     #[inline(always)]
     fn meanwhile<S: Simd>(&self, simd: S, k: usize, rows: usize) {
-        // Strips of fewer rows than half of the tallest come alone: none follows. And where weights come from memory row by row,
-        // one request more a row took AlexNet's dense layers of one image 60 % longer.
+        // Strips of fewer rows than half of the tallest come alone: none follows. And where weights come from memory
+        // row by row, one request more a row took AlexNet's dense layers of one image 60 % longer.
         if !asks_in_steps::<S>() || rows < ALONE {
             return;
         }
@@ -136,8 +137,8 @@ impl LhsAddress for ContiguousColumns {
     }
 }
 
-/// Blocks of 16 columns, a row of a block in one cache line and the rows side by side: what a transform leaves that works
-/// on 16 channels at once. The addresses of a block differ by constants.
+/// Blocks of 16 columns, a row of a block in one cache line and the rows side by side: what a transform leaves that
+/// works on 16 channels at once. The addresses of a block differ by constants.
 #[derive(Clone, Copy)]
 pub(crate) struct ColumnBlocks {
     pub start: *const f32,

@@ -58,11 +58,12 @@ unsafe fn multiply_block<S: Simd, L: LhsAddress, R: RhsAddress, const MR: usize,
     first: usize,
     depth: usize,
 ) {
-    // Where another thread shares the core's front end, half of its slots are left: a tile of 6 x 2 vectors needs 20 of 36
-    // for a step, and counting and branching 3 more. Four steps at a time raise such a tile from 77 to 88 % of the peak
-    // (measured on Zen 3; alone on a core both reach 97 %). Small tiles wait for their chains anyway. With 32 registers a
-    // step is long enough by itself, and of four at once the compiler loads so many broadcasts ahead that it spills, unless
-    // all distances are constants: 32 x 32 x 32 in place 68 GFLOP/s instead of 90 (Zen 4, AVX-512).
+    // Where another thread shares the core's front end, half of its slots are left: a tile of 6 x 2 vectors needs 20 of
+    // 36 for a step, and counting and branching 3 more. Four steps at a time raise such a tile from 77 to 88 % of
+    // the peak (measured on Zen 3; alone on a core both reach 97 %). Small tiles wait for their chains anyway. With
+    // 32 registers a step is long enough by itself, and of four at once the compiler loads so many broadcasts ahead
+    // that it spills, unless all distances are constants: 32 x 32 x 32 in place 68 GFLOP/s instead of 90 (Zen 4,
+    // AVX-512).
     let unrolled =
         if MR * NV >= UNROLL_FROM && S::REGISTERS < 32 && L::UNROLLS && R::UNROLLS { depth / 4 * 4 } else { 0 };
     let mut k = 0;
@@ -148,8 +149,8 @@ pub(crate) unsafe fn multiply_masked<S: Simd, L: LhsAddress, const MR: usize, co
     }
 }
 
-/// [`multiply`] where up to half a vector follows the `NV` whole ones, at half the cost: lanes outside of `mask` are not
-/// read.
+/// [`multiply`] where up to half a vector follows the `NV` whole ones, at half the cost: lanes outside of `mask` are
+/// not read.
 ///
 /// # Safety
 /// - `lhs.at(i, k)` is readable for `i < MR`, `k < depth`.

@@ -58,8 +58,8 @@ const RUN: usize = 64;
 /// Packs a strip: `to[k * height + i] = lhs[row + i, ks.start + k]`.
 ///
 /// # Safety
-/// - Rows `row .. row + height` and columns `ks` of `lhs` are readable; `row + height <= rows`, and every row
-///   below `rows` is readable there.
+/// - Rows `row .. row + height` and columns `ks` of `lhs` are readable; `row + height <= rows`, and every row below
+///   `rows` is readable there.
 /// - `to` has room for `height * ks.len()` floats; `height <= MAX_HEIGHT`.
 #[inline(always)]
 pub(crate) unsafe fn pack_strip<S: Simd>(

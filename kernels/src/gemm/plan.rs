@@ -5,9 +5,9 @@
 //! | lhs | rows are contiguous, or columns are and rhs has few or lhs is small | - | else; rows that crowd the cache are spread |
 //! | rhs | few rows of lhs, or small | else | if rows of tasks balance better than columns, and it is packed in a pass of its own |
 //!
-//! What a task packs for itself it packs on its way, unless rhs has to be transposed: the first strip that meets a panel
-//! copies it while it multiplies. A pass of its own took 10 % of 64 x 3136 x 576 (111 GFLOP/s instead of 100, Zen 4). The same
-//! for lhs, a strip by the first block of columns, gained nothing.
+//! What a task packs for itself it packs on its way, unless rhs has to be transposed: the first strip that meets a
+//! panel copies it while it multiplies. A pass of its own took 10 % of 64 x 3136 x 576 (111 GFLOP/s instead of 100, Zen
+//! 4). The same for lhs, a strip by the first block of columns, gained nothing.
 //!
 //! A few rows of lhs against contiguous columns of rhs need no plan: [`super::few_rows`].
 //!
@@ -109,12 +109,13 @@ fn pitch(depth: usize) -> usize {
     if lines as isize % SAME_SET == 0 { lines + LINE } else { lines }
 }
 
-/// Rows of a thread for which it may well read all of a packed rhs: a float of it serves 256 operations. On two threads,
-/// 788 x 384 x 384 is 215 GFLOP/s if threads have columns and 224 if they have rows, 788 x 1152 x 384 218 and 224 (Zen 4).
+/// Rows of a thread for which it may well read all of a packed rhs: a float of it serves 256 operations. On two
+/// threads, 788 x 384 x 384 is 215 GFLOP/s if threads have columns and 224 if they have rows, 788 x 1152 x 384 218 and
+/// 224 (Zen 4).
 const MANY_ROWS: usize = 128;
 
-/// Tasks of a thread along columns, at most, if each has a block: 1024 x 1024 x 1024 on two threads, 213 GFLOP/s with 1 task,
-/// 217 with 2, 218 with 4.
+/// Tasks of a thread along columns, at most, if each has a block: 1024 x 1024 x 1024 on two threads, 213 GFLOP/s with 1
+/// task, 217 with 2, 218 with 4.
 const TASKS: usize = 4;
 
 /// The number of tasks, at least `least`, a multiple of `threads` if there are as many items.
@@ -169,7 +170,8 @@ impl Plan {
                 let little = n <= blocking.thin_columns || m.saturating_mul(k) <= blocking.in_place;
                 let nv = if n <= isa.lanes() { 1 } else { NV };
                 let height = max_height(isa.registers(), nv);
-                // Rows that share a set of L1 push each other out of it, if a strip has more of them than the set has ways.
+                // Rows that share a set of L1 push each other out of it, if a strip has more of them than the set has
+                // ways.
                 let crowded = lhs.row_stride != 0 && lhs.row_stride % SAME_SET == 0 && height.min(m) > UNCROWDED;
                 match rows_run {
                     true if crowded && little => (LhsPacking::InPlace, UNCROWDED),
@@ -199,8 +201,8 @@ impl Plan {
                 if runs && (small || m <= blocking.thin_rows) { RhsPacking::InPlace } else { RhsPacking::Private }
             }
         };
-        // Few rows stay in L2, as deep a block of all of them as fits, and a packed rhs comes by panel after panel, if that
-        // takes no more passes over the output.
+        // Few rows stay in L2, as deep a block of all of them as fits, and a packed rhs comes by panel after panel, if
+        // that takes no more passes over the output.
         let deepest = kc.min(blocking.lhs_block / m.max(1)).max(1);
         let streams = matches!(rhs, Operand::Packed(_)) && k.div_ceil(deepest) <= k.div_ceil(kc);
         if streams {
@@ -222,8 +224,8 @@ impl Plan {
             let whole = n.next_multiple_of(isa.lanes()).saturating_mul(k);
             let by_rows = balance([strips.count, 1], rows, threads);
             let by_columns = balance([n.div_ceil(isa.lanes()), NV], columns, threads);
-            // Threads that have rows of their own read the other operand as a whole: no harm if it stays in L2 and is the
-            // smaller one, or if all that is read meets many rows.
+            // Threads that have rows of their own read the other operand as a whole: no harm if it stays in L2 and is
+            // the smaller one, or if all that is read meets many rows.
             let small = whole <= block && m > n;
             let suits_rows = rhs_packing == RhsPacking::Prepacked && (small || m >= threads * MANY_ROWS);
             let wins = by_columns < 0.97 && by_rows > by_columns || suits_rows && by_rows > 0.95 * by_columns;

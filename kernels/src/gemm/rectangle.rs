@@ -198,8 +198,8 @@ fn next_block(rectangle: &Rectangle<'_>, panels: &Range<usize>, ks: &Range<usize
     (panels.end < rectangle.plan.panels).then(|| (panels.len() * depth * nr) as isize - (back * nr) as isize)
 }
 
-/// Loops 2 and 1: the strips of the rectangle, each against all panels of a block of rhs. The panels that are met next, if
-/// they are packed, stand `next` floats behind these.
+/// Loops 2 and 1: the strips of the rectangle, each against all panels of a block of rhs. The panels that are met next,
+/// if they are packed, stand `next` floats behind these.
 ///
 /// # Safety
 /// - As for [`blocks`]; `packed` holds `panels` and `ks` unless rhs is read in place, or has room for them if they are

@@ -1,12 +1,13 @@
-//! Where a tile's right-hand rows lie: in a packed panel or a matrix, at offsets of a table, or in two pieces, and what is done
-//! on their way: packing them, asking for those that follow.
+//! Where a tile's right-hand rows lie: in a packed panel or a matrix, at offsets of a table, or in two pieces, and what
+//! is done on their way: packing them, asking for those that follow.
 
 use crate::simd::Simd;
 use crate::workspace::LINE;
 
 /// Where the tile's right-hand row `k` starts.
 pub(crate) trait RhsAddress: Copy {
-    /// Whether the loop over `k` may take several steps at a time; what stores in between would need more registers then.
+    /// Whether the loop over `k` may take several steps at a time; what stores in between would need more registers
+    /// then.
     const UNROLLS: bool = true;
 
     /// The address of the first element of row `k`.
@@ -15,7 +16,8 @@ pub(crate) trait RhsAddress: Copy {
     /// - `k` is within the operand.
     unsafe fn row(&self, k: usize) -> *const f32;
 
-    /// The vectors of row `k`, for [`multiply`](super::micro::multiply) alone: where a vector is masked, the others read from [`RhsAddress::row`] on.
+    /// The vectors of row `k`, for [`multiply`](super::micro::multiply) alone: where a vector is masked, the others
+    /// read from [`RhsAddress::row`] on.
     ///
     /// # Safety
     /// - `k` is within the operand, `NV * LANES` floats of which are readable.
@@ -150,16 +152,16 @@ impl RhsAddress for OffsetRhs {
     }
 }
 
-/// Rows as those of [`OffsetRhs`], some vectors of which are in two pieces: pixels up to the end of a line of the image,
-/// and on from the start of the next. A second load costs nothing where a step waits for its multiplications.
+/// Rows as those of [`OffsetRhs`], some vectors of which are in two pieces: pixels up to the end of a line of the
+/// image, and on from the start of the next. A second load costs nothing where a step waits for its multiplications.
 ///
 /// ```text
 /// memory   . . . a a a a | gap | a a a a a a . . .
 /// vector         a a a a         a a a a a a             `kept` of the first piece
 /// ```
 ///
-/// Whoever makes one vouches that of every vector both pieces are readable, whole: `LANES` floats at its start, and as many
-/// `gap` floats behind it, at each offset.
+/// Whoever makes one vouches that of every vector both pieces are readable, whole: `LANES` floats at its start, and as
+/// many `gap` floats behind it, at each offset.
 #[derive(Clone, Copy)]
 pub(crate) struct BrokenRhs<const VECTORS: usize> {
     /// Where each vector starts.

@@ -92,8 +92,8 @@ pub(crate) struct Panels {
     pub count: usize,
     /// Where the panels are packed, one behind the other; null unless they are.
     pub pack_to: *mut f32,
-    /// What is asked for while the first panel is met, if panels are packed: of the panel that follows (what is asked for
-    /// with the others is as far apart as they are), and of the strip that follows, piece after piece.
+    /// What is asked for while the first panel is met, if panels are packed: of the panel that follows (what is asked
+    /// for with the others is as far apart as they are), and of the strip that follows, piece after piece.
     pub later: [Later; 2],
 }
 
@@ -105,8 +105,8 @@ impl Panels {
         Self { start, row_stride: width as isize, step, count, pack_to, later }
     }
 
-    /// While strip `strip` of so many meets these panels of `depth` rows, its share of the panels that are met next is asked
-    /// for: those that stand as these do, from `next` on.
+    /// While strip `strip` of so many meets these panels of `depth` rows, its share of the panels that are met next is
+    /// asked for: those that stand as these do, from `next` on.
     #[inline(always)]
     pub fn before_panels(mut self, next: *const f32, depth: usize, [strip, strips]: [usize; 2]) -> Self {
         let width = self.row_stride as usize;
@@ -274,8 +274,8 @@ pub(crate) unsafe fn strip_across<S: Simd, L: LhsAddress>(
 /// Whoever makes one vouches that
 /// - `(NV - 1) * LANES < ends.columns <= NV * LANES`, and `ends.columns == NV * LANES` if `rhs.count > 1`;
 /// - `lhs.at(i, k)` is readable for `i < MR`, `k < depth`;
-/// - in each row `k < depth` of each panel `NV * LANES` floats are readable, or `ends.columns` unless they are `PACKED`; if
-///   they are, `rhs.row_stride == NV * LANES`;
+/// - in each row `k < depth` of each panel `NV * LANES` floats are readable, or `ends.columns` unless they are
+///   `PACKED`; if they are, `rhs.row_stride == NV * LANES`;
 /// - if it is `PACKING`, `NV * LANES * depth` floats per panel are writable at `rhs.pack_to`;
 /// - `MR` rows of `ends.columns` floats per panel are readable at `ends.from` (unless null) and writable at `ends.to`.
 struct Tiles<'a, L, const MR: usize, const NV: usize, const RHS: u8> {
@@ -298,8 +298,8 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
         let Ends { mut from, mut to, mut finish, .. } = ends;
         let (mut start, mut pack_to, mut later) = (rhs.start, rhs.pack_to, rhs.later);
         for panel in 0..rhs.count {
-            // The lines of the output arrive while the loop runs, or those that the next tile continues: to the right, or where
-            // the next strip starts.
+            // The lines of the output arrive while the loop runs, or those that the next tile continues: to the right,
+            // or where the next strip starts.
             let (next, stride) = match panel + 1 == rhs.count {
                 _ if from.is_null() => (to.cast_const(), ends.to_stride),
                 false => (from.wrapping_add(NV * S::LANES), ends.from_stride),
@@ -308,7 +308,8 @@ impl<L: LhsAddress, const MR: usize, const NV: usize, const RHS: u8> Job for Til
             let residual = finish.map_or(Rows::NONE, |finish| finish.residual([MR, ends.columns]));
             ahead.step(simd, [Rows { start: next, stride, size: [MR, ends.columns] }, residual]);
             let mut acc = [[simd.zero(); NV]; MR];
-            // SAFETY: the maker's promise; vectors before the last are whole, the last is masked unless it is whole too.
+            // SAFETY: the maker's promise; vectors before the last are whole, the last is masked unless it is whole
+            // too.
             unsafe {
                 if !from.is_null() {
                     for i in 0..MR {

@@ -1,4 +1,5 @@
-//! Group norm: groups of channels of each image by their own mean and variance, each channel by its own scale and shift.
+//! Group norm: groups of channels of each image by their own mean and variance, each channel by its own scale and
+//! shift.
 //!
 //! ```text
 //! x[n, c, p], channels / groups neighbouring channels:  a group of an image is one run of memory

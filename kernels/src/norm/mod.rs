@@ -25,7 +25,8 @@
 //!
 //! # Errors of the results
 //!
-//! `u = 2^-24`, `d = len / 64 + 8` the depth of a sum of `len` elements that share a mean, `A` the mean of `|x|` over them:
+//! `u = 2^-24`, `d = len / 64 + 8` the depth of a sum of `len` elements that share a mean, `A` the mean of `|x|` over
+//! them:
 //!
 //! ```text
 //! mean    em = (d + 2) u A                                  (0 for RMS norm)

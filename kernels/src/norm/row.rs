@@ -64,8 +64,8 @@ impl Terms for PlainSquares {
     }
 }
 
-/// The mean (0 unless `CENTRED`) and `1 / sqrt(variance + epsilon)` of a row. Where `CENTRED`, the row that will be written
-/// to `to` is asked for; any address is fine.
+/// The mean (0 unless `CENTRED`) and `1 / sqrt(variance + epsilon)` of a row. Where `CENTRED`, the row that will be
+/// written to `to` is asked for; any address is fine.
 ///
 /// # Safety
 /// - `len` elements are readable at `x`.

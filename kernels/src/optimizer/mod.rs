@@ -29,8 +29,8 @@ use crate::simd::{Job, Simd, dispatch};
 /// Elements of a task: large beside the cost of taking its number.
 const PART: usize = 16 * 1024;
 
-/// Seconds that an array costs an element on one core: 0.2e-9 where all arrays fit in the cache, 0.3e-9 beyond (momentum
-/// and Adam over 100,000 and 16,000,000 elements, AVX2).
+/// Seconds that an array costs an element on one core: 0.2e-9 where all arrays fit in the cache, 0.3e-9 beyond
+/// (momentum and Adam over 100,000 and 16,000,000 elements, AVX2).
 const SECONDS_PER_ARRAY: f64 = 0.25e-9;
 
 /// What a step does to an element that has `N` numbers of state.

@@ -25,7 +25,8 @@ const PIECES: usize = 64;
 
 /// The square root of the sum of squares; 0 of nothing. As `f64`, because it may exceed every `f32`.
 ///
-/// It errs by at most 36 times 2^-24 of itself: half of what the squares of a block, their chains of 64 and the tree may.
+/// It errs by at most 36 times 2^-24 of itself: half of what the squares of a block, their chains of 64 and the tree
+/// may.
 ///
 /// ```
 /// use kernels::{Parallelism, optimizer};

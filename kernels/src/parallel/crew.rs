@@ -26,18 +26,18 @@
 //! not break these pairs (they continue the release sequence). The turn, taken with acquire and given back with
 //! release, does the same between two callers, a seat between the helpers that sit on it one after the other.
 //!
-//! **No lost wake-up.** `on_duty` counts helper jobs that are queued or running. A helper that gives up decrements it and
-//! then looks at the state once more; a caller changes the state and then looks at `on_duty`; all four are sequentially
-//! consistent, so at least one sees the other: the caller calls a new helper, or the helper comes back (both claim the
-//! place by an increment that stops at the limit, so one of them wins). Even a lost call would cost help, never an end:
-//! the caller runs every task that nobody claims.
+//! **No lost wake-up.** `on_duty` counts helper jobs that are queued or running. A helper that gives up decrements it
+//! and then looks at the state once more; a caller changes the state and then looks at `on_duty`; all four are
+//! sequentially consistent, so at least one sees the other: the caller calls a new helper, or the helper comes back
+//! (both claim the place by an increment that stops at the limit, so one of them wins). Even a lost call would cost
+//! help, never an end: the caller runs every task that nobody claims.
 //!
-//! **No deadlock.** The caller waits (6) only for helpers inside a task; a helper that has not come is not waited for. A
-//! loop waits for its tasks, a task for the work that it forked, and that for what the thread that runs it began later
-//! (rayon's waiting threads run other jobs on top of their stack): each wait is for something that started later than
-//! the waiter, so there is no cycle. Whoever finds the turn taken (a loop inside a task, another thread that shares
-//! the team) does not wait for it but runs its loop alone. A helper job never spins above a loop or region on the
-//! same stack: it leaves at once. Outside of tasks a helper holds its worker for no longer than its idle time.
+//! **No deadlock.** The caller waits (6) only for helpers inside a task; a helper that has not come is not waited for.
+//! A loop waits for its tasks, a task for the work that it forked, and that for what the thread that runs it began
+//! later (rayon's waiting threads run other jobs on top of their stack): each wait is for something that started later
+//! than the waiter, so there is no cycle. Whoever finds the turn taken (a loop inside a task, another thread that
+//! shares the team) does not wait for it but runs its loop alone. A helper job never spins above a loop or region on
+//! the same stack: it leaves at once. Outside of tasks a helper holds its worker for no longer than its idle time.
 //!
 //! **Panics** are caught around each participant's work; the first payload is kept, the cursors are exhausted, and the
 //! caller resumes the panic after (6).
@@ -305,7 +305,8 @@ impl Crew {
 
 /// Forgets how long the task lives, so that helpers can be told of it.
 ///
-/// The pointer must be followed only while the borrow lasts: [`Crew::run`] does not end it before the helpers have left.
+/// The pointer must be followed only while the borrow lasts: [`Crew::run`] does not end it before the helpers have
+/// left.
 fn erase<'t>(task: &'t Task<'t>) -> *const Task<'static> {
     // SAFETY: the two types differ in a lifetime alone, and to hold a pointer asks nothing of what it points to.
     unsafe { std::mem::transmute::<*const Task<'t>, *const Task<'static>>(task) }
@@ -346,9 +347,9 @@ pub(super) struct Region {
 impl Region {
     /// Begins a region with so many helpers at most, or joins the one that the thread is inside of.
     ///
-    /// A thread keeps its crew, so that jobs which the pool has not come to run are not queued again by the next region:
-    /// they are bounded by the number of workers. (The current pool of a thread never changes: a worker's is its own,
-    /// other threads' is the global one.)
+    /// A thread keeps its crew, so that jobs which the pool has not come to run are not queued again by the next
+    /// region: they are bounded by the number of workers. (The current pool of a thread never changes: a worker's
+    /// is its own, other threads' is the global one.)
     pub fn begin(helpers: usize, idle: Duration) -> Self {
         let before = MEMBERSHIP.take();
         if let Membership { crew: Some(crew), inside: true } = &before {

@@ -25,15 +25,15 @@ pub(crate) use claim::dealt;
 pub use team::{Team, TeamOptions};
 
 /// Work below this many seconds on one thread is not given to a pool whose workers may sleep. Two halves under
-/// `rayon::join` take 5 to 45 microseconds more than half of the work once a worker has slept, and sometimes it wakes too
-/// late to help at all, even with 200 (medians of two runs of `kernelbench parallel`, two cores). Two threads break even
-/// at 10 to 90, or never; beyond that the caller, who does what nobody takes, loses little.
+/// `rayon::join` take 5 to 45 microseconds more than half of the work once a worker has slept, and sometimes it wakes
+/// too late to help at all, even with 200 (medians of two runs of `kernelbench parallel`, two cores). Two threads break
+/// even at 10 to 90, or never; beyond that the caller, who does what nobody takes, loses little.
 const WORTH_A_POOL: f64 = 100e-6;
 
 /// Work below this many seconds on one thread is not given to a team. Two halves in a team take 0.3 to 1.3
 /// microseconds more than half of the work (medians of two runs, same command), so that two threads break even at 0.6
-/// to 2.6, the former where loops follow each other closely. LeNet-5 with one image takes 12.0 microseconds with 1.5, and 12.8
-/// with 3.
+/// to 2.6, the former where loops follow each other closely. LeNet-5 with one image takes 12.0 microseconds with 1.5,
+/// and 12.8 with 3.
 const WORTH_A_TEAM: f64 = 1.5e-6;
 
 /// Who does the work of a call.

@@ -6,8 +6,8 @@ use std::time::Duration;
 #[cfg(feature = "rayon")]
 use super::crew::Region;
 
-/// Helpers spin for some 25 to 100 times as long as waking them takes (10 to 40 microseconds, `kernelbench parallel`), so
-/// that gaps between the layers of a network are bridged and a longer pause burns no more than this.
+/// Helpers spin for some 25 to 100 times as long as waking them takes (10 to 40 microseconds, `kernelbench parallel`),
+/// so that gaps between the layers of a network are bridged and a longer pause burns no more than this.
 const IDLE: Duration = Duration::from_millis(1);
 
 /// How a team is made: how many helpers it has, and how long they stay awake for nothing.

@@ -9,8 +9,8 @@
 //!                              └─┘
 //! ```
 //!
-//! Where the output divides the input, windows are equal and lie side by side: the pooling of [`super::average_forward`].
-//! Else they are few and small, and each is summed as it stands.
+//! Where the output divides the input, windows are equal and lie side by side: the pooling of
+//! [`super::average_forward`]. Else they are few and small, and each is summed as it stands.
 
 use std::ops::Range;
 
@@ -66,8 +66,8 @@ fn regular(output: [usize; 2], layout: Layout, shape: Shape) -> Option<Pool2dSpe
 
 /// The mean of each of `output` `[height, width]` windows, which cover the image evenly.
 ///
-/// `x` is `channels` of `shape` in the layout, `y` as many channels of `output`. With `s` the sum of the absolute values
-/// of a window of `t` pixels, an element errs by at most `(t + 1) u s / t`, `u = 2^-24`.
+/// `x` is `channels` of `shape` in the layout, `y` as many channels of `output`. With `s` the sum of the absolute
+/// values of a window of `t` pixels, an element errs by at most `(t + 1) u s / t`, `u = 2^-24`.
 ///
 /// ```
 /// use kernels::{Parallelism, conv::{Layout, Shape}, pool};
@@ -79,7 +79,8 @@ fn regular(output: [usize; 2], layout: Layout, shape: Shape) -> Option<Pool2dSpe
 /// ```
 ///
 /// # Errors
-/// [`Error::Invalid`] for an empty image or output, [`Error::Length`] for a slice of another length, [`Error::Overflow`].
+/// [`Error::Invalid`] for an empty image or output, [`Error::Length`] for a slice of another length,
+/// [`Error::Overflow`].
 pub fn adaptive_average_forward<'t>(
     output: [usize; 2],
     layout: Layout,
@@ -110,7 +111,8 @@ pub fn adaptive_average_forward<'t>(
     })
 }
 
-/// The gradient of [`adaptive_average_forward`]'s input: each window gives `dy`, divided by its pixels, to each of them.
+/// The gradient of [`adaptive_average_forward`]'s input: each window gives `dy`, divided by its pixels, to each of
+/// them.
 ///
 /// An element of `dx` that `n` windows meet in errs by at most `(n + 1) u` times the sum of their shares' sizes.
 ///

@@ -1,6 +1,7 @@
 //! The gradient of max pooling over windows of 2 x 2 that stand side by side: in registers.
 //!
-//! A vector of windows compares its four taps with its maxima; the first that is equal receives the gradient, and the others
+//! A vector of windows compares its four taps with its maxima; the first that is equal receives the gradient, and the
+//! others
 //! 0. Each element of `dx` is written once.
 //!
 //! ```text

@@ -1,8 +1,8 @@
 //! The gradient of max pooling where the pixels of a row are neighbours.
 //!
-//! The forward pass leaves no trace of where its maxima were, so they are sought again: the rows under a row of windows are
-//! laid out in strips, vectors of windows compare tap after tap with their maximum, and the first tap that equals it
-//! receives the gradient.
+//! The forward pass leaves no trace of where its maxima were, so they are sought again: the rows under a row of windows
+//! are laid out in strips, vectors of windows compare tap after tap with their maximum, and the first tap that equals
+//! it receives the gradient.
 //!
 //! ```text
 //! x   ───────────────  ┐          strips  NaN │ image │ NaN  ┐
@@ -10,8 +10,8 @@
 //!     ───────────────  ┘                  NaN │ image │ NaN  ┘
 //! ```
 //!
-//! Padding is NaN in the strips, which equals nothing, so windows at an edge are like all others. Small windows, which most
-//! are, give their gradients without scattering: [`max_apart`] and [`max_meet`].
+//! Padding is NaN in the strips, which equals nothing, so windows at an edge are like all others. Small windows, which
+//! most are, give their gradients without scattering: [`max_apart`] and [`max_meet`].
 
 use super::Band;
 use super::max_apart;
@@ -82,8 +82,9 @@ impl Job for MaxBackward<'_> {
                 for i in (0..piece.count).step_by(S::LANES) {
                     let (ow, count) = (first + i, S::LANES.min(piece.count - i));
                     let from = strips[i * columns.stride..].as_ptr();
-                    // SAFETY: the last window starts a vector before the end of the piece's at most, so that loads pass its
-                    // columns by less than two vectors and a tap, for which the strips have slack.
+                    // SAFETY: the last window starts a vector before the end of the piece's at most, so that loads pass
+                    // its columns by less than two vectors and a tap, for which the strips have
+                    // slack.
                     let offsets = unsafe { find(simd, geometry, [taps, pitch], from, &y[ow..][..count]) };
                     let Some(offsets) = offsets else {
                         one_by_one(dx, ow, count);
@@ -134,12 +135,12 @@ unsafe fn lay_out<S: Simd>(
     }
 }
 
-/// Where the first maxima of a vector of windows are, in elements of the image from the start of each window (as bits; -1
-/// where none is), or `None` if one of the maxima is NaN.
+/// Where the first maxima of a vector of windows are, in elements of the image from the start of each window (as bits;
+/// -1 where none is), or `None` if one of the maxima is NaN.
 ///
 /// # Safety
-/// - `from` is the first column of the first window in the first strip, and the others are a pitch apart; `(kernel - 1) *
-///   dilation + 2 * LANES` elements are readable in each.
+/// - `from` is the first column of the first window in the first strip, and the others are a pitch apart; `(kernel - 1)
+///   * dilation + 2 * LANES` elements are readable in each.
 #[inline(always)]
 unsafe fn find<S: Simd>(
     simd: S,

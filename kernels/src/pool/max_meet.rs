@@ -1,7 +1,7 @@
 //! The gradient of max pooling as its input sees it: small windows that overlap, without dilation.
 //!
-//! First each window says which of its taps was the first maximum; then each pixel asks the windows that it is in whether
-//! it was theirs. Both are loops over vectors of neighbours, and nothing is scattered:
+//! First each window says which of its taps was the first maximum; then each pixel asks the windows that it is in
+//! whether it was theirs. Both are loops over vectors of neighbours, and nothing is scattered:
 //!
 //! ```text
 //! found[ow]  =  the first tap with x == y                       rows of the image between columns of NaN,
@@ -74,8 +74,8 @@ impl Plane<'_> {
             let windows = first..(padded / rows.stride + 1).min(band.last);
             while next_window < windows.end {
                 let taps = rows.taps(next_window);
-                // SAFETY: taps are rows of the plane, and `TAPS` of them are kept: those of a window. No row is longer than
-                // `COLUMNS`, and no row of windows longer than that by more than a padding.
+                // SAFETY: taps are rows of the plane, and `TAPS` of them are kept: those of a window. No row is longer
+                // than `COLUMNS`, and no row of windows longer than that by more than a padding.
                 unsafe {
                     if !taps.is_empty() {
                         next_row = next_row.max(rows.pixel(next_window, taps.start));
@@ -144,8 +144,8 @@ impl Plane<'_> {
         }
     }
 
-    /// The number of the first maximum's tap of each window of a row, and the window's gradient; -1 where there is none, and
-    /// on both sides.
+    /// The number of the first maximum's tap of each window of a row, and the window's gradient; -1 where there is
+    /// none, and on both sides.
     ///
     /// # Safety
     /// - The rows of the windows' taps are laid out.

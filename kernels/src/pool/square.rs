@@ -1,5 +1,5 @@
-//! The largest of each window of two or three pixels squared, where the pixels of a row are neighbours: in registers, with
-//! no strip between.
+//! The largest of each window of two or three pixels squared, where the pixels of a row are neighbours: in registers,
+//! with no strip between.
 //!
 //! A vector of windows goes down its columns. Each row of the image becomes a vector of maxima along the row, once; an
 //! output is the largest of as many of these as the window is high, and the next takes over those that it shares.
@@ -11,9 +11,9 @@
 //!     ───[─────────]───   STRIDE new ones ──► the next row of y
 //! ```
 //!
-//! With [`super::nchw`], which any window fits, a row costs a strip that is written and read at other places, and choices
-//! that are made again for each: the pooling was a quarter of LeNet-5's time for 64 images, and is a tenth (Zen 4, AVX-512,
-//! one thread).
+//! With [`super::nchw`], which any window fits, a row costs a strip that is written and read at other places, and
+//! choices that are made again for each: the pooling was a quarter of LeNet-5's time for 64 images, and is a tenth (Zen
+//! 4, AVX-512, one thread).
 
 use super::MaxOrNan;
 use super::spec::Geometry;
@@ -90,8 +90,8 @@ impl Forward<'_> {
             let x = &x[plane * plane_len..][..plane_len];
             for at in (0..columns.output).step_by(S::LANES) {
                 let windows = Windows::<S>::at::<K, STRIDE>(simd, geometry, at);
-                // SAFETY: the plane and the rows of the band are the geometry's, and nothing is masked only if all columns are
-                // in the image.
+                // SAFETY: the plane and the rows of the band are the geometry's, and nothing is masked only if all
+                // columns are in the image.
                 unsafe {
                     if windows.inside {
                         windows.down::<K, STRIDE, false>(simd, geometry, x, oh, band);
@@ -109,7 +109,8 @@ impl Forward<'_> {
     }
 }
 
-/// Vectors that a row of windows is made from, at most: two for all but the last tap of three at stride 2, and two for that.
+/// Vectors that a row of windows is made from, at most: two for all but the last tap of three at stride 2, and two for
+/// that.
 const LOADS: usize = 4;
 
 /// A vector of windows of an output row.

@@ -96,7 +96,8 @@ pub fn log_softmax_backward<T: Float>(shape: [usize; 2], y: &[T], dy: &[T], dx: 
     Ok(())
 }
 
-/// Cross-entropy of `softmax(logits)` and integer targets: the losses of the rows, the gradient of their mean, the mean.
+/// Cross-entropy of `softmax(logits)` and integer targets: the losses of the rows, the gradient of their mean, the
+/// mean.
 ///
 /// # Errors
 /// [`Error::Length`] for a slice of another length, [`Error::Invalid`] for no rows and for a target that is no class.

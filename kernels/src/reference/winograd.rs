@@ -4,26 +4,26 @@
 //! shadow = |Aᵀ| [ sum over ic of (|G| |w| |Gᵀ|) . (|Bᵀ| |x| |B|) ] |A|         |y - y exact| <= gamma(n) * shadow
 //! ```
 //!
-//! with `n` roundings on the way: one for each input channel (for each tile of the batch where the gradient of the weights is
-//! summed, whose shadow is `|Gᵀ| [ sum over tiles of (|A| |dy| |Aᵀ|) . (|Bᵀ| |x| |B|) ] |G|`), and less than 40 in the transforms, their constants and the
-//! weights. (N. Higham, "Accuracy and stability of numerical algorithms", 2nd ed., chapter 3; B. Barabasz et al., ACM TOMS
-//! 46 (2020).) What underflows on the way errs by half of the smallest number instead, for which each step adds a tiny
-//! magnitude. A direct convolution's shadow is the sum of its products' magnitudes, so the two compare:
-//! [`Algorithm::amplification`] is their ratio where all data are of one magnitude.
+//! with `n` roundings on the way: one for each input channel (for each tile of the batch where the gradient of the
+//! weights is summed, whose shadow is `|Gᵀ| [ sum over tiles of (|A| |dy| |Aᵀ|) . (|Bᵀ| |x| |B|) ] |G|`), and less than
+//! 40 in the transforms, their constants and the weights. (N. Higham, "Accuracy and stability of numerical algorithms",
+//! 2nd ed., chapter 3; B. Barabasz et al., ACM TOMS 46 (2020).) What underflows on the way errs by half of the smallest
+//! number instead, for which each step adds a tiny magnitude. A direct convolution's shadow is the sum of its products'
+//! magnitudes, so the two compare: [`Algorithm::amplification`] is their ratio where all data are of one magnitude.
 
 use super::conv::at;
 use crate::conv::{Algorithm, Axis, Conv2dSpec, Layout, Shape, winograd_axes};
 use crate::error::{Error, check_len};
 
-/// The roundings on the way to an output beside those of the sum over the input channels; or to a weight's gradient, beside
-/// those of the sum over the tiles.
+/// The roundings on the way to an output beside those of the sum over the input channels; or to a weight's gradient,
+/// beside those of the sum over the tiles.
 pub const WINOGRAD_ROUNDINGS: usize = 40;
 
 /// What a step adds to a magnitude: 16 times the smallest number, in units of the rounding error.
 const UNDERFLOW: f64 = 16.0 * 1.401_298_464_324_817e-45 * 16_777_216.0;
 
-/// The shadow of each output of the forward pass, before bias and residual. Infinities and NaN in the operands count as 0:
-/// what they reach is computed by definition.
+/// The shadow of each output of the forward pass, before bias and residual. Infinities and NaN in the operands count as
+/// 0: what they reach is computed by definition.
 ///
 /// # Errors
 /// Those of [`Conv2dSpec::sizes`], [`Error::Length`] for a slice of another length, and [`Error::Invalid`] for an

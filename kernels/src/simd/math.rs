@@ -174,8 +174,8 @@ const NORMAL_TAIL: [f32; 9] = [
 
 /// For `t = |x|`: the probability that a standard normal variable exceeds `t`, and `exp(-t^2 / 2)`.
 ///
-/// The exponential errs by at most `(t^2 / 2 + 3) u`, the tail by `(t^2 / 2 + 12) u` of its value, `u = 2^-24`; both are
-/// 0 beyond 13.21, where the exponential is below exp(-87.3), and NaN for NaN.
+/// The exponential errs by at most `(t^2 / 2 + 3) u`, the tail by `(t^2 / 2 + 12) u` of its value, `u = 2^-24`; both
+/// are 0 beyond 13.21, where the exponential is below exp(-87.3), and NaN for NaN.
 #[inline(always)]
 pub(crate) fn normal_tail<S: Simd>(simd: S, x: S::F) -> (S::F, S::F) {
     let t = simd.int_to_bits(simd.and_int(simd.bits_to_int(x), simd.splat_int(i32::MAX)));

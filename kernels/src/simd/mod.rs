@@ -49,8 +49,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Truth values.
     type M: Copy;
 
-    /// Vectors of half as many lanes, for what would leave the upper half of these empty; the same ones where there are no
-    /// narrower that pay.
+    /// Vectors of half as many lanes, for what would leave the upper half of these empty; the same ones where there are
+    /// no narrower that pay.
     type Narrow: Simd;
 
     /// The proof that these have their instructions too.
@@ -163,8 +163,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The `2 * LANES` floats `a0, b0, a1, b1, ...` in order: what [`Simd::even_odd`] takes apart.
     fn interleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
 
-    /// The even and the odd groups of `WIDTH` neighbours of the `2 * LANES` floats `a ++ b`; `WIDTH` is a power of two, half
-    /// of the lanes at most.
+    /// The even and the odd groups of `WIDTH` neighbours of the `2 * LANES` floats `a ++ b`; `WIDTH` is a power of two,
+    /// half of the lanes at most.
     fn groups<const WIDTH: usize>(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
 
     /// Each pair of neighbours exchanged: `[a1, a0, a3, a2, ..]`.
@@ -179,8 +179,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// - `LANES` rows of `LANES` floats are writable, `to_stride` apart, and none of them overlaps what is read.
     unsafe fn transpose(self, from: *const f32, from_stride: isize, to: *mut f32, to_stride: isize);
 
-    /// Writes `LANES` floats past the caches, where memory is not read first. [`Simd::fence`] must follow, before another
-    /// thread is told of them.
+    /// Writes `LANES` floats past the caches, where memory is not read first. [`Simd::fence`] must follow, before
+    /// another thread is told of them.
     ///
     /// # Safety
     /// - `p .. p + LANES` is writable; `p` is a multiple of the vector's bytes.
@@ -192,8 +192,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line of `p`. Any address is fine.
     fn prefetch(self, p: *const f32);
 
-    /// A number, at most 2^22 and none whose power of 2 is too small to be normal, as the nearest whole one and the rest:
-    /// the first in a form that only [`Simd::times_power`] knows.
+    /// A number, at most 2^22 and none whose power of 2 is too small to be normal, as the nearest whole one and the
+    /// rest: the first in a form that only [`Simd::times_power`] knows.
     #[inline(always)]
     fn split_power(self, x: Self::F) -> (Self::F, Self::F) {
         // Adding 1.5 * 2^23 rounds to an integer, ties to even, which then stands in the low bits.

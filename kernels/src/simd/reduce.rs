@@ -13,8 +13,8 @@
 
 use super::Simd;
 
-/// Arrays of `WIDE` registers hold 64 virtual lanes, of `NARROW` 16, with 4 lanes a register; with more lanes a register
-/// the rest stays unused.
+/// Arrays of `WIDE` registers hold 64 virtual lanes, of `NARROW` 16, with 4 lanes a register; with more lanes a
+/// register the rest stays unused.
 pub(crate) const WIDE: usize = 64 / 4;
 /// See [`WIDE`].
 pub(crate) const NARROW: usize = 16 / 4;
@@ -199,8 +199,8 @@ impl Terms for Elements {
     }
 }
 
-/// The elements of a row as they come from memory for the first time, while those of the row that is `next` are asked for:
-/// rows are too short for the hardware to foresee, and memory would stand still while a row is worked on.
+/// The elements of a row as they come from memory for the first time, while those of the row that is `next` are asked
+/// for: rows are too short for the hardware to foresee, and memory would stand still while a row is worked on.
 pub(crate) struct Arriving {
     pub x: *const f32,
     /// Any address is fine.

@@ -1,7 +1,8 @@
 //! Values at any address, as a place that is read and written.
 //!
-//! `ptr::read_unaligned`, and the intrinsics made of it, copy to a local; where debug assertions are on, each copy checks that
-//! the two do not overlap: eight instructions and a spill for every vector that a tile loads, half of all code of the tests.
+//! `ptr::read_unaligned`, and the intrinsics made of it, copy to a local; where debug assertions are on, each copy
+//! checks that the two do not overlap: eight instructions and a spill for every vector that a tile loads, half of all
+//! code of the tests.
 
 /// A value without alignment.
 #[derive(Clone, Copy)]

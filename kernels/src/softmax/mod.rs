@@ -185,7 +185,8 @@ impl Terms for Products {
     }
 }
 
-/// The largest element of a row of numbers, while what follows the row is asked for; for a row with NaN anything, -infinity for an empty one.
+/// The largest element of a row of numbers, while what follows the row is asked for; for a row with NaN anything,
+/// -infinity for an empty one.
 ///
 /// # Safety
 /// - `len` elements are readable at `x`.

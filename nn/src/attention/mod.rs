@@ -94,9 +94,9 @@ impl MultiHeadAttention {
         Ok(self)
     }
 
-    /// Turns queries and keys by angles that grow with their position, so that scores depend on distances: the positions of
-    /// Su et al., "RoFormer", 2021, with a base of 10000. For sequences of at most so many positions, which attend to
-    /// themselves.
+    /// Turns queries and keys by angles that grow with their position, so that scores depend on distances: the
+    /// positions of Su et al., "RoFormer", 2021, with a base of 10000. For sequences of at most so many positions,
+    /// which attend to themselves.
     ///
     /// # Errors
     /// [`Error::Kernel`] for heads of an odd size.

@@ -36,7 +36,8 @@ pub(super) fn view<'a>(
     Ok(View::strided(x, if x.is_empty() { 0 } else { offset }, shape, strides)?)
 }
 
-/// Queries, keys and values of one projection `[batch, n, 3 d]`, or of two, `[batch, q_len, d]` and `[batch, kv_len, 2 d]`.
+/// Queries, keys and values of one projection `[batch, n, 3 d]`, or of two, `[batch, q_len, d]` and `[batch, kv_len, 2
+/// d]`.
 pub(super) fn heads<'a>(
     spec: &AttentionSpec,
     [batch, q_len, kv_len]: [usize; 3],
@@ -54,8 +55,8 @@ pub(super) fn heads<'a>(
     }
 }
 
-/// Turns queries and keys of `[batch, length, 3 d]` by the angles of their positions. Values stay, so that rows are turned
-/// one by one.
+/// Turns queries and keys of `[batch, length, 3 d]` by the angles of their positions. Values stay, so that rows are
+/// turned one by one.
 pub(super) fn turn(rotary: &Rotary, spec: &AttentionSpec, length: usize, qkv: &mut [f32]) -> Result<()> {
     let features = features(spec);
     let shape = rotary::Shape { outer: 1, length: 1, inner: 2 * spec.heads, head_dim: spec.head_dim };

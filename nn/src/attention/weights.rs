@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 use crate::tensor::{Tensor, elements, tensor};
 
 impl MultiHeadAttention {
-    /// The weights of the last `forward` in training, `[batch, heads, queries, keys]`: how much of each position's value
-    /// each position takes. A row's weights sum to 1. No `forward` computes them as a whole: here they are what attention
-    /// makes of values that are the unit vectors, so there may be at most 512 keys.
+    /// The weights of the last `forward` in training, `[batch, heads, queries, keys]`: how much of each position's
+    /// value each position takes. A row's weights sum to 1. No `forward` computes them as a whole: here they are
+    /// what attention makes of values that are the unit vectors, so there may be at most 512 keys.
     ///
     /// ```
     /// use nn::{Layer, MultiHeadAttention, Parallelism, Random, Tensor};
@@ -24,7 +24,8 @@ impl MultiHeadAttention {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoForward`] without a `forward` before, or after its `backward`; [`Error::Kernel`] for more than 512 keys.
+    /// [`Error::NoForward`] without a `forward` before, or after its `backward`; [`Error::Kernel`] for more than 512
+    /// keys.
     pub fn weights(&self, parallelism: Parallelism<'_>) -> Result<Tensor> {
         let cache = self.cache.as_ref().ok_or(Error::NoForward)?;
         let [batch, q_len] = [cache.out.shape()[0], cache.out.shape()[1]];

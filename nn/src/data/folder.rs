@@ -17,13 +17,13 @@ use image::imageops::FilterType;
 use super::Images;
 use crate::error::{Error, Result};
 
-/// Reads the JPEG and PNG files in the folders in `path`, scaled to `size` [height, width], as images of three channels:
-/// red, green, blue. Also gives the names of the classes. What begins with a dot is left out, and so are files that are
-/// in no folder.
+/// Reads the JPEG and PNG files in the folders in `path`, scaled to `size` [height, width], as images of three
+/// channels: red, green, blue. Also gives the names of the classes. What begins with a dot is left out, and so are
+/// files that are in no folder.
 ///
 /// # Errors
-/// [`Error::File`] for a folder that cannot be read and for a file that is no picture or damaged, [`Error::Invalid`] for
-/// a size that is empty or has more than 2^26 pixels.
+/// [`Error::File`] for a folder that cannot be read and for a file that is no picture or damaged, [`Error::Invalid`]
+/// for a size that is empty or has more than 2^26 pixels.
 pub fn read_folder(path: &Path, size: [usize; 2]) -> Result<(Images, Vec<String>)> {
     let len = size[0].checked_mul(size[1]).filter(|len| (1..=1 << 26).contains(len));
     let Some(len) = len else {

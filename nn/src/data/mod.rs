@@ -8,8 +8,8 @@
 //!                      └── Vocabulary ──► encode ──► [words]
 //! ```
 //!
-//! Whatever is random comes from a seed and the index of the sample alone. A file that is cut off or garbled is an error
-//! that says where; files may be gzipped.
+//! Whatever is random comes from a seed and the index of the sample alone. A file that is cut off or garbled is an
+//! error that says where; files may be gzipped.
 
 mod augment;
 mod csv;

@@ -42,8 +42,8 @@ impl Texts {
         &self.ratings
     }
 
-    /// Holds out every so-manieth text, in the order of the file: those with index 0, `every`, 2 `every`, ... The others
-    /// come first, then these.
+    /// Holds out every so-manieth text, in the order of the file: those with index 0, `every`, 2 `every`, ... The
+    /// others come first, then these.
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::Error::Invalid) for 0.
@@ -87,8 +87,8 @@ impl Texts {
 /// Reads texts with a rating each from a file, gzipped or not, of two columns separated by a tab: `rating`, `text`.
 ///
 /// # Errors
-/// [`Error::File`](crate::Error::File) for a file that is missing, damaged or no text, or that has a line which does not
-/// fit, with its number.
+/// [`Error::File`](crate::Error::File) for a file that is missing, damaged or no text, or that has a line which does
+/// not fit, with its number.
 pub fn read_tsv(path: &Path) -> Result<Texts> {
     let file = read_text(path)?;
     let mut lines = file.lines().enumerate();

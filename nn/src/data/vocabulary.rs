@@ -8,8 +8,8 @@
 
 use std::collections::HashMap;
 
-/// The words of a text in lower case. A word is a run of letters and digits, with single apostrophes inside; `!` and `?`
-/// are words too. All else separates.
+/// The words of a text in lower case. A word is a run of letters and digits, with single apostrophes inside; `!` and
+/// `?` are words too. All else separates.
 ///
 /// ```
 /// let words: Vec<String> = nn::data::words("It's a ''gem'', really!").collect();

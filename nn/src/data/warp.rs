@@ -37,8 +37,8 @@ struct Map {
 }
 
 impl Warp {
-    /// A batch `[images, channels, height, width]` of the images with the given indices, and their classes. With `random`
-    /// each image is bent by amounts that depend on its index alone, without it is only stretched.
+    /// A batch `[images, channels, height, width]` of the images with the given indices, and their classes. With
+    /// `random` each image is bent by amounts that depend on its index alone, without it is only stretched.
     ///
     /// # Errors
     /// [`Error::Invalid`] for an index beyond the images.
@@ -107,8 +107,8 @@ impl Warp {
 }
 
 /// The largest whole number that is not above `x`. `f32::floor` is a call of a function on x86-64 without SSE4.1, the
-/// compiler's baseline, and took two fifths of a batch (64 images: 1,310 microseconds with it, 765 without). Stays clear
-/// of the ends of `i32`, so that a neighbour can be counted to.
+/// compiler's baseline, and took two fifths of a batch (64 images: 1,310 microseconds with it, 765 without). Stays
+/// clear of the ends of `i32`, so that a neighbour can be counted to.
 fn floor(x: f32) -> i32 {
     let towards_zero = x.clamp(-1e9, 1e9) as i32;
     towards_zero - i32::from(x < towards_zero as f32)

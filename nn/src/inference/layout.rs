@@ -217,8 +217,8 @@ fn parts_of_concats(
     parts
 }
 
-/// Gives a value its place: a part of the concat that it belongs to, or the smallest free buffer that is large enough, or
-/// the largest of them made larger, or a new one.
+/// Gives a value its place: a part of the concat that it belongs to, or the smallest free buffer that is large enough,
+/// or the largest of them made larger, or a new one.
 fn place(
     leaf: usize,
     parts: &[Option<(usize, usize)>],

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! A fused kernel rounds as its parts do one after the other, so results have the bits of the layers' `forward`. Batch
-//! normalisation that was folded into weights is the exception: each weight is rounded once more, and the normalisation's own
-//! roundings fall away.
+//! normalisation that was folded into weights is the exception: each weight is rounded once more, and the
+//! normalisation's own roundings fall away.
 
 mod layout;
 mod program;

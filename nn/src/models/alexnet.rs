@@ -7,8 +7,8 @@
 //! classifier  9216 ──► 4096 ──► 4096 ──► classes                     ReLU between them, dropout before the first two
 //! ```
 //!
-//! Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014, in the layout and with the names
-//! of torchvision.
+//! Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014, in the layout and with the
+//! names of torchvision.
 
 use kernels::conv::{Conv2dSpec, Padding};
 use kernels::pool::Pool2dSpec;

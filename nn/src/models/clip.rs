@@ -6,8 +6,8 @@
 //! text [77] ── words, positions ── 12 causal blocks ── norm ── at the word that ends it ── matrix ──────────► [512] ──┘
 //! ```
 //!
-//! Radford et al., "Learning transferable visual models from natural language supervision", ICML 2021, ViT-B/32 in the layout
-//! and with the names of OpenAI's code.
+//! Radford et al., "Learning transferable visual models from natural language supervision", ICML 2021, ViT-B/32 in the
+//! layout and with the names of OpenAI's code.
 
 use kernels::conv::Conv2dSpec;
 
@@ -26,7 +26,8 @@ use crate::transformer::{BlockNames, Gate, TransformerBlock};
 
 /// Two towers and the cosines between what they make of images and texts.
 ///
-/// A text is a row of words' numbers, of which the largest, the last of the vocabulary, ends it; what follows is not read.
+/// A text is a row of words' numbers, of which the largest, the last of the vocabulary, ends it; what follows is not
+/// read.
 #[derive(Clone, Debug)]
 pub struct Clip {
     /// Channels of the images.
@@ -86,12 +87,12 @@ impl Clip {
         }
     }
 
-    /// The network over two inputs, images `[n, channels, height, width]` and texts `[m, length]`: the cosine of each image
-    /// with each text, times a scale that learns, `[n, m]`.
+    /// The network over two inputs, images `[n, channels, height, width]` and texts `[m, length]`: the cosine of each
+    /// image with each text, times a scale that learns, `[n, m]`.
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::Error::Invalid) for a patch that does not divide the size, or heads that do not divide the
-    /// features; those of the layers.
+    /// [`Error::Invalid`](crate::Error::Invalid) for a patch that does not divide the size, or heads that do not divide
+    /// the features; those of the layers.
     pub fn build(&self, random: &mut Random) -> Result<Graph> {
         let mut graph = Graph::new();
         let (images, texts) = (graph.input("images")?, graph.input("texts")?);

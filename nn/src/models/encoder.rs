@@ -47,8 +47,8 @@ impl Encoder {
         Self { features: 512, depth: 12, heads: 8, classes: 512, causal: true }
     }
 
-    /// The network: `[batch, length, features]` becomes `[batch, classes]`. Its layers are named `blocks.0`, ..., `norm`
-    /// and `head`.
+    /// The network: `[batch, length, features]` becomes `[batch, classes]`. Its layers are named `blocks.0`, ...,
+    /// `norm` and `head`.
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::Error::Invalid) for heads that do not divide the features; those of the layers.

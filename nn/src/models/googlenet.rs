@@ -8,8 +8,8 @@
 //!             └── max 3x3 /1 ── conv 1x1 ───────┘
 //! ```
 //!
-//! Szegedy et al., "Going deeper with convolutions", CVPR 2015, in two forms, with the names of torchvision and without the
-//! two classifiers that only help in training:
+//! Szegedy et al., "Going deeper with convolutions", CVPR 2015, in two forms, with the names of torchvision and without
+//! the two classifiers that only help in training:
 //!
 //! | `batch_norm` | behind each convolution | third branch | normalisation of the first layers | last pooling | parameters |
 //! | --- | --- | --- | --- | --- | --- |

@@ -6,8 +6,8 @@
 //! 11x11 /4 ► 96,  max 3x3 /2,  5x5 ► 256,  max 3x3 /2,  3x3 ► 384,  max 3x3 /2,  3x3 ► 1024, 1024, classes,  mean
 //! ```
 //!
-//! Lin, Chen, Yan, "Network in network", ICLR 2014. The last block gives a map for each class, whose mean is the class's
-//! number: no linear layer, so images may have any size.
+//! Lin, Chen, Yan, "Network in network", ICLR 2014. The last block gives a map for each class, whose mean is the
+//! class's number: no linear layer, so images may have any size.
 
 use kernels::conv::{Conv2dSpec, Padding};
 use kernels::pool::Pool2dSpec;
@@ -76,8 +76,8 @@ fn conv(from: usize, to: usize, random: &mut Random) -> Result<Conv2d> {
     Conv2d::new(Conv2dSpec::new(from, to, [1, 1]), random)
 }
 
-/// The convolution that makes the classes' maps. ReLU stands behind it too, and a map that is shut for every image never
-/// opens again. So all start open, by a bias of 1, and near each other, by weights of a tenth.
+/// The convolution that makes the classes' maps. ReLU stands behind it too, and a map that is shut for every image
+/// never opens again. So all start open, by a bias of 1, and near each other, by weights of a tenth.
 fn maps(from: usize, to: usize, random: &mut Random) -> Result<Conv2d> {
     Conv2dSpec::new(from, to, [1, 1]).check()?;
     let weight = kaiming_uniform(&[to, from, 1, 1], from.saturating_mul(100), random);

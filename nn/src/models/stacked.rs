@@ -4,7 +4,8 @@
 //! [1, h, w] ── conv k x k, ReLU ──► [f1, h - k + 1, ...] ── conv k x k, ReLU ──► [f2, ...] ── linear ──► classes
 //! ```
 //!
-//! With one filter in one layer it is the classifier of a filtered image; more layers make it stacked, more filters wide.
+//! With one filter in one layer it is the classifier of a filtered image; more layers make it stacked, more filters
+//! wide.
 
 use kernels::conv::Conv2dSpec;
 

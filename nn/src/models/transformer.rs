@@ -6,8 +6,8 @@
 //! target [m] ── words, positions ── decoder blocks, causal, which attend to the memory ──► [m, d] ── linear ──► [m, words]
 //! ```
 //!
-//! Vaswani et al., "Attention is all you need", NeurIPS 2017, with the names of `torch.nn.Transformer`. That class ends each
-//! stack with one more normalisation, as all do whose blocks normalise first.
+//! Vaswani et al., "Attention is all you need", NeurIPS 2017, with the names of `torch.nn.Transformer`. That class ends
+//! each stack with one more normalisation, as all do whose blocks normalise first.
 
 use super::Line;
 use crate::dropout::Dropout;
@@ -37,7 +37,8 @@ pub struct Transformer {
     pub norm_first: bool,
     /// Whether each stack ends with a normalisation: PyTorch's does, the paper's does not.
     pub final_norm: bool,
-    /// The probability with which a number is left out in training: of the words' vectors and at the end of each branch.
+    /// The probability with which a number is left out in training: of the words' vectors and at the end of each
+    /// branch.
     pub dropout: f32,
 }
 
@@ -106,8 +107,8 @@ impl Transformer {
         Ok(graph)
     }
 
-    /// Encoder and decoder over vectors, as `torch.nn.Transformer`: two inputs, source `[batch, n, features]` and target
-    /// `[batch, m, features]`.
+    /// Encoder and decoder over vectors, as `torch.nn.Transformer`: two inputs, source `[batch, n, features]` and
+    /// target `[batch, m, features]`.
     ///
     /// # Errors
     /// Those of [`Transformer::build_encoder`].
@@ -145,8 +146,8 @@ impl Transformer {
     }
 }
 
-/// Vectors whose numbers have a variance of 1, as large as those of the positions: where the paper multiplies smaller ones
-/// by the root of the features.
+/// Vectors whose numbers have a variance of 1, as large as those of the positions: where the paper multiplies smaller
+/// ones by the root of the features.
 fn word_vectors(words: usize, features: usize, random: &mut Random) -> Result<Embedding> {
     let mut embedding = Embedding::new(words, features, random)?;
     let factor = (3.0 * features as f32).sqrt();

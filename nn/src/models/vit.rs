@@ -5,8 +5,8 @@
 //!               ── 12 blocks ──► the class token's vector ── norm ── linear ──► classes
 //! ```
 //!
-//! Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021, with the names of torchvision. The last normalisation
-//! is of each position alone, and only the class token's is asked for: the others are left out before.
+//! Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021, with the names of torchvision. The last
+//! normalisation is of each position alone, and only the class token's is asked for: the others are left out before.
 
 use kernels::conv::Conv2dSpec;
 

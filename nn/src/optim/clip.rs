@@ -13,8 +13,8 @@ use kernels::{Activation, activation, optimizer};
 use crate::error::{Error, Result};
 use crate::network::Network;
 
-/// Scales the gradients of all parameters down so that their norm, taken together, is at most `most`. Gives the norm that
-/// they had.
+/// Scales the gradients of all parameters down so that their norm, taken together, is at most `most`. Gives the norm
+/// that they had.
 ///
 /// ```
 /// use nn::{Linear, Network, clip_norm, tensor};

@@ -159,7 +159,8 @@ impl<R: Rule> Optimizer<R> {
         Ok(())
     }
 
-    /// The state: a tensor `NAME.STATE` for each parameter's name and each of [`Rule::STATES`], and the number of steps.
+    /// The state: a tensor `NAME.STATE` for each parameter's name and each of [`Rule::STATES`], and the number of
+    /// steps.
     pub fn state_dict(&self) -> StateDict {
         let mut dict = StateDict::new();
         for (name, slot) in &self.slots {

@@ -78,8 +78,8 @@ impl Schedule {
 
     /// Up to `peak` within the first `warm_up` steps, and down to 0 until `steps`.
     ///
-    /// Loshchilov, Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017, without restarts; Goyal et
-    /// al., "Accurate, large minibatch SGD", 2017, for the way up.
+    /// Loshchilov, Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017, without restarts; Goyal
+    /// et al., "Accurate, large minibatch SGD", 2017, for the way up.
     pub const fn cosine(peak: f32, warm_up: usize, steps: usize) -> Self {
         Self::Cosine { peak, last: 0.0, warm_up, steps }
     }

@@ -216,7 +216,8 @@ pub fn judge(name: &str, given: &[f32], expected: &[f64], bounds: &[f64]) -> Res
     Ok(worst)
 }
 
-/// Forward and backward on every instruction set, within the bounds. The largest errors of both, as shares of their bounds.
+/// Forward and backward on every instruction set, within the bounds. The largest errors of both, as shares of their
+/// bounds.
 ///
 /// # Errors
 /// What is wrong.

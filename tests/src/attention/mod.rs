@@ -110,8 +110,8 @@ impl Case {
         Self::drawn(draw, seed)
     }
 
-    /// The case that bytes describe, one choice each, or `None` for an unknown version. Its data, and what the bytes do not
-    /// reach, is random.
+    /// The case that bytes describe, one choice each, or `None` for an unknown version. Its data, and what the bytes do
+    /// not reach, is random.
     pub fn decode(data: &[u8]) -> Option<Self> {
         let (&version, choices) = data.split_first()?;
         let seed = u64::from(choices.first().copied().unwrap_or_default());

@@ -9,11 +9,12 @@ use crate::workspace::round_up;
 /// The most keys of a block.
 pub(super) const MAX_KEYS: usize = 256;
 
-/// The distance of rows of weights: an odd number of cache lines, so that they do not share sets of the first-level cache.
+/// The distance of rows of weights: an odd number of cache lines, so that they do not share sets of the first-level
+/// cache.
 pub(super) const STRIDE: usize = MAX_KEYS + 16;
 
-/// Tiles of rows of a block. Gradients of keys and values are sums over so many rows between a load and a store; weights
-/// and gradients of their scores, 96 rows of each, stay in the second-level cache.
+/// Tiles of rows of a block. Gradients of keys and values are sums over so many rows between a load and a store;
+/// weights and gradients of their scores, 96 rows of each, stay in the second-level cache.
 pub(super) const TILES: usize = 16;
 
 /// Operations of a task, at least.

@@ -10,8 +10,8 @@
 //!     for each tile of rows:                     dq += ds k
 //! ```
 //!
-//! A task is a head of keys with all query heads that share it, so every gradient is one chain: `dk` and `dv` over heads
-//! and rows in order, `dq` over keys (T. Dao et al., "FlashAttention", 2022).
+//! A task is a head of keys with all query heads that share it, so every gradient is one chain: `dk` and `dv` over
+//! heads and rows in order, `dq` over keys (T. Dao et al., "FlashAttention", 2022).
 
 mod layout;
 mod numbers;

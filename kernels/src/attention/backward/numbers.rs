@@ -38,8 +38,8 @@ impl Unit<'_> {
         finite
     }
 
-    /// For each row of a head: the log-sum-exp (as an exponent of 2 where scores are logits but for the scale), D, and the
-    /// exponent of 2 that is to be taken off besides.
+    /// For each row of a head: the log-sum-exp (as an exponent of 2 where scores are logits but for the scale), D, and
+    /// the exponent of 2 that is to be taken off besides.
     #[inline(always)]
     pub(super) fn row_numbers(&self, head: usize, row: usize) -> *mut f32 {
         let Backward { call, layout, scratch, .. } = *self.task;

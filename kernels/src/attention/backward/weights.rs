@@ -75,8 +75,8 @@ impl<'a> Unit<'a> {
                 let job = ScoreTile::<MR, false, STRIDE> { q, packed, dim, keys, seen, scores, maxima: to, ahead };
                 by_rows(simd, count, job);
             }
-            // Tiles of keys that this tile sees in part reach a few keys further, whose weights count as zeros. Marked after
-            // the scores, which are stored by whole vectors.
+            // Tiles of keys that this tile sees in part reach a few keys further, whose weights count as zeros. Marked
+            // after the scores, which are stored by whole vectors.
             let hidden = simd.splat(f32::from_bits(HIDDEN));
             for i in 0..count {
                 for start in [weights, gradients] {

@@ -81,7 +81,8 @@ impl Finish<'_> {
                 let mut pixel = 0;
                 while pixel < count {
                     let from = sums.wrapping_add((first + pixel) * self.row_len + lane);
-                    // SAFETY: so many pixels of `LANES` channels are read; the block has `LANES` rows of `BLOCK_PIXELS`.
+                    // SAFETY: so many pixels of `LANES` channels are read; the block has `LANES` rows of
+                    // `BLOCK_PIXELS`.
                     unsafe {
                         if pixel + S::LANES <= count {
                             let to = block.as_mut_ptr().add(pixel);

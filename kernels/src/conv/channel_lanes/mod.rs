@@ -152,8 +152,8 @@ impl Engine for ChannelLanes {
         let most_rows = by_sums.min(by_band).min(by_tiles).min(blocking.pixels / columns).clamp(1, grid[0].max(1));
         let mut bands = grid[0].div_ceil(most_rows).max(1);
         let threads = threads.min(MOST_THREADS);
-        // Few tasks must come out even between the threads: blocks of panels, whose weights are read by one thread only,
-        // where there are enough, else bands, or both.
+        // Few tasks must come out even between the threads: blocks of panels, whose weights are read by one thread
+        // only, where there are enough, else bands, or both.
         if threads > 1 && images.saturating_mul(panel_blocks * bands) < threads * blocking.tasks_per_thread {
             let even = |count: usize, most: usize| count.max(threads).next_multiple_of(threads).min(most.max(1));
             let (blocks, rows) = (even(panel_blocks, self.panels()), even(bands, grid[0]));

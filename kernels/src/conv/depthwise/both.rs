@@ -5,8 +5,8 @@
 //!             image 1   dy ──► dx        x, dy ──► lanes of dw      ...
 //! ```
 //!
-//! The planes of one channel and image stay in the second-level cache while all that is made of them is made: `x` and `dy`
-//! are read from memory once. Sums have the order of the calls for one gradient, so the bits are the same.
+//! The planes of one channel and image stay in the second-level cache while all that is made of them is made: `x` and
+//! `dy` are read from memory once. Sums have the order of the calls for one gradient, so the bits are the same.
 
 use super::planes::Planes;
 use super::weights::Shared;
@@ -17,8 +17,8 @@ use crate::conv::spec::{Shape, Sizes};
 use crate::parts::Parts;
 use crate::simd::{Job, Simd, dispatch};
 
-/// Pixels of a plane from which on the memory that is saved outweighs that the planes of a channel do not follow each other:
-/// smaller ones arrive sooner in the order of memory, as the calls for one gradient read them.
+/// Pixels of a plane from which on the memory that is saved outweighs that the planes of a channel do not follow each
+/// other: smaller ones arrive sooner in the order of memory, as the calls for one gradient read them.
 const LARGE: usize = 512;
 
 /// The arguments of a call: those of one for each gradient.

@@ -1,5 +1,5 @@
-//! The gradient of the input at a stride of 2, straight from the planes: even and odd columns of a row together, taps known
-//! when compiled.
+//! The gradient of the input at a stride of 2, straight from the planes: even and odd columns of a row together, taps
+//! known when compiled.
 //!
 //! ```text
 //! dy     y0  y1  y2  y3 ...                   loads at y + each tap
@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A 3 x 3 kernel leaves one to four products for each pixel, so loops over taps would take longer than the products.
-//! Each target is one chain of fused multiply-adds over tap rows and tap columns in order; lanes whose column is padding are
-//! masked, rows that are padding left out.
+//! Each target is one chain of fused multiply-adds over tap rows and tap columns in order; lanes whose column is
+//! padding are masked, rows that are padding left out.
 
 use super::axis::{Axis, Phase, Taps};
 use super::finish::Finish;
@@ -21,8 +21,8 @@ const ROWS: usize = 4;
 
 /// Rows `begin .. end` of a plane of targets.
 ///
-/// Whoever makes one vouches that [`fits`] holds, that the source is readable, that there are weights for all taps, and that
-/// the rows of the targets, and what `finish` names for them, belong to it.
+/// Whoever makes one vouches that [`fits`] holds, that the source is readable, that there are weights for all taps, and
+/// that the rows of the targets, and what `finish` names for them, belong to it.
 pub(super) struct Halves<'a> {
     pub source: *const f32,
     pub source_size: [usize; 2],
@@ -136,7 +136,8 @@ impl Strip<'_> {
     }
 }
 
-/// A strip whose phases have `KH` tap rows, and `KA` and `KB` tap columns. Made by [`Halves`] alone, whose contract it carries.
+/// A strip whose phases have `KH` tap rows, and `KA` and `KB` tap columns. Made by [`Halves`] alone, whose contract it
+/// carries.
 struct Sweep<'a, const KH: usize, const KA: usize, const KB: usize>(Strip<'a>);
 
 impl<const KH: usize, const KA: usize, const KB: usize> Job for Sweep<'_, KH, KA, KB> {

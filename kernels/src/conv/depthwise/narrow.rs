@@ -6,8 +6,8 @@
 //! c1: x x x x x x x ...  ►  x c0..c15  ► the kernel of channels last  ►     c1: y y y y ...
 //! ```
 //!
-//! A row of 7 fills less than half of a vector, at a stride of 2 a quarter; channels fill all of it, whatever the kernel and
-//! the stride. Turning costs about as much as four products for each element.
+//! A row of 7 fills less than half of a vector, at a stride of 2 a quarter; channels fill all of it, whatever the
+//! kernel and the stride. Turning costs about as much as four products for each element.
 
 use super::finish::Finish;
 use super::nhwc::{ChannelLanes, row};
@@ -92,7 +92,8 @@ struct Shared<'a> {
     slot_len: usize,
 }
 
-// SAFETY: tasks write to the channels of their own units and to the scratch memory of their own slot; all else is only read.
+// SAFETY: tasks write to the channels of their own units and to the scratch memory of their own slot; all else is only
+// read.
 unsafe impl Sync for Shared<'_> {}
 
 /// The units `begin .. end` of (image, block), in this order.

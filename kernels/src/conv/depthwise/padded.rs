@@ -1,5 +1,5 @@
-//! The driver for groups of several channels, and for channels last with several outputs a group: padded copies of a group's
-//! planes in the first-level cache, then tiles from there.
+//! The driver for groups of several channels, and for channels last with several outputs a group: padded copies of a
+//! group's planes in the first-level cache, then tiles from there.
 //!
 //! ```text
 //! image planes of a group ──► padded rows of a band (scratch) ──► tiles ──► target planes
@@ -241,8 +241,8 @@ unsafe fn run_unit<S: Simd>(simd: S, shared: &Shared<'_>, scratch: *mut f32, n: 
 /// Puts a tile from scratch where its targets belong, bias and residual added.
 ///
 /// # Safety
-/// - The tile holds `size[0]` rows of `size[1]` targets of `channels` channels from `channel` on, whose first
-///   target is at `[row, column]`.
+/// - The tile holds `size[0]` rows of `size[1]` targets of `channels` channels from `channel` on, whose first target is
+///   at `[row, column]`.
 #[inline(always)]
 unsafe fn place(
     shared: &Shared<'_>,

@@ -1,5 +1,5 @@
-//! The same products from padded copies: for groups of several channels, whose copies are used more than once, for channels
-//! last, and for column steps beyond 2.
+//! The same products from padded copies: for groups of several channels, whose copies are used more than once, for
+//! channels last, and for column steps beyond 2.
 //!
 //! A band of rows is copied, then each tap row adds the products of its taps, or 3 x 3 neighbours all nine at once.
 

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Larger kernels are covered by tiles of 3 x 3 taps, one after the other over a band of rows that stays in the
-//! first-level cache. Each lane of a tap is one chain over blocks of rows, blocks of columns and rows in order, whatever the
-//! band. Lanes whose column is padding are masked, rows that are padding left out.
+//! first-level cache. Each lane of a tap is one chain over blocks of rows, blocks of columns and rows in order,
+//! whatever the band. Lanes whose column is padding are masked, rows that are padding left out.
 
 use super::axis::{Axis, Taps};
 use super::source::inside;

@@ -11,8 +11,8 @@ use crate::simd::{Job, Simd};
 
 /// Makes the lanes of 9 taps from planes of one channel.
 ///
-/// Whoever makes one vouches that `count` planes, `source_step` and `dy_step` apart, are readable, that no row of `dy` is
-/// longer than `lanes`, and that `sums` has room.
+/// Whoever makes one vouches that `count` planes, `source_step` and `dy_step` apart, are readable, that no row of `dy`
+/// is longer than `lanes`, and that `sums` has room.
 pub(super) struct SmallProducts<const STEP: usize> {
     pub source: Source<STEP>,
     pub source_step: usize,

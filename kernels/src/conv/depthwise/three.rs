@@ -12,8 +12,8 @@ use super::finish::Finish;
 use super::source::{Masks, Source};
 use crate::simd::{Job, Simd};
 
-/// Up to so many columns, strips of a vector are computed from the top down, their masks made once; wider planes row after
-/// row: vectors of a strip would be too far apart to be foreseen.
+/// Up to so many columns, strips of a vector are computed from the top down, their masks made once; wider planes row
+/// after row: vectors of a strip would be too far apart to be foreseen.
 const MOST_COLUMNS: usize = 64;
 
 /// Target rows that are computed together.
@@ -21,8 +21,8 @@ const ROWS: usize = 4;
 
 /// Rows `begin .. end` of a plane of targets.
 ///
-/// Whoever makes one vouches that the source is readable, that there are 9 weights, and that the rows of the targets, and
-/// what `finish` names for them, belong to it.
+/// Whoever makes one vouches that the source is readable, that there are 9 weights, and that the rows of the targets,
+/// and what `finish` names for them, belong to it.
 pub(super) struct Three<const STEP: usize> {
     pub source: Source<STEP>,
     pub weights: *const f32,
@@ -86,8 +86,8 @@ impl<const STEP: usize> Job for Three<STEP> {
     }
 }
 
-/// Adds the products of the source row at `top + position` to the rows of a block that see it: row `r` meets tap rows 0, 1
-/// and 2 from position `r * STEP` on.
+/// Adds the products of the source row at `top + position` to the rows of a block that see it: row `r` meets tap rows
+/// 0, 1 and 2 from position `r * STEP` on.
 ///
 /// # Safety
 /// - The source is readable.

@@ -76,8 +76,8 @@ impl<const O: usize, const R: usize, const V: usize> Job for SweepAny<'_, O, R, 
 /// A block of `R` rows and `V` vectors.
 trait Block<S: Simd> {
     /// # Safety
-    /// - As [`compute`]; rows `r .. r + R` and columns from `c` on are targets, except that the last vector may
-    ///   reach past the row's end if it is the only one.
+    /// - As [`compute`]; rows `r .. r + R` and columns from `c` on are targets, except that the last vector may reach
+    ///   past the row's end if it is the only one.
     unsafe fn block<const R: usize, const V: usize>(&self, simd: S, tile: &Tile<'_>, r: usize, c: usize);
 }
 

@@ -229,8 +229,8 @@ impl Shared<'_> {
         (group, share(self.shape.batch, self.frame.pieces, piece))
     }
 
-    /// The gradients of a group's weights from the images of a piece. Where planes are read where they are, `each` is called
-    /// before an image's.
+    /// The gradients of a group's weights from the images of a piece. Where planes are read where they are, `each` is
+    /// called before an image's.
     ///
     /// # Safety
     /// - Nobody else uses the slot's scratch memory, and no unit is run twice.

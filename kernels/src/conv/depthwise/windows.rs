@@ -38,7 +38,8 @@ pub(in crate::conv) struct Windows {
     /// `[row phase][column phase][tap row][tap column][group]`, if channels may be the lanes
     pub(super) lane_weights: Vec<f32>,
     backward: bool,
-    /// The step, and the source position of the first target's first tap, if each target sees 3 x 3 neighbours of one plane.
+    /// The step, and the source position of the first target's first tap, if each target sees 3 x 3 neighbours of one
+    /// plane.
     pub(super) three: Option<(usize, [isize; 2])>,
     /// Whether it is a gradient at a stride of 2 that has a kernel of its own.
     halves: bool,

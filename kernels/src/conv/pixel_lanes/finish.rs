@@ -80,8 +80,8 @@ impl Iterator for Places {
 }
 
 impl Finish<'_> {
-    /// The way from the registers to the output, where a tile is one run and nothing but a bias and a ReLU is to be done:
-    /// with few products to an output the way through memory would cost a fifth of the time.
+    /// The way from the registers to the output, where a tile is one run and nothing but a bias and a ReLU is to be
+    /// done: with few products to an output the way through memory would cost a fifth of the time.
     #[inline(always)]
     pub fn whole<S: Simd>(&self, _: S, channel: usize, offset: usize, place: Option<Place>) -> Option<Whole> {
         let place = place?;

@@ -13,11 +13,11 @@
 //! ```
 //!
 //! Direct copies nothing per tap, and its loads are not aligned. Its tiles follow the rows of the band one by one where
-//! rows are as good as whole vectors; else a vector that meets the end of a row is read in two pieces, or, where rows are
-//! shorter than a vector, tiles compute the few pixels between the end of one row and the start of the next. Im2col packs
-//! each patch once per block of output channels; those of a single tap of stride 1 are runs of the image, which the first
-//! panel reads where they are and packs for the others. The patch matrix as a whole never exists. Both sum in the order of
-//! `ic, kh, kw`, so they give the same bits.
+//! rows are as good as whole vectors; else a vector that meets the end of a row is read in two pieces, or, where rows
+//! are shorter than a vector, tiles compute the few pixels between the end of one row and the start of the next. Im2col
+//! packs each patch once per block of output channels; those of a single tap of stride 1 are runs of the image, which
+//! the first panel reads where they are and packs for the others. The patch matrix as a whole never exists. Both sum in
+//! the order of `ic, kh, kw`, so they give the same bits.
 //!
 //! Sources: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for document
 //! processing" (2006) for im2col; J. Zhang, F. Franchetti, T. M. Low, "High performance zero-memory-overhead direct
@@ -440,9 +440,10 @@ impl Job for Task<'_> {
                         let fresh = packs_on_the_way && len == tile_pixels && panel == first_panel;
                         let count = if !fresh && (whole.is_some() || !last) { strip_counts[t].max(1) } else { 1 };
                         // SAFETY: the panel holds `rows` rows of the whole depth; the tile's right-hand rows are in the
-                        // band (which has a tile to spare at its end) or in the packed tile, or in the image, which has all
-                        // of a whole tile's pixels; the sums hold the tile; the channels are those of the image, the
-                        // places lie in its plane. So it is for every tile.
+                        // band (which has a tile to spare at its end) or in the packed tile, or in the image, which has
+                        // all of a whole tile's pixels; the sums hold the tile; the channels
+                        // are those of the image, the places lie in its plane. So it is for
+                        // every tile.
                         unsafe {
                             if vectors.is_broken {
                                 let starts = vectors.starts.map(|start| source.wrapping_add(start));

@@ -97,8 +97,8 @@ impl Vectors {
 /// row, or lies in the spare tile at the end.
 ///
 /// # Safety
-/// - Every element of a run, at every offset, is readable from `source`; so are `NV * LANES` elements from the start
-///   of a run, at every offset, unless start and tile together pass `end`.
+/// - Every element of a run, at every offset, is readable from `source`; so are `NV * LANES` elements from the start of
+///   a run, at every offset, unless start and tile together pass `end`.
 /// - `to` is writable for `offsets.len() + 1` rows of a tile.
 #[inline(always)]
 pub(super) unsafe fn pack_tile<S: Simd>(

@@ -10,8 +10,8 @@
 
 use super::NV;
 
-/// The way of a vector of results through memory, where a tile is more than one run of them, takes as long as so many steps
-/// of its sum: 10 ns on Zen 4.
+/// The way of a vector of results through memory, where a tile is more than one run of them, takes as long as so many
+/// steps of its sum: 10 ns on Zen 4.
 const FINISH_STEPS: usize = 24;
 
 /// Loads of second pieces take one part in so many of a step's time, at most.
@@ -24,13 +24,14 @@ pub(in crate::conv) enum TileRows {
     Flat { pitch: usize },
     /// Each row on its own: its results leave the registers in one run. `tiles` to a row.
     Aligned { pitch: usize, tiles: usize },
-    /// From result to result, whatever lies between the rows: a vector that meets the end of a row is read in two pieces.
+    /// From result to result, whatever lies between the rows: a vector that meets the end of a row is read in two
+    /// pieces.
     Broken { pitch: usize },
 }
 
 impl TileRows {
-    /// Whatever takes the fewest steps for rows of results that are `pitch` apart, `[rows, columns]` of them, each a sum of
-    /// `depth` products.
+    /// Whatever takes the fewest steps for rows of results that are `pitch` apart, `[rows, columns]` of them, each a
+    /// sum of `depth` products.
     pub fn best(lanes: usize, pitch: usize, grid: [usize; 2], depth: usize) -> Self {
         let flat = Self::Flat { pitch };
         let choices = [Self::Aligned { pitch, tiles: grid[1].div_ceil(NV * lanes) }, Self::Broken { pitch }, flat];

@@ -5,8 +5,8 @@
 //! output   |  tile 0  |  tile 1  |  tile 2  |      one behind the other
 //! ```
 //!
-//! Tiles that follow each other on both sides are one call: with 27 products to a sum, as in the first layer of a network,
-//! finding a tile's place takes a tenth of its time.
+//! Tiles that follow each other on both sides are one call: with 27 products to a sum, as in the first layer of a
+//! network, finding a tile's place takes a tenth of its time.
 
 use super::{MAX_ROWS, NV};
 use crate::conv::sums::{load_sums, store_sums};
@@ -107,8 +107,8 @@ impl Whole {
         }
     }
 
-    /// [`Whole::write`] for a `relu` known at compile time. The loops hold nothing but what they must, so that the sums stay
-    /// in their registers; a comparison takes as long as a product.
+    /// [`Whole::write`] for a `relu` known at compile time. The loops hold nothing but what they must, so that the sums
+    /// stay in their registers; a comparison takes as long as a product.
     ///
     /// # Safety
     /// - As for [`Whole::write`].
@@ -157,8 +157,8 @@ impl<R: Onward> Tile<R> {
     /// Starts or continues the chains of tiles of which this is the first.
     ///
     /// # Safety
-    /// - The pointers keep what the fields promise for `rows` rows of every tile; if there are several, `len` is
-    ///   `NV * LANES`.
+    /// - The pointers keep what the fields promise for `rows` rows of every tile; if there are several, `len` is `NV *
+    ///   LANES`.
     #[inline(always)]
     pub unsafe fn multiply<S: Simd>(self, simd: S, rows: usize, len: usize, series: Series) {
         if len <= S::LANES {

@@ -1,8 +1,8 @@
 //! One axis of a tile: which bilinear algorithm it has, and its matrices.
 //!
-//! Strides are phases. The even and the odd inputs of an axis of stride 2 are two images of stride 1, the even and the odd
-//! taps two short filters, and the outputs the sum of both convolutions; each has a tile `F(m, r)` of its own, and where a
-//! phase has one tap, as many products as outputs:
+//! Strides are phases. The even and the odd inputs of an axis of stride 2 are two images of stride 1, the even and the
+//! odd taps two short filters, and the outputs the sum of both convolutions; each has a tile `F(m, r)` of its own, and
+//! where a phase has one tap, as many products as outputs:
 //!
 //! ```text
 //! inputs   0   1   2   3   4   5   6           3 taps, F(2): 2 outputs from 5 inputs
@@ -10,8 +10,8 @@
 //! odd          d1      d3            w1        2 products                             5 instead of 6
 //! ```
 //!
-//! The gradient of the input is the other way around: both phases see the same gradients of outputs, and each makes every
-//! other pixel. So strides are a matter of one axis, like tiles, and everything else stays as it is.
+//! The gradient of the input is the other way around: both phases see the same gradients of outputs, and each makes
+//! every other pixel. So strides are a matter of one axis, like tiles, and everything else stays as it is.
 //!
 //! | stride 2 | products of an output, for | |
 //! | --- | --- | --- |
@@ -46,8 +46,8 @@ pub(super) enum Form {
     Whole,
     /// Stride 2: the sum of a piece with the even inputs and taps and one with the odd ones.
     Phases,
-    /// The gradient of that: a piece with the even taps and one with the odd ones make every other output, those with the
-    /// odd taps first or not. Taps are counted from the end of the forward filter.
+    /// The gradient of that: a piece with the even taps and one with the odd ones make every other output, those with
+    /// the odd taps first or not. Taps are counted from the end of the forward filter.
     Interleaved { odd_first: bool },
 }
 
@@ -187,8 +187,8 @@ impl Axis {
         (0..self.outputs).map(|output| sum(output) / self.terms(output) as f64).fold(0.0, f64::max)
     }
 
-    /// [`Axis::amplification`] of the weights' gradient: the largest share of `|Gᵀ| (|A| |dy| . |Bᵀ| |d|)` in the `outputs`
-    /// products that a tile adds to a tap.
+    /// [`Axis::amplification`] of the weights' gradient: the largest share of `|Gᵀ| (|A| |dy| . |Bᵀ| |d|)` in the
+    /// `outputs` products that a tile adds to a tap.
     pub fn gradient_amplification(&self) -> f64 {
         let term = |tap: usize, point: usize| {
             let outputs: f64 = (0..self.outputs).map(|output| self.output(output, point).abs()).sum();

@@ -73,8 +73,8 @@ pub(super) struct Tile {
 const MEETING: f64 = 6e-6;
 /// Tiles that a shared block costs beside that, however small it is.
 const STEPS: f64 = 1.0;
-/// What reading the weights once for each block costs, in tiles: of weights that are near or of which each thread reads a
-/// part, of those that a thread reads alone from the third-level cache, and of those that come from memory.
+/// What reading the weights once for each block costs, in tiles: of weights that are near or of which each thread reads
+/// a part, of those that a thread reads alone from the third-level cache, and of those that come from memory.
 const READING: f64 = 3.0;
 const READING_MANY: f64 = 6.0;
 const READING_FAR: f64 = 20.0;
@@ -90,10 +90,11 @@ const FAR: usize = 1 << 22;
 const MANY_BLOCKS: usize = 8;
 /// Pieces of a row of tiles that are tried, at most: narrow blocks transform more pixels twice.
 const MOST_PIECES: usize = 3;
-/// Numbers of parts that are tried down the image and across the batch, from the least on: more make blocks that are too
-/// small for their weights.
+/// Numbers of parts that are tried down the image and across the batch, from the least on: more make blocks that are
+/// too small for their weights.
 const TRIED: usize = 4;
-/// Threads, and blocks of each, up to which the blocks are counted out among them: a search for every call must be short.
+/// Threads, and blocks of each, up to which the blocks are counted out among them: a search for every call must be
+/// short.
 const FEW: usize = 8;
 const FEW_BLOCKS: usize = 4;
 
@@ -107,8 +108,8 @@ impl Tile {
         }
     }
 
-    /// What a tile costs in a block of so many, of which each core has a `part`: more where they leave its cache, and where
-    /// threads share a block, for then their parts are never even.
+    /// What a tile costs in a block of so many, of which each core has a `part`: more where they leave its cache, and
+    /// where threads share a block, for then their parts are never even.
     fn cost(&self, shared: bool, tiles: usize, part: usize) -> f64 {
         let leaves = self.floats[usize::from(shared)] * tiles / part > self.near;
         (if shared { UNEVEN } else { 1.0 }) * (if leaves { LEAVES } else { 1.0 })

@@ -1,5 +1,5 @@
-//! The input transform: pixels, padding included, to `Bᵀ d B` of every tile of a block; or, for the weights' gradient, the
-//! outputs' gradients to `A d Aᵀ`.
+//! The input transform: pixels, padding included, to `Bᵀ d B` of every tile of a block; or, for the weights' gradient,
+//! the outputs' gradients to `A d Aᵀ`.
 //!
 //! ```text
 //! for each vector of channels, each row of tiles, some tiles at a time:
@@ -94,7 +94,8 @@ pub(super) const fn seen_rows(down: Axis) -> usize {
     if points > inputs { points } else { inputs }
 }
 
-/// Floats of the pixels that a chunk of tiles sees, or of what half a transform makes of them, for a vector of channels.
+/// Floats of the pixels that a chunk of tiles sees, or of what half a transform makes of them, for a vector of
+/// channels.
 pub(super) fn rows_len([down, along]: [Axis; 2], chunk: usize, lanes: usize) -> usize {
     seen_rows(down) * row_pixels((chunk - 1) * along.step + along.inputs(), lanes) * lanes
 }
@@ -124,8 +125,8 @@ impl Job for InputTransform<'_> {
                     for row in 0..block.rows {
                         let top = (block.row + row) * steps[0];
                         let known = if row == 0 { 0 } else { seen[0].saturating_sub(steps[0]) };
-                        // SAFETY: the maker's promise: `seen_rows` rows of `pitch` fit twice into the scratch memory; the
-                        // tile is one of the block's.
+                        // SAFETY: the maker's promise: `seen_rows` rows of `pitch` fit twice into the scratch memory;
+                        // the tile is one of the block's.
                         unsafe {
                             scratch.copy_from(scratch.wrapping_add(steps[0] * pitch), known * pitch);
                             for i in known..seen[0] {

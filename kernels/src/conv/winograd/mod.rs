@@ -8,8 +8,8 @@
 //!   y ◄── bias, residual, activation ◄── tiles of m² ◄── Aᵀ m A ◄── m[frequency][tile][out channel]
 //! ```
 //!
-//! The tile is chosen apart for height and width; [`axis`] says what there is, strides of 2 among it, and [`points`] has the
-//! transforms. A block of tiles goes through all steps
+//! The tile is chosen apart for height and width; [`axis`] says what there is, strides of 2 among it, and [`points`]
+//! has the transforms. A block of tiles goes through all steps
 //! before the next, so that `v` and `m` stay in the cache; where there are fewer blocks than threads, the threads share
 //! each step of a block instead. Backward-data is the same with flipped filters, channels exchanged.
 //!
@@ -347,8 +347,8 @@ fn plane(in_channels: usize, out_channels: usize, isa: Isa) -> usize {
 }
 
 // Costs on one thread, for products that run at `PEAK_FLOPS`; measured on Zen 4 with AVX-512.
-/// What a channel of a tile costs in each transform, per frequency: 2.2 to 3.2 ns a vector of 16, 5 where a block leaves
-/// the second-level cache.
+/// What a channel of a tile costs in each transform, per frequency: 2.2 to 3.2 ns a vector of 16, 5 where a block
+/// leaves the second-level cache.
 const TRANSFORM_SECONDS: f64 = 0.2e-9;
 /// What a transformed weight costs to read where all of them stay near, and where they come from memory.
 const WEIGHT_SECONDS: [f64; 2] = [0.02e-9, 0.12e-9];
@@ -362,8 +362,8 @@ const TILE_DEPTH: f64 = 4.0;
 
 /// The speed by which work is judged too small for several threads.
 const FLOPS_PER_SECOND: f64 = 80e9;
-/// Transformed weights from which on they are written past the caches: a step of AlexNet's training takes a tenth less than
-/// with 8 to 14 MiB written through them, one of NiN's a twentieth.
+/// Transformed weights from which on they are written past the caches: a step of AlexNet's training takes a tenth less
+/// than with 8 to 14 MiB written through them, one of NiN's a twentieth.
 const STREAMED: usize = 1 << 20;
 /// A transformed weight, to tell whether threads are worth waking.
 const PACK_SECONDS: f64 = 0.4e-9;

@@ -159,8 +159,8 @@ impl Rows<'_> {
         }
     }
 
-    /// Runs of pixels that are neighbours in a plane of the output: where each starts in the plane, and its first pixel and
-    /// their number among the finished ones.
+    /// Runs of pixels that are neighbours in a plane of the output: where each starts in the plane, and its first pixel
+    /// and their number among the finished ones.
     #[inline(always)]
     fn runs(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
         let ([rows, columns], width) = (self.size, self.context.out_size[1]);

@@ -7,8 +7,8 @@
 //! Training does this in each step, so it is work like any other: filters in the lanes, tasks over panels of output
 //! channels and some input channels each. Each element is the same sum in the same order whoever computes it.
 //!
-//! The taps of a filter are neighbours in memory, and so are the filters of an output channel (backward-data: of an input
-//! channel), so squares of them are transposed in registers:
+//! The taps of a filter are neighbours in memory, and so are the filters of an output channel (backward-data: of an
+//! input channel), so squares of them are transposed in registers:
 //!
 //! ```text
 //! 16 output channels ─┬─ [ic 0: taps][ic 1: taps] ...  ──►  [ic 0, tap 0][16 lanes]
@@ -87,8 +87,8 @@ impl Job for PackFilters<'_> {
                     for p in 0..down.points() {
                         let row = &half[p * along.taps..][..along.taps];
                         let to = self.u.wrapping_add(plan.frequency(group, p * points) + at);
-                        // SAFETY: a panel has `width` columns for each input channel of each frequency, and this job alone
-                        // writes those of its channels.
+                        // SAFETY: a panel has `width` columns for each input channel of each frequency, and this job
+                        // alone writes those of its channels.
                         unsafe {
                             match along.taps {
                                 3 => sums_along::<S, 3>(simd, stream, &columns, points, row, to, step, count),
@@ -191,8 +191,8 @@ unsafe fn sums_along<S: Simd, const N: usize>(
 }
 
 impl PackFilters<'_> {
-    /// The filters from an output channel on, for a run of input channels, tap by tap; whatever there is in lanes beyond
-    /// the last output channel of all, zeros at first.
+    /// The filters from an output channel on, for a run of input channels, tap by tap; whatever there is in lanes
+    /// beyond the last output channel of all, zeros at first.
     #[inline(always)]
     fn lay_out<S: Simd>(&self, simd: S, oc: usize, ic: usize, run: usize, filters: &mut [Lanes<f32>; ROWS]) {
         let Winograd { in_channels, out_channels, direction, .. } = *self.plan;

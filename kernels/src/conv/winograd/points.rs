@@ -8,15 +8,16 @@
 //! y = Aᵀ [(G w) . (Bᵀ d)]          A[p][i] = p^i     G[p][j] = p^j / N(p)     row p of Bᵀ: the product of (x - q), q ≠ p
 //! ```
 //!
-//! The gradient of the weights is the same bilinear form read another way, `F(r, m)`: `r` sums of products of inputs and `m`
-//! outputs' gradients. `B` stays, the others change places:
+//! The gradient of the weights is the same bilinear form read another way, `F(r, m)`: `r` sums of products of inputs
+//! and `m` outputs' gradients. `B` stays, the others change places:
 //!
 //! ```text
 //! <dy, y> = <A dy, (G w) . (Bᵀ d)>          dw = Gᵀ [(A dy) . (Bᵀ d)]
 //! ```
 //!
-//! Points come in pairs: `0, ±a, ±b, ..., infinity`, without 0 where their number is odd. With `z = x²`, the rows of a pair
-//! are `even ± a * odd`, which halves the work. The same points serve several filters: `n = 6` is F(4,3) and F(2,5).
+//! Points come in pairs: `0, ±a, ±b, ..., infinity`, without 0 where their number is odd. With `z = x²`, the rows of a
+//! pair are `even ± a * odd`, which halves the work. The same points serve several filters: `n = 6` is F(4,3) and
+//! F(2,5).
 //!
 //! | n | points | |
 //! | --- | --- | --- |
@@ -29,8 +30,8 @@
 //! Errors of the tiles are in `docs/convolution.md`.
 //!
 //! Sources: S. Winograd, "Arithmetic complexity of computations" (1980); A. Lavin, S. Gray, "Fast algorithms for
-//! convolutional neural networks", CVPR 2016; B. Barabasz et al., "Error analysis and improving the accuracy of Winograd
-//! convolution for deep neural networks", ACM TOMS 46 (2020), for points that are not integers.
+//! convolutional neural networks", CVPR 2016; B. Barabasz et al., "Error analysis and improving the accuracy of
+//! Winograd convolution for deep neural networks", ACM TOMS 46 (2020), for points that are not integers.
 
 use crate::simd::Simd;
 
@@ -250,8 +251,8 @@ pub(super) fn spread<S: Simd, const N: usize, const OUTPUTS: usize>(simd: S, d: 
     v
 }
 
-/// The product of `a - q` over the other finite points `q`, for `a` of a pair, or for 0. For `-a` it is the same, or, without
-/// 0 among the points, its opposite.
+/// The product of `a - q` over the other finite points `q`, for `a` of a pair, or for 0. For `-a` it is the same, or,
+/// without 0 among the points, its opposite.
 const fn scale(points: usize, pair: Option<usize>) -> f64 {
     let a = match pair {
         Some(pair) => POINTS[points][pair],

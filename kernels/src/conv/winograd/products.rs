@@ -25,8 +25,8 @@ const DEPTH: usize = 192;
 
 /// `m[f][panel][tile] = v[f][tile] * u[f][panel]` for some frequencies and panels.
 ///
-/// Whoever makes one vouches that `v` holds the block's transformed input, that `m` has room for the panels, the first of
-/// which stands in front, and that no other task writes these frequencies.
+/// Whoever makes one vouches that `v` holds the block's transformed input, that `m` has room for the panels, the first
+/// of which stands in front, and that no other task writes these frequencies.
 pub(super) struct Products<'a> {
     pub context: &'a Context<'a>,
     pub block: Block,

@@ -1,5 +1,5 @@
-//! What each accuracy admits errs by no more than it says: rms errors over a direct convolution's, which no bound for any
-//! data tells.
+//! What each accuracy admits errs by no more than it says: rms errors over a direct convolution's, which no bound for
+//! any data tells.
 
 use rayon::prelude::*;
 
@@ -106,7 +106,8 @@ fn failures(problem: &Problem, algorithm: Algorithm, direct: [f64; 3]) -> Vec<St
                 failures
                     .push(format!("{accuracy:?} admits {algorithm} for {spec}, whose {name} errs {ratio:.2} times"));
             }
-            // The table of errors in `docs/convolution.md` is from `cargo test -p kernels --lib quality -- --nocapture`.
+            // The table of errors in `docs/convolution.md` is from `cargo test -p kernels --lib quality --
+            // --nocapture`.
             if accuracy == Accuracy::Direct && ratio > 0.0 {
                 println!("{spec} {algorithm}: {name} {ratio:.2}");
             }

@@ -111,9 +111,9 @@ pub fn workspace_len(shape: Shape) -> Result<usize, Error> {
 
 /// `y = x^ gamma + beta` with the mean and variance of each channel of this batch: a step of training.
 ///
-/// The depth `d` of [`norm`](super) is `pixels / 64 + 12` for NCHW, and a quarter of the pixels of a piece and 8 more for
-/// NHWC, where pieces have 1/64 of all pixels, or 16384 elements if that is more. `running`, if given, moves towards
-/// this batch by its momentum. Without any element, nothing but NaN comes out as moments, and `running` stays.
+/// The depth `d` of [`norm`](super) is `pixels / 64 + 12` for NCHW, and a quarter of the pixels of a piece and 8 more
+/// for NHWC, where pieces have 1/64 of all pixels, or 16384 elements if that is more. `running`, if given, moves
+/// towards this batch by its momentum. Without any element, nothing but NaN comes out as moments, and `running` stays.
 ///
 /// ```
 /// use kernels::conv::Layout;

@@ -107,8 +107,8 @@ impl Job for Forward<'_> {
     }
 }
 
-/// How far the run after the next `taken` channels of an image is: in the next image, or where one channel is all that a
-/// task has.
+/// How far the run after the next `taken` channels of an image is: in the next image, or where one channel is all that
+/// a task has.
 fn next_run(shape: Shape, taken: usize) -> usize {
     if taken == 1 { shape.channels * shape.pixels } else { shape.pixels }
 }

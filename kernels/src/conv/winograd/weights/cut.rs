@@ -23,9 +23,9 @@ use crate::workspace::{LINE, round_up};
 pub(super) struct Limits {
     /// Floats of scratch memory: so many times what input and output hold, and so many for each slot.
     pub floats: [usize; 2],
-    /// Channels of a block, in and out, of a task alone, whose sums of all frequencies stay in the second-level cache; of one
-    /// of a long pass, which is bound by the tiles that come from the third; and where a task has one frequency of the
-    /// block. Whole panels of any instruction set.
+    /// Channels of a block, in and out, of a task alone, whose sums of all frequencies stay in the second-level cache;
+    /// of one of a long pass, which is bound by the tiles that come from the third; and where a task has one
+    /// frequency of the block. Whole panels of any instruction set.
     pub alone: usize,
     pub alone_long: usize,
     pub shared: usize,

@@ -9,8 +9,9 @@
 //! ```
 //!
 //! The tiles are those of the forward pass, and so is the transform of x; [`points`](super::points) has the others. All
-//! threads transform the tiles of a pass, then each multiplies some blocks of channels: nothing is transformed twice. Where
-//! one pass holds all tiles and there are blocks enough, a block's sums stay in its core's cache until they are weights.
+//! threads transform the tiles of a pass, then each multiplies some blocks of channels: nothing is transformed twice.
+//! Where one pass holds all tiles and there are blocks enough, a block's sums stay in its core's cache until they are
+//! weights.
 //!
 //! # Order of sums
 //! One chain of fused multiply-adds over the tiles of the batch, in order, for each frequency and pair of channels.
@@ -174,7 +175,8 @@ impl Context<'_> {
         }
     }
 
-    /// Transforms the tiles of x, unless they are known, and of dy: each task takes sixteen channels of some rows of tiles.
+    /// Transforms the tiles of x, unless they are known, and of dy: each task takes sixteen channels of some rows of
+    /// tiles.
     fn transform(&self, tiles: Block, known: bool, slots: usize, parallelism: Parallelism<'_>) {
         let units = self.part.map(|channels| channels.div_ceil(GROUP));
         let first = if known { units[0] } else { 0 };
@@ -335,8 +337,8 @@ impl Context<'_> {
 const PRODUCTS: f64 = 0.95;
 /// What a product costs beside its tiles, in tiles.
 const TILE_DEPTH: f64 = 6.0;
-/// What a channel of a tile costs in each transform, per frequency: where a pass stays in the second-level cache, and where
-/// not.
+/// What a channel of a tile costs in each transform, per frequency: where a pass stays in the second-level cache, and
+/// where not.
 const TRANSFORM_SECONDS: [f64; 2] = [0.33e-9, 0.45e-9];
 /// What a sum costs in the last transform.
 const SUM_SECONDS: f64 = 0.28e-9;

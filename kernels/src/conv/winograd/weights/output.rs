@@ -17,8 +17,8 @@ use crate::simd::{Job, Simd};
 
 /// Writes the gradients of some channels from their sums.
 ///
-/// Whoever makes one vouches that `sums` holds those of the channels, the first of them in front, and that no other task
-/// writes these gradients.
+/// Whoever makes one vouches that `sums` holds those of the channels, the first of them in front, and that no other
+/// task writes these gradients.
 pub(super) struct Taps<'a> {
     pub context: &'a Context<'a>,
     /// Channels of the group, in and out.
@@ -59,8 +59,8 @@ impl Job for Taps<'_> {
                 columns.transform(simd, down, to, points * S::LANES, S::LANES);
                 let rows = Lines { from: to, step: S::LANES, next: points * S::LANES, lines: down.taps };
                 rows.transform(simd, along, by_tap.as_mut_ptr(), S::LANES, along.taps * S::LANES);
-                // SAFETY: all indices are below `SQUARES * LANES`, or `taps * LANES` and a vector; the gradients are the
-                // maker's promise.
+                // SAFETY: all indices are below `SQUARES * LANES`, or `taps * LANES` and a vector; the gradients are
+                // the maker's promise.
                 unsafe {
                     for tap in (0..taps).step_by(S::LANES) {
                         let (from, to) = (by_tap.as_ptr().add(tap * S::LANES), by_channel.as_mut_ptr());

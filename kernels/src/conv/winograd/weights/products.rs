@@ -9,8 +9,8 @@
 //!   rows at a time          └──┘└────────┘
 //! ```
 //!
-//! Both are read as the transforms left them: columns of the left-hand side are 16 floats apart, rows of the right-hand side
-//! are a panel.
+//! Both are read as the transforms left them: columns of the left-hand side are 16 floats apart, rows of the right-hand
+//! side are a panel.
 
 use std::ops::Range;
 
@@ -26,9 +26,9 @@ const DEPTH: usize = 128;
 
 /// `sums[f][oc][ic] += dy[f][tile][oc] * x[f][tile][ic]` over the tiles of a pass, for some frequencies and channels.
 ///
-/// Whoever makes one vouches that `x` and `dy` hold the part's transformed tiles, that `sums` has room for the block and
-/// holds its sums unless `first`, that the channels start with whole panels and groups, and that no other task writes the
-/// sums of these frequencies.
+/// Whoever makes one vouches that `x` and `dy` hold the part's transformed tiles, that `sums` has room for the block
+/// and holds its sums unless `first`, that the channels start with whole panels and groups, and that no other task
+/// writes the sums of these frequencies.
 pub(super) struct Products<'a> {
     pub context: &'a Context<'a>,
     pub tiles: usize,
