@@ -73,25 +73,22 @@ impl Tiles {
         let [out_height, out_width] = self.out_size;
         let [group_in, group_out] = self.channels.map(|channels| channels / self.groups);
         let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
+        let [g, a] = [self.axes.map(Magnitudes::of_weights), self.axes.map(Magnitudes::of_outputs)];
+        let b = self.axes.map(Magnitudes::of_inputs);
         // |G| |w| |Gᵀ| of every filter.
         let mut u = vec![0.0; self.channels[1] * group_in * points];
         for (filter, u) in weights.chunks_exact(taps).zip(u.chunks_exact_mut(points)) {
-            for_each_pair(down.points(), along.points(), |p, q| {
-                let mut sum = UNDERFLOW;
-                for_each_pair(down.taps, along.taps, |kh, kw| {
-                    let g = (down.weight(p, kh) * along.weight(q, kw)).abs();
-                    sum += g * magnitude(filter[kh * along.taps + kw]);
-                });
-                u[p * along.points() + q] = sum;
-            });
+            let filter: Vec<f64> = filter.iter().map(|&w| magnitude(w)).collect();
+            both_sides(&g, &filter, u);
         }
         let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
         let (mut v, mut m) = (vec![0.0; group_in * points], vec![0.0; points]);
+        let mut outputs = vec![0.0; down.outputs * along.outputs];
         for n in 0..batch {
             for group in 0..self.groups {
                 for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
                     let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
-                    self.inputs(x, [n, group, tile_row, tile_column], &mut v);
+                    self.inputs(&b, x, [n, group, tile_row, tile_column], &mut v);
                     for oc in group * group_out..(group + 1) * group_out {
                         m.fill(UNDERFLOW);
                         for ic in 0..group_in {
@@ -99,10 +96,11 @@ impl Tiles {
                                 m[f] += u[(oc * group_in + ic) * points + f] * v[ic * points + f];
                             }
                         }
+                        both_sides(&a, &m, &mut outputs);
                         for_each_pair(down.outputs, along.outputs, |i, j| {
                             if top + i < out_height && left + j < out_width {
                                 let y = at(self.layout, self.channels[1], self.out_size, [n, oc, top + i, left + j]);
-                                shadow[y] = output(down, along, &m, i, j);
+                                shadow[y] = outputs[i * along.outputs + j];
                             }
                         });
                     }
@@ -111,16 +109,82 @@ impl Tiles {
         }
     }
 
-    /// `|Bᵀ| |x| |B|` of every channel of a group, for a tile of image `n`.
-    fn inputs(&self, x: &[f32], [n, group, tile_row, tile_column]: [usize; 4], v: &mut [f64]) {
+    /// `|Bᵀ| |x| |B|` of every channel of a group, for a tile of image `n`; zeros are outside of the image.
+    fn inputs(&self, b: &[Magnitudes; 2], x: &[f32], [n, group, tile_row, tile_column]: [usize; 4], v: &mut [f64]) {
         let [down, along] = &self.axes;
-        let first = [tile_row * down.step, tile_column * along.step];
-        let corner = [0, 1].map(|axis| first[axis] as isize - self.before[axis] as isize);
+        let inside = |axis: usize, first: usize, i: usize| {
+            (first + i).checked_sub(self.before[axis]).filter(|&i| i < self.in_size[axis])
+        };
         let group_in = self.channels[0] / self.groups;
+        let mut pixels = vec![0.0; down.inputs() * along.inputs()];
         for (ic, v) in v.chunks_exact_mut(down.points() * along.points()).enumerate() {
             let c = group * group_in + ic;
-            let pixel = |ih: usize, iw: usize| x[at(self.layout, self.channels[0], self.in_size, [n, c, ih, iw])];
-            input(down, along, corner, self.in_size, pixel, v);
+            for_each_pair(down.inputs(), along.inputs(), |i, j| {
+                let place = (inside(0, tile_row * down.step, i), inside(1, tile_column * along.step, j));
+                pixels[i * along.inputs() + j] = match place {
+                    (Some(ih), Some(iw)) => {
+                        magnitude(x[at(self.layout, self.channels[0], self.in_size, [n, c, ih, iw])])
+                    }
+                    _ => 0.0,
+                };
+            });
+            both_sides(b, &pixels, v);
+        }
+    }
+}
+
+/// The magnitudes of a matrix of an axis.
+struct Magnitudes {
+    rows: usize,
+    columns: usize,
+    /// Row after row.
+    values: Vec<f64>,
+}
+
+impl Magnitudes {
+    fn new(rows: usize, columns: usize, element: impl Fn(usize, usize) -> f64) -> Self {
+        let values = (0..rows * columns).map(|at| element(at / columns, at % columns).abs()).collect();
+        Self { rows, columns, values }
+    }
+
+    /// `|G|`
+    fn of_weights(axis: Axis) -> Self {
+        Self::new(axis.points(), axis.taps, |point, tap| axis.weight(point, tap))
+    }
+
+    /// `|Bᵀ|`
+    fn of_inputs(axis: Axis) -> Self {
+        Self::new(axis.points(), axis.inputs(), |point, input| axis.input(point)[input])
+    }
+
+    /// `|Aᵀ|`
+    fn of_outputs(axis: Axis) -> Self {
+        Self::new(axis.outputs, axis.points(), |output, point| axis.output(output, point))
+    }
+
+    fn transposed(self) -> Self {
+        Self::new(self.columns, self.rows, |row, column| self.values[column * self.columns + row])
+    }
+
+    /// A row.
+    fn row(&self, row: usize) -> &[f64] {
+        &self.values[row * self.columns..][..self.columns]
+    }
+}
+
+/// `down middle alongᵀ`, and what underflows.
+fn both_sides([down, along]: &[Magnitudes; 2], middle: &[f64], to: &mut [f64]) {
+    let mut half = vec![0.0; along.columns];
+    for p in 0..down.rows {
+        half.fill(0.0);
+        for (weight, middle) in down.row(p).iter().zip(middle.chunks_exact(along.columns)) {
+            for (half, middle) in half.iter_mut().zip(middle) {
+                *half += weight * middle;
+            }
+        }
+        for q in 0..along.rows {
+            let sum: f64 = along.row(q).iter().zip(&half).map(|(weight, half)| weight * half).sum();
+            to[p * along.rows + q] = sum + UNDERFLOW;
         }
     }
 }
@@ -133,43 +197,6 @@ fn magnitude(value: f32) -> f64 {
 fn axes(spec: &Conv2dSpec, algorithm: Algorithm, gradient: bool) -> Result<[Axis; 2], Error> {
     winograd_axes(spec, algorithm, gradient)
         .ok_or_else(|| Error::invalid("algorithm", format!("one of Winograd's that can do {spec}"), algorithm))
-}
-
-/// `|Bᵀ| |x| |B|` of the tile whose first pixel is `corner`; zeros are outside of the image.
-fn input(
-    down: &Axis,
-    along: &Axis,
-    corner: [isize; 2],
-    [height, width]: [usize; 2],
-    pixel: impl Fn(usize, usize) -> f32,
-    v: &mut [f64],
-) {
-    let d = |i: usize, j: usize| {
-        let ih = corner[0].checked_add_unsigned(i).and_then(|ih| usize::try_from(ih).ok()).filter(|&ih| ih < height);
-        let iw = corner[1].checked_add_unsigned(j).and_then(|iw| usize::try_from(iw).ok()).filter(|&iw| iw < width);
-        let (Some(ih), Some(iw)) = (ih, iw) else { return 0.0 };
-        magnitude(pixel(ih, iw))
-    };
-    for_each_pair(down.points(), along.points(), |p, q| {
-        let (rows, columns) = (down.input(p), along.input(q));
-        let mut sum = UNDERFLOW;
-        for_each_pair(down.inputs(), along.inputs(), |i, j| {
-            let b = (rows[i] * columns[j]).abs();
-            if b != 0.0 {
-                sum += b * d(i, j);
-            }
-        });
-        v[p * along.points() + q] = sum;
-    });
-}
-
-/// Element `[i, j]` of `|Aᵀ| m |A|`.
-fn output(down: &Axis, along: &Axis, m: &[f64], i: usize, j: usize) -> f64 {
-    let mut sum = UNDERFLOW;
-    for_each_pair(down.points(), along.points(), |p, q| {
-        sum += (down.output(i, p) * along.output(j, q)).abs() * m[p * along.points() + q];
-    });
-    sum
 }
 
 /// The shadow of each element of the input's gradient.
@@ -250,27 +277,30 @@ pub fn winograd_shadow_backward_weights(
     let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
     let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
     let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
+    let axes = [down, along];
+    let [g, a] = [axes.map(Magnitudes::of_weights), axes.map(Magnitudes::of_outputs)]
+        .map(|axes| axes.map(Magnitudes::transposed));
+    let b = axes.map(Magnitudes::of_inputs);
     let (mut v, mut d) = (vec![0.0; group_in * points], vec![0.0; points]);
+    let mut outputs = vec![0.0; down.outputs * along.outputs];
     // [oc][ic][frequency]
     let mut sums = vec![UNDERFLOW; spec.out_channels * group_in * points];
     for n in 0..shape.batch {
         for group in 0..spec.groups {
             for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
                 let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
-                tiles.inputs(x, [n, group, tile_row, tile_column], &mut v);
+                tiles.inputs(&b, x, [n, group, tile_row, tile_column], &mut v);
                 for oc in group * group_out..(group + 1) * group_out {
                     // |A| |dy| |Aᵀ|
-                    for_each_pair(down.points(), along.points(), |p, q| {
-                        let mut sum = UNDERFLOW;
-                        for_each_pair(down.outputs, along.outputs, |i, j| {
-                            let (oh, ow) = (top + i, left + j);
-                            if oh < out_height && ow < out_width {
-                                let dy = dy[at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh, ow])];
-                                sum += (down.output(i, p) * along.output(j, q)).abs() * magnitude(dy);
-                            }
-                        });
-                        d[p * along.points() + q] = sum;
+                    for_each_pair(down.outputs, along.outputs, |i, j| {
+                        let (oh, ow) = (top + i, left + j);
+                        outputs[i * along.outputs + j] = if oh < out_height && ow < out_width {
+                            magnitude(dy[at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh, ow])])
+                        } else {
+                            0.0
+                        };
                     });
+                    both_sides(&a, &outputs, &mut d);
                     for ic in 0..group_in {
                         for f in 0..points {
                             sums[(oc * group_in + ic) * points + f] += d[f] * v[ic * points + f];
@@ -282,13 +312,7 @@ pub fn winograd_shadow_backward_weights(
     }
     // |Gᵀ| sums |G|
     for (filter, sums) in shadow.chunks_exact_mut(taps).zip(sums.chunks_exact(points)) {
-        for_each_pair(down.taps, along.taps, |kh, kw| {
-            let mut sum = UNDERFLOW;
-            for_each_pair(down.points(), along.points(), |p, q| {
-                sum += (down.weight(p, kh) * along.weight(q, kw)).abs() * sums[p * along.points() + q];
-            });
-            filter[kh * along.taps + kw] = sum;
-        });
+        both_sides(&g, sums, filter);
     }
     Ok(())
 }
