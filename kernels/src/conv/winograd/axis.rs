@@ -206,7 +206,7 @@ impl Axis {
             (Form::Whole, 3, 2) => 0.8,
             (Form::Whole, 3, 4) => 1.45,
             (Form::Whole, 3, _) => 3.0,
-            (Form::Whole, 5, 2) => 1.3,
+            (Form::Whole, 5, 2) => 1.37,
             (Form::Whole, ..) => 2.35,
             (Form::Phases, _, 2) => 0.75,
             (Form::Phases, ..) => 1.09,
