@@ -13,6 +13,17 @@ pub(crate) fn share(items: usize, shares: usize, index: usize) -> Range<usize> {
     items * index / shares..items * (index + 1) / shares
 }
 
+/// Deals tasks out like cards: number `index` of a loop is the task `dealt(...)`, so that every participant starts with
+/// some of the first tasks and ends with some of the last. For tasks that come longest first.
+pub(crate) fn dealt(index: usize, participants: usize, tasks: usize) -> usize {
+    let (each, longer) = (tasks / participants, tasks % participants);
+    let (participant, turn) = match index.checked_sub(longer * (each + 1)) {
+        None => (index / (each + 1), index % (each + 1)),
+        Some(rest) => (longer + rest / each, rest % each),
+    };
+    turn * participants + participant
+}
+
 /// A mutable slice in parts of equal length (the last may be shorter), each for one task.
 pub(crate) struct Parts<'a> {
     start: *mut f32,

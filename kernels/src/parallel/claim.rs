@@ -49,17 +49,6 @@ pub(super) fn start(participant: usize, participants: usize, tasks: usize) -> us
     participant * (tasks / participants) + participant.min(tasks % participants)
 }
 
-/// Deals tasks out like cards: number `index` of a loop is the task `dealt(...)`, so that every participant starts with
-/// some of the first tasks and ends with some of the last. For tasks that come longest first.
-pub(crate) fn dealt(index: usize, participants: usize, tasks: usize) -> usize {
-    let (each, longer) = (tasks / participants, tasks % participants);
-    let (participant, turn) = match index.checked_sub(longer * (each + 1)) {
-        None => (index / (each + 1), index % (each + 1)),
-        Some(rest) => (longer + rest / each, rest % each),
-    };
-    turn * participants + participant
-}
-
 /// Runs the tasks of the range of `me`, then those that are left of the others' ranges, in their order after `me`.
 /// There is a cursor for each participant, set to the start of its range.
 pub(super) fn work<'c>(
@@ -80,6 +69,7 @@ pub(super) fn work<'c>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parts::dealt;
 
     #[test]
     fn ranges_cover_all_tasks_and_differ_by_one_at_most() {

@@ -21,7 +21,6 @@ mod team;
 #[cfg(all(test, feature = "rayon"))]
 mod tests;
 
-pub(crate) use claim::dealt;
 pub use team::{Team, TeamOptions};
 
 /// Work below this many seconds on one thread is not given to a pool whose workers may sleep. Two halves under

@@ -26,7 +26,7 @@ mod output;
 mod pack;
 mod points;
 mod products;
-#[cfg(test)]
+#[cfg(all(test, feature = "rayon"))]
 mod quality;
 mod scheme;
 #[cfg(test)]
