@@ -128,6 +128,16 @@ fn once(sizes: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
     sizes.filter(move |&size| last.replace(size) != Some(size))
 }
 
+/// The sizes of parts of `part` items each, of which the last may be smaller.
+fn sizes(items: usize, part: usize) -> impl Iterator<Item = usize> {
+    let mut left = items;
+    std::iter::from_fn(move || {
+        let size = part.min(left);
+        left -= size;
+        (size > 0).then_some(size)
+    })
+}
+
 impl Blocks {
     /// Blocks of at most `most` tiles that give all threads as much to do.
     pub fn new(tiles: [usize; 2], batch: usize, groups: usize, most: usize, slots: usize, tile: Tile) -> Self {
@@ -202,12 +212,25 @@ impl Blocks {
         if slots > FEW || turns > FEW_BLOCKS {
             return turns as f64 * cost(largest);
         }
+        // The blocks in order, without the divisions that number `index` would take.
         let mut loads = [0.0f64; FEW];
-        for index in 0..count {
-            let least = (0..slots).min_by(|&a, &b| loads[a].total_cmp(&loads[b])).unwrap_or(0);
-            loads[least] += cost(self.at(index).tiles());
+        let loads = &mut loads[..slots];
+        for images in sizes(self.batch, self.block[0]) {
+            for _ in 0..self.groups {
+                for rows in sizes(self.tiles[0], self.block[1]) {
+                    for columns in sizes(self.tiles[1], self.block[2]) {
+                        let mut least = 0;
+                        for slot in 1..slots {
+                            if loads[slot] < loads[least] {
+                                least = slot;
+                            }
+                        }
+                        loads[least] += cost(images * rows * columns);
+                    }
+                }
+            }
         }
-        loads.into_iter().fold(0.0, f64::max)
+        loads.iter().copied().fold(0.0, f64::max)
     }
 
     /// The same where all threads share each block.
