@@ -55,6 +55,15 @@ fn integer_products_are_exactly_the_references() {
     }
 }
 
+/// A matrix whose rows are contiguous, or the same with contiguous columns, and its strides.
+fn lying(matrix: &[f32], [rows, columns]: [usize; 2], by_columns: bool) -> (Vec<f32>, [isize; 2]) {
+    if !by_columns {
+        return (matrix.to_vec(), [columns as isize, 1]);
+    }
+    let turned = (0..rows * columns).map(|at| matrix[at % rows * columns + at / rows]).collect();
+    (turned, [1, rows as isize])
+}
+
 #[test]
 fn products_read_and_write_what_is_theirs() {
     let mut random = Random(5);
@@ -62,23 +71,16 @@ fn products_read_and_write_what_is_theirs() {
     let thin = (1..=17).flat_map(|thin| [[thin, 83, 41], [83, thin, 41], [thin, 16, 16], [16, thin, 131]]);
     for [m, n, k] in thin.chain([[40, 70, 30], [29, 100, 300]]) {
         let (lhs, rhs) = (random.integers(m * k), random.integers(k * n));
+        let mut expected = vec![0.0; m * n];
+        reference::gemm(m, n, k, &lhs, &rhs, &mut expected).unwrap();
         for (lhs_columns, rhs_columns) in [(false, false), (false, true), (true, false), (true, true)] {
-            // The same numbers, as matrices whose rows or whose columns are contiguous.
-            let strides = |columns: bool, [rows, row]: [usize; 2]| if columns { [1, rows] } else { [row, 1] };
-            let (a_strides, b_strides) = (strides(lhs_columns, [m, k]), strides(rhs_columns, [k, n]));
-            let mut expected = vec![0.0f32; m * n];
-            for i in 0..m {
-                for j in 0..n {
-                    let term =
-                        |l: usize| lhs[i * a_strides[0] + l * a_strides[1]] * rhs[l * b_strides[0] + j * b_strides[1]];
-                    expected[i * n + j] = (0..k).map(term).sum();
-                }
-            }
+            // The same matrices, whose rows or whose columns are contiguous.
+            let (lhs, a_strides) = lying(&lhs, [m, k], lhs_columns);
+            let (rhs, b_strides) = lying(&rhs, [k, n], rhs_columns);
             for isa in Isa::available() {
                 for side in [Side::Left, Side::Right] {
-                    let signed = |strides: [usize; 2]| strides.map(|stride| stride as isize);
-                    let a = View::strided(lhs_memory.copy(&lhs, side), 0, [m, k], signed(a_strides)).unwrap();
-                    let b = View::strided(rhs_memory.copy(&rhs, side), 0, [k, n], signed(b_strides)).unwrap();
+                    let a = View::strided(lhs_memory.copy(&lhs, side), 0, [m, k], a_strides).unwrap();
+                    let b = View::strided(rhs_memory.copy(&rhs, side), 0, [k, n], b_strides).unwrap();
                     let out = out_memory.filled(m * n, side, SENTINEL);
                     let workspace = workspace_memory.filled(workspace_len(m, n, k, 1).unwrap(), side, POISON);
                     let mut view = ViewMut::new(out, [m, n]).unwrap();

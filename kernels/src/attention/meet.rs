@@ -85,18 +85,10 @@ impl Unit<'_> {
             let mut maxima = [f32::NEG_INFINITY; 16];
             let (at, end) = (first_score(simd, seen), seen.outer.end.next_multiple_of(16));
             let (keys, maxima_at) = (block.keys, maxima.as_mut_ptr());
+            let job: ScoreTile<'_, MR, false, SCORE_STRIDE> =
+                ScoreTile { q, packed, dim, keys, seen, scores, maxima: maxima_at, ahead };
             let factor = if plain {
-                let job = ScoreTile::<MR, true, SCORE_STRIDE> {
-                    q,
-                    packed,
-                    dim,
-                    keys,
-                    seen,
-                    scores,
-                    maxima: maxima_at,
-                    ahead,
-                };
-                by_rows(simd, rows, job);
+                by_rows(simd, rows, job.masked());
                 spec.scale * std::f32::consts::LOG2_E
             } else {
                 if few {
@@ -109,16 +101,6 @@ impl Unit<'_> {
                         at += block.step;
                     }
                 } else {
-                    let job = ScoreTile::<MR, false, SCORE_STRIDE> {
-                        q,
-                        packed,
-                        dim,
-                        keys,
-                        seen,
-                        scores,
-                        maxima: maxima_at,
-                        ahead,
-                    };
                     by_rows(simd, rows, job);
                 }
                 let mut lanes = [simd.splat(f32::NEG_INFINITY); MR];

@@ -138,12 +138,23 @@ impl<'a, const MASK: bool, const STRIDE: usize> OfRows for ScoreTile<'a, MR, MAS
 
     #[inline(always)]
     fn of_rows<const M: usize>(self) -> ScoreTile<'a, M, MASK, STRIDE> {
-        let Self { q, packed, dim, keys, seen, scores, maxima, ahead } = self;
-        ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead }
+        self.of()
     }
 }
 
-impl<const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'_, M, MASK, STRIDE> {
+impl<'a, const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'a, M, MASK, STRIDE> {
+    /// The tile that hides lanes and takes maxima.
+    #[inline(always)]
+    pub fn masked(self) -> ScoreTile<'a, M, true, STRIDE> {
+        self.of()
+    }
+
+    #[inline(always)]
+    fn of<const N: usize, const TO: bool>(self) -> ScoreTile<'a, N, TO, STRIDE> {
+        let Self { q, packed, dim, keys, seen, scores, maxima, ahead } = self;
+        ScoreTile { q, packed, dim, keys, seen, scores, maxima, ahead }
+    }
+
     #[inline(always)]
     fn panels<S: Simd, const NV: usize>(self, simd: S) {
         debug_assert_eq!(NV, panel_vectors(S::REGISTERS));

@@ -340,12 +340,12 @@ impl Gemm<'_> {
             unsafe { driver::run_at_once(&product, &plan, isa) };
             return Ok(());
         }
+        let parallelism = parallelism.for_seconds(product.seconds(blocking));
         if let Some(few) = few_rows::suiting(&product) {
             // SAFETY: as above.
-            unsafe { few_rows::run(&few, isa, parallelism.for_seconds(few.seconds(blocking))) };
+            unsafe { few_rows::run(&few, isa, parallelism) };
             return Ok(());
         }
-        let parallelism = parallelism.for_seconds(product.seconds(blocking));
         let threads = parallelism.threads();
         let plan = driver::plan(&product, isa, blocking, threads);
         let workspace = aligned(workspace);

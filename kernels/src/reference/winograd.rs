@@ -12,7 +12,7 @@
 //! magnitudes, so the two compare: [`Algorithm::amplification`] is their ratio where all data are of one magnitude.
 
 use super::conv::at;
-use crate::conv::{Algorithm, Axis, Conv2dSpec, Layout, Shape, winograd_axes};
+use crate::conv::{Algorithm, Axis, Conv2dSpec, Layout, Shape, Sizes, winograd_axes};
 use crate::error::{Error, check_len};
 
 /// The roundings on the way to an output beside those of the sum over the input channels; or to a weight's gradient,
@@ -40,16 +40,7 @@ pub fn winograd_shadow(
     check_len("x", sizes.x_len, x.len())?;
     check_len("weights", sizes.w_len, weights.len())?;
     check_len("shadow", sizes.y_len, shadow.len())?;
-    let tiles = Tiles {
-        axes: axes(spec, algorithm, false)?,
-        before: [spec.padding.top, spec.padding.left],
-        channels: [spec.in_channels, spec.out_channels],
-        groups: spec.groups,
-        layout: spec.layout,
-        in_size: sizes.input,
-        out_size: sizes.output,
-    };
-    tiles.shadow(shape.batch, x, weights, shadow);
+    Tiles::forward(spec, &sizes, algorithm)?.shadow(shape.batch, x, weights, shadow);
     Ok(())
 }
 
@@ -67,6 +58,18 @@ struct Tiles {
 }
 
 impl Tiles {
+    fn forward(spec: &Conv2dSpec, sizes: &Sizes, algorithm: Algorithm) -> Result<Self, Error> {
+        Ok(Self {
+            axes: axes(spec, algorithm, false)?,
+            before: [spec.padding.top, spec.padding.left],
+            channels: [spec.in_channels, spec.out_channels],
+            groups: spec.groups,
+            layout: spec.layout,
+            in_size: sizes.input,
+            out_size: sizes.output,
+        })
+    }
+
     /// The shadow of every output, for filters `[out channel][in channel of the group][tap]`.
     fn shadow(&self, batch: usize, x: &[f32], weights: &[f32], shadow: &mut [f64]) {
         let [down, along] = &self.axes;
@@ -263,21 +266,12 @@ pub fn winograd_shadow_backward_weights(
     check_len("x", sizes.x_len, x.len())?;
     check_len("dy", sizes.y_len, dy.len())?;
     check_len("shadow", sizes.w_len, shadow.len())?;
-    let [down, along] = axes(spec, algorithm, false)?;
-    let tiles = Tiles {
-        axes: [down, along],
-        before: [spec.padding.top, spec.padding.left],
-        channels: [spec.in_channels, spec.out_channels],
-        groups: spec.groups,
-        layout: spec.layout,
-        in_size: sizes.input,
-        out_size: sizes.output,
-    };
+    let tiles = Tiles::forward(spec, &sizes, algorithm)?;
+    let axes @ [down, along] = tiles.axes;
     let [out_height, out_width] = sizes.output;
     let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
     let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
     let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
-    let axes = [down, along];
     let [g, a] = [axes.map(Magnitudes::of_weights), axes.map(Magnitudes::of_outputs)]
         .map(|axes| axes.map(Magnitudes::transposed));
     let b = axes.map(Magnitudes::of_inputs);
