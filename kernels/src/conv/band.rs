@@ -73,7 +73,7 @@ impl Offsets for BandLayout {
     }
 }
 
-/// Copies the band of results `first_row ..` of one channel.
+/// Copies the band of results from `first` on, `[row, column]`, of one channel.
 ///
 /// # Safety
 /// - `plane` is readable for `in_size[0] * in_size[1]` elements.
@@ -85,15 +85,16 @@ pub(super) unsafe fn fill_channel<S: Simd>(
     layout: BandLayout,
     plane: *const f32,
     in_size: [usize; 2],
-    first_row: usize,
+    first: [usize; 2],
     to: *mut f32,
 ) {
     let [height, width] = in_size.map(|size| size as isize);
+    let [first_row, first_column] = first.map(|first| first as isize);
     let [row_stride, column_stride] = slide.stride.map(|stride| stride as isize);
     let rows = layout.phase_len / layout.pitch;
     for (index, &[row_phase, column_phase]) in slide.phases.iter().enumerate() {
         // Elements [left, right) of a row lie inside of the image: 0 <= (j + first_shift) * stride + phase < width.
-        let pixel = |j: isize| (j + slide.first_shift[1]) * column_stride + column_phase as isize;
+        let pixel = |j: isize| (first_column + j + slide.first_shift[1]) * column_stride + column_phase as isize;
         let pitch = layout.pitch as isize;
         let left =
             (-pixel(0)).max(0).div_euclid(column_stride) + ((-pixel(0)).max(0).rem_euclid(column_stride) > 0) as isize;
@@ -103,7 +104,7 @@ pub(super) unsafe fn fill_channel<S: Simd>(
             // SAFETY: row `i` of this phase is inside of the channel; the columns read are inside of the image.
             unsafe {
                 let row = to.add(index * layout.phase_len + i * layout.pitch);
-                let ih = (first_row as isize + i as isize + slide.first_shift[0]) * row_stride + row_phase as isize;
+                let ih = (first_row + i as isize + slide.first_shift[0]) * row_stride + row_phase as isize;
                 if ih < 0 || ih >= height || left == right {
                     zero_run(simd, row, layout.pitch);
                     continue;

@@ -65,7 +65,7 @@ impl ImageBand {
             + slide.first_shift[1].max(0) as usize * slide.stride[1] * self.column_step
     }
 
-    /// Copies the rows for the windows from `first_row` on.
+    /// Copies the rows for the windows from `first` on, `[row, column]`.
     ///
     /// # Safety
     /// - `image` points at the first channel of the block; the block's channels are readable over the whole image,
@@ -81,12 +81,12 @@ impl ImageBand {
         image: *const f32,
         image_channels: usize,
         in_size: [usize; 2],
-        first_row: usize,
+        first: [usize; 2],
         to: *mut f32,
     ) {
         let [height, width] = in_size.map(|size| size as isize);
-        let top = (first_row as isize + slide.first_shift[0]) * slide.stride[0] as isize;
-        let start = slide.first_shift[1] * slide.stride[1] as isize;
+        let [top, start] =
+            [0, 1].map(|axis| (first[axis] as isize + slide.first_shift[axis]) * slide.stride[axis] as isize);
         // Columns [left, right) of the band lie inside of the image.
         let left = (-start).clamp(0, self.columns as isize);
         let right = (width - start).clamp(left, self.columns as isize);

@@ -333,7 +333,7 @@ unsafe fn fill_band<S: Simd>(
     // The last block of channels may be smaller: its band keeps the distances of the full one.
     let (input, layout) = (context.sizes.input, plan.layout);
     // SAFETY: the caller's contract.
-    unsafe { cut.band.fill(simd, &plan.slide, layout, channels, image, all_channels, input, first_row, to) }
+    unsafe { cut.band.fill(simd, &plan.slide, layout, channels, image, all_channels, input, [first_row, 0], to) }
 }
 
 /// Transposes `pixels` pixels of a panel's channels: `to[pixel][channel]`.

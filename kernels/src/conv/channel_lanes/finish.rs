@@ -11,7 +11,8 @@ const BLOCK_PIXELS: usize = 64;
 pub(super) struct Finish<'a> {
     pub context: &'a Context<'a, ChannelLanes>,
     pub n: usize,
-    pub first_row: usize,
+    /// The first pixel of the band in the grid.
+    pub first_pixel: usize,
     pub oc: usize,
     pub channels: usize,
     pub row_len: usize,
@@ -23,7 +24,8 @@ impl Finish<'_> {
     fn place(&self, pixel: usize) -> usize {
         let slide = &self.context.plan.slide;
         let columns = self.context.cut.grid[1];
-        let (row, column) = (self.first_row + pixel / columns, pixel % columns);
+        let pixel = self.first_pixel + pixel;
+        let (row, column) = (pixel / columns, pixel % columns);
         let at = |axis: usize, i: usize| slide.out_start[axis] + i * slide.out_step[axis];
         at(0, row) * self.context.out_size[1] + at(1, column)
     }

@@ -36,6 +36,14 @@ use crate::workspace::{LINE, Workspace, round_up};
 use finish::Finish;
 use patches::{Lhs, Patches};
 
+/// The pixels that bands share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Units {
+    /// Pixels that no cut parts: a row, or a tile of the only one.
+    unit: usize,
+    units: usize,
+}
+
 /// So many tasks come out even by themselves.
 const MANY_TASKS: usize = 512;
 
@@ -98,7 +106,7 @@ impl ChannelLanes {
 
 impl Engine for ChannelLanes {
     type Band = ImageBand;
-    type Own = ();
+    type Own = Units;
 
     fn slide(&self) -> &Slide {
         &self.slide
@@ -116,7 +124,7 @@ impl Engine for ChannelLanes {
         dispatch(context.plan.isa, Task { context, task, slot });
     }
 
-    fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut<ImageBand, ()> {
+    fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut<ImageBand, Units> {
         let (slide, blocking) = (&self.slide, &self.blocking);
         let grid = [slide.grid(0, out_size[0]), slide.grid(1, out_size[1])];
         let taps = slide.taps.len();
@@ -129,8 +137,17 @@ impl Engine for ChannelLanes {
         let channel_blocks = slide.in_channels.div_ceil(channel_block).max(1);
         let channel_block = slide.in_channels.div_ceil(channel_blocks);
         let depth = channel_block * taps;
-        let one_row = ImageBand::copy(slide, self.layout, channel_block, 1, grid[1]);
-        let source = match (in_place, one_row) {
+        // An image of one row, a line of sound, is cut along it.
+        let by_rows = grid[0] > 1;
+        let columns = grid[1].max(1);
+        let unit = if by_rows { columns } else { MAX_ROWS };
+        let units = if by_rows { grid[0] } else { columns.div_ceil(unit) };
+        let band_of = |units: usize| {
+            let [rows, columns] = if by_rows { [units, grid[1]] } else { [1, units.saturating_mul(unit).min(grid[1])] };
+            ImageBand::copy(slide, self.layout, channel_block, rows, columns)
+        };
+        let smallest = band_of(1);
+        let source = match (in_place, smallest) {
             (Some(band), _) => Source::InPlace(band),
             (None, Some(band)) if band.len <= blocking.band_limit => Source::Band(band),
             _ => Source::Gather,
@@ -140,23 +157,24 @@ impl Engine for ChannelLanes {
         let images = batch.saturating_mul(self.groups);
         let mut panel_blocks = slide.out_channels.div_ceil(blocking.out_channels).max(1);
         let block_lanes = |blocks: usize| self.panels().div_ceil(blocks) * self.panel_len;
-        let columns = grid[1].max(1);
-        let by_sums = blocking.sums / block_lanes(panel_blocks).saturating_mul(columns);
+        let by_sums = blocking.sums / block_lanes(panel_blocks).saturating_mul(unit);
         let by_band = match source {
-            Source::Band(band) => (blocking.band
-                / band.columns.saturating_mul(channel_block).saturating_mul(slide.stride[0]).max(1))
-            .saturating_sub(slide.extra[0]),
-            _ => grid[0],
+            Source::Band(band) => {
+                let (axis, across) = if by_rows { (0, band.columns) } else { (1, band.rows) };
+                let line = across.saturating_mul(channel_block).saturating_mul(slide.stride[axis]).max(1);
+                (blocking.band / line).saturating_sub(slide.extra[axis]) / if by_rows { 1 } else { unit }
+            }
+            _ => units,
         };
-        let by_tiles = if packs { blocking.sums / depth.saturating_mul(columns).max(1) } else { grid[0] };
-        let most_rows = by_sums.min(by_band).min(by_tiles).min(blocking.pixels / columns).clamp(1, grid[0].max(1));
-        let mut bands = grid[0].div_ceil(most_rows).max(1);
+        let by_tiles = if packs { blocking.sums / depth.saturating_mul(unit).max(1) } else { units };
+        let most_units = by_sums.min(by_band).min(by_tiles).min(blocking.pixels / unit).clamp(1, units);
+        let mut bands = units.div_ceil(most_units).max(1);
         let threads = threads.min(MOST_THREADS);
         // Few tasks must come out even between the threads: blocks of panels, whose weights are read by one thread
         // only, where there are enough, else bands, or both.
         if threads > 1 && images.saturating_mul(panel_blocks * bands) < threads * blocking.tasks_per_thread {
             let even = |count: usize, most: usize| count.max(threads).next_multiple_of(threads).min(most.max(1));
-            let (blocks, rows) = (even(panel_blocks, self.panels()), even(bands, grid[0]));
+            let (blocks, rows) = (even(panel_blocks, self.panels()), even(bands, units));
             // A block of its own for each panel, only where nothing is copied for each of them.
             let most = if packs || matches!(source, Source::Band(_)) { blocks } else { self.panels().max(blocks) };
             let choices = [[panel_blocks, bands], [blocks, bands], [panel_blocks, rows], [most, rows]];
@@ -164,23 +182,22 @@ impl Engine for ChannelLanes {
                 let size = |task: usize| {
                     let panels = share(self.panels(), blocks, task / bands % blocks);
                     let end = (panels.end * self.panel_len).min(slide.out_channels);
-                    (end - (panels.start * self.panel_len).min(end)) * share(grid[0], bands, task % bands).len()
+                    (end - (panels.start * self.panel_len).min(end)) * share(units, bands, task % bands).len()
                 };
                 let tasks = images * blocks * bands;
                 if tasks > MANY_TASKS {
-                    return Some((slide.out_channels * grid[0] * images).div_ceil(threads));
+                    return Some((slide.out_channels * units * images).div_ceil(threads));
                 }
                 (0..threads).map(|thread| share(tasks, threads, thread).map(size).sum::<usize>()).max()
             };
             [panel_blocks, bands] = choices.into_iter().min_by_key(longest).unwrap_or([panel_blocks, bands]);
         }
-        let band_rows = grid[0].div_ceil(bands).max(1);
+        let band_units = units.div_ceil(bands).max(1);
         let source = match source {
-            Source::Band(_) => ImageBand::copy(slide, self.layout, channel_block, band_rows, grid[1])
-                .map_or(Source::Gather, Source::Band),
+            Source::Band(_) => band_of(band_units).map_or(Source::Gather, Source::Band),
             other => other,
         };
-        let pixels = band_rows.saturating_mul(columns);
+        let pixels = band_units.saturating_mul(unit);
         Cut {
             grid,
             source,
@@ -193,7 +210,7 @@ impl Engine for ChannelLanes {
             sums_len: round_up(pixels.saturating_mul(block_lanes(panel_blocks))),
             band_len: if let Source::Band(band) = source { band.len.next_multiple_of(LINE) } else { 0 },
             tiles_len: if packs { round_up(pixels.saturating_mul(depth)) } else { 0 },
-            own: (),
+            own: Units { unit, units },
         }
     }
 }
@@ -219,10 +236,12 @@ impl Job for Task<'_> {
         let last_panel = plan.panels() * (panel_block + 1) / cut.panel_blocks;
         let taps = slide.taps.len();
 
-        let [grid_rows, columns] = cut.grid;
-        let band = share(grid_rows, cut.bands, band);
-        let (first_row, rows) = (band.start, band.len());
-        let pixels = rows * columns;
+        let columns = cut.grid[1];
+        let Units { unit, units } = cut.own;
+        let band = share(units, cut.bands, band);
+        let first_pixel = band.start * unit;
+        let pixels = (band.end * unit).min(cut.grid[0] * columns) - first_pixel;
+        let corner = [first_pixel / columns, first_pixel % columns];
         let tiles = Panels::new(pixels, MAX_ROWS);
 
         let plane = context.in_size[0] * context.in_size[1];
@@ -258,15 +277,16 @@ impl Job for Task<'_> {
                             block_input,
                             in_channels,
                             context.in_size,
-                            first_row,
+                            corner,
                             band_copy,
                         );
                     }
                     (band_copy.cast_const(), [band.row_step, band.column_step])
                 }
                 Source::InPlace(band) => {
-                    let start = band.origin(slide) + first_row * slide.stride[0] * band.row_step;
-                    (block_input.wrapping_add(start), [band.row_step, band.column_step])
+                    let steps = [band.row_step, band.column_step];
+                    let place = |axis: usize| corner[axis] * slide.stride[axis] * steps[axis];
+                    (block_input.wrapping_add(band.origin(slide) + place(0) + place(1)), steps)
                 }
                 Source::Gather => (block_input, [0, 0]),
             };
@@ -284,7 +304,7 @@ impl Job for Task<'_> {
                             unsafe {
                                 let value = match cut.source {
                                     Source::Gather => {
-                                        let at = [first_row + pixel / columns, pixel % columns];
+                                        let at = [(first_pixel + pixel) / columns, (first_pixel + pixel) % columns];
                                         gather(slide, plan.layout, block_input, in_channels, context.in_size, at, k)
                                     }
                                     _ => *window(pixel).add(offsets[k]),
@@ -324,7 +344,7 @@ impl Job for Task<'_> {
                 if last {
                     let oc = group * slide.out_channels + panel * plan.panel_len;
                     let channels = (slide.out_channels - panel * plan.panel_len).min(plan.panel_len);
-                    let finish = Finish { context, n, first_row, oc, channels, row_len };
+                    let finish = Finish { context, n, first_pixel, oc, channels, row_len };
                     // SAFETY: the panel's sums are complete, and its channels and pixels are this task's.
                     unsafe {
                         match plan.layout {

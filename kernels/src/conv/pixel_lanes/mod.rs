@@ -159,14 +159,16 @@ impl Engine for PixelLanes {
         let channel_block = slide.in_channels.div_ceil(channel_blocks);
 
         let in_place = BandLayout::in_place(slide, in_size, grid);
-        let one_row = BandLayout::new(slide, 1, grid[1]);
+        // An image of one row, a line of sound, is cut along it.
+        let one_row = BandLayout::new(slide, 1, if grid[0] == 1 { tile_pixels.min(grid[1]) } else { grid[1] });
         let source = match in_place {
             Some(layout) if self.im2col => Source::InPlace(layout),
             _ if one_row.channel_len.saturating_mul(channel_block) > blocking.band_limit => Source::Gather,
             _ => Source::Band(one_row),
         };
-        // A band ends where a row ends, unless the image is read in place.
-        let unit = if matches!(source, Source::Band(_)) { grid[1].max(1) } else { tile_pixels };
+        // A band ends where a row ends, unless there is but one or the image is read in place.
+        let by_rows = matches!(source, Source::Band(_)) && grid[0] > 1;
+        let unit = if by_rows { grid[1].max(1) } else { tile_pixels };
         let units = pixels.div_ceil(unit).max(1);
 
         let mut panel_blocks = slide.out_channels.div_ceil(blocking.out_channels).max(1);
@@ -179,8 +181,13 @@ impl Engine for PixelLanes {
             };
             let by_band = match source {
                 Source::Band(layout) => {
-                    let row = layout.pitch.saturating_mul(slide.phases.len()).saturating_mul(channel_block);
-                    (blocking.band / row.max(1)).saturating_sub(slide.extra[0])
+                    let column = slide.phases.len().saturating_mul(channel_block).max(1);
+                    match by_rows {
+                        true => {
+                            (blocking.band / column.saturating_mul(layout.pitch).max(1)).saturating_sub(slide.extra[0])
+                        }
+                        false => (blocking.band / column).saturating_sub(slide.extra[1]) / unit,
+                    }
                 }
                 _ => units,
             };
@@ -216,7 +223,8 @@ impl Engine for PixelLanes {
 
         let depth = channel_block * taps;
         let source = match source {
-            Source::Band(_) => Source::Band(BandLayout::new(slide, band_units, grid[1])),
+            Source::Band(_) if by_rows => Source::Band(BandLayout::new(slide, band_units, grid[1])),
+            Source::Band(_) => Source::Band(BandLayout::new(slide, 1, (band_units * unit).min(grid[1]))),
             other => other,
         };
         let band_len = match source {
@@ -227,7 +235,7 @@ impl Engine for PixelLanes {
             _ => 0,
         };
         let rows = match source {
-            Source::Band(layout) if !self.im2col => {
+            Source::Band(layout) if !self.im2col && by_rows => {
                 TileRows::best(self.isa.lanes(), layout.pitch, [band_units, grid[1]], depth)
             }
             _ => TileRows::Flat { pitch: grid[1] },
@@ -292,13 +300,14 @@ impl Job for Task<'_> {
         let pixels = cut.grid[0] * columns;
         let band = share(cut.own.units, cut.bands, band);
         let (first_pixel, last_pixel) = (band.start * cut.own.unit, (band.end * cut.own.unit).min(pixels));
-        let first_row = first_pixel / columns;
+        let [first_row, first_column] = [first_pixel / columns, first_pixel % columns];
         let (TileRows::Flat { pitch } | TileRows::Aligned { pitch, .. } | TileRows::Broken { pitch }) = cut.own.rows;
         let tiles = cut.own.rows.tiles(last_pixel - first_pixel, columns, tile_pixels);
         // Im2col tiles run through the results alone, direct tiles mostly through the band as it lies in memory.
         let in_band = matches!(cut.source, Source::Band(_)) && !plan.im2col;
         let broken = matches!(cut.own.rows, TileRows::Broken { .. });
-        let flat_pixels = match in_band && !broken {
+        let gaps = in_band && !broken && pitch > columns;
+        let flat_pixels = match gaps {
             true => ((last_pixel - first_pixel) / columns - 1) * pitch + columns,
             false => last_pixel - first_pixel,
         };
@@ -349,7 +358,7 @@ impl Job for Task<'_> {
                         unsafe {
                             let from = block_input.add(channel * plane);
                             let to = band_copy.add(channel * layout.channel_len);
-                            fill_channel(simd, slide, layout, from, context.in_size, first_row, to);
+                            fill_channel(simd, slide, layout, from, context.in_size, [first_row, first_column], to);
                         }
                     }
                     band_copy.cast_const()
@@ -373,9 +382,9 @@ impl Job for Task<'_> {
                 for t in 0..strip_tiles {
                     let (flat, len) = span(strip + t);
                     strip_lens[t] = len;
-                    let (runs, apart) = match (in_band, broken) {
-                        (true, false) => (Runs::new(flat, len, pitch, columns, first_row), pitch),
-                        _ => (Runs::new(first_pixel + flat, len, columns, columns, 0), columns),
+                    let (runs, apart) = match gaps {
+                        true => (Runs::new(flat, len, pitch, columns, first_row), pitch),
+                        false => (Runs::new(first_pixel + flat, len, columns, columns, 0), columns),
                     };
                     strip_places[t] = Places::new(slide, cut.grid, context.out_size[1], apart, runs);
                     strip_runs[t] = strip_places[t].single();
@@ -403,6 +412,7 @@ impl Job for Task<'_> {
                         let to = packed_tiles.add(t * packed_len);
                         match cut.source {
                             Source::Band(layout) => {
+                                let source = source.wrapping_sub(first_column);
                                 pack_tile(simd, source, layout.pitch, first_row, offsets, runs, to, usize::MAX);
                             }
                             Source::InPlace(layout) => {
