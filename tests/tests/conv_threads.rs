@@ -54,6 +54,17 @@ fn a_convolution_along_rows_alone() {
     holds(ConvCase::new(96, 96, [1, 7]).image(17, 47).padding(0, 0, 3, 3));
 }
 
+#[test]
+fn a_line_of_sound() {
+    holds(ConvCase::new(16, 48, [1, 9]).image(1, 4001).stride(1, 4).padding(0, 0, 4, 4).with_bias());
+    holds(ConvCase::new(30, 24, [1, 2]).image(1, 3001).dilation(1, 16).padding(0, 0, 16, 0).nhwc());
+}
+
+#[test]
+fn a_convolution_whose_taps_are_apart() {
+    holds(ConvCase::new(64, 48, [3, 3]).image(23, 25).dilation(3, 4).padding(3, 3, 4, 4).batch(2).with_bias());
+}
+
 /// A problem, its data and its plans.
 struct Planned {
     case: ConvCase,

@@ -108,6 +108,12 @@ fn winograd_convolutions_of_one_axis_keep_their_bits() {
 }
 
 #[test]
+fn winograd_convolutions_whose_taps_are_apart_keep_their_bits() {
+    let case = ConvCase::new(19, 23, [3, 3]).batch(2).image(11, 17).dilation(2, 3).padding(2, 2, 3, 3).with_bias();
+    has_bits(case, &[Algorithm::Winograd4], [0x811981546013e540, 0x55a61a5ed0826f83, 0xf328dc6e36014c2c]);
+}
+
+#[test]
 fn a_product_keeps_its_bits() {
     let [m, n, k] = [37, 41, 700];
     let values = |seed: u64, len: usize| -> Vec<f32> {

@@ -48,7 +48,7 @@ pub use line::Conv1dSpec;
 pub use plan::{Conv2d, Options, conv2d};
 pub use spec::{Accuracy, Conv2dSpec, Layout, Padding, Shape, Sizes, flip_filter};
 pub use transposed::{ConvTranspose2d, ConvTranspose2dSpec};
-pub(crate) use winograd::Axis;
+pub(crate) use winograd::{Axis, Tiling};
 
 /// The axes of an algorithm's tiles, if it is one of Winograd's and can do the spec: forward, or for the input's
 /// gradient.

@@ -12,7 +12,7 @@
 //! magnitudes, so the two compare: [`Algorithm::amplification`] is their ratio where all data are of one magnitude.
 
 use super::conv::at;
-use crate::conv::{Algorithm, Axis, Conv2dSpec, Layout, Shape, Sizes, winograd_axes};
+use crate::conv::{Algorithm, Axis, Conv2dSpec, Layout, Shape, Sizes, Tiling, winograd_axes};
 use crate::error::{Error, check_len};
 
 /// The roundings on the way to an output beside those of the sum over the input channels; or to a weight's gradient,
@@ -70,6 +70,10 @@ impl Tiles {
         })
     }
 
+    fn tilings(&self) -> [Tiling; 2] {
+        [0, 1].map(|axis| Tiling::new(self.axes[axis], self.out_size[axis]))
+    }
+
     /// The shadow of every output, for filters `[out channel][in channel of the group][tap]`.
     fn shadow(&self, batch: usize, x: &[f32], weights: &[f32], shadow: &mut [f64]) {
         let [down, along] = &self.axes;
@@ -84,14 +88,15 @@ impl Tiles {
             let filter: Vec<f64> = filter.iter().map(|&w| magnitude(w)).collect();
             both_sides(&g, &filter, u);
         }
-        let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
+        let tilings @ [tile_rows, tile_columns] = self.tilings();
         let (mut v, mut m) = (vec![0.0; group_in * points], vec![0.0; points]);
         let mut outputs = vec![0.0; down.outputs * along.outputs];
         for n in 0..batch {
             for group in 0..self.groups {
-                for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
-                    let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
-                    self.inputs(&b, x, [n, group, tile_row, tile_column], &mut v);
+                for_each_pair(tile_rows.all(), tile_columns.all(), |tile_row, tile_column| {
+                    let (top, left) =
+                        (tile_rows.down(tile_row, down.outputs), tile_columns.along(tile_column, along.outputs));
+                    self.inputs(&b, tilings, x, [n, group, tile_row, tile_column], &mut v);
                     for oc in group * group_out..(group + 1) * group_out {
                         m.fill(UNDERFLOW);
                         for ic in 0..group_in {
@@ -101,8 +106,9 @@ impl Tiles {
                         }
                         both_sides(&a, &m, &mut outputs);
                         for_each_pair(down.outputs, along.outputs, |i, j| {
-                            if top + i < out_height && left + j < out_width {
-                                let y = at(self.layout, self.channels[1], self.out_size, [n, oc, top + i, left + j]);
+                            let (oh, ow) = (top + i * down.apart, left + j * along.apart);
+                            if oh < out_height && ow < out_width {
+                                let y = at(self.layout, self.channels[1], self.out_size, [n, oc, oh, ow]);
                                 shadow[y] = outputs[i * along.outputs + j];
                             }
                         });
@@ -113,17 +119,25 @@ impl Tiles {
     }
 
     /// `|Bᵀ| |x| |B|` of every channel of a group, for a tile of image `n`; zeros are outside of the image.
-    fn inputs(&self, b: &[Magnitudes; 2], x: &[f32], [n, group, tile_row, tile_column]: [usize; 4], v: &mut [f64]) {
+    fn inputs(
+        &self,
+        b: &[Magnitudes; 2],
+        tilings: [Tiling; 2],
+        x: &[f32],
+        [n, group, tile_row, tile_column]: [usize; 4],
+        v: &mut [f64],
+    ) {
         let [down, along] = &self.axes;
+        let (top, left) = (tilings[0].down(tile_row, down.step), tilings[1].along(tile_column, along.step));
         let inside = |axis: usize, first: usize, i: usize| {
-            (first + i).checked_sub(self.before[axis]).filter(|&i| i < self.in_size[axis])
+            (first + i * self.axes[axis].apart).checked_sub(self.before[axis]).filter(|&i| i < self.in_size[axis])
         };
         let group_in = self.channels[0] / self.groups;
         let mut pixels = vec![0.0; down.inputs() * along.inputs()];
         for (ic, v) in v.chunks_exact_mut(down.points() * along.points()).enumerate() {
             let c = group * group_in + ic;
             for_each_pair(down.inputs(), along.inputs(), |i, j| {
-                let place = (inside(0, tile_row * down.step, i), inside(1, tile_column * along.step, j));
+                let place = (inside(0, top, i), inside(1, left, j));
                 pixels[i * along.inputs() + j] = match place {
                     (Some(ih), Some(iw)) => {
                         magnitude(x[at(self.layout, self.channels[0], self.in_size, [n, c, ih, iw])])
@@ -225,8 +239,8 @@ pub fn winograd_shadow_backward_data(
     let tiles = Tiles {
         axes: axes(spec, algorithm, true)?,
         before: [
-            (spec.kernel[0] - 1 - spec.padding.top) / spec.stride[0],
-            (spec.kernel[1] - 1 - spec.padding.left) / spec.stride[1],
+            ((spec.kernel[0] - 1) * spec.dilation[0] - spec.padding.top) / spec.stride[0],
+            ((spec.kernel[1] - 1) * spec.dilation[1] - spec.padding.left) / spec.stride[1],
         ],
         channels: [spec.out_channels, spec.in_channels],
         groups: spec.groups,
@@ -271,7 +285,7 @@ pub fn winograd_shadow_backward_weights(
     let [out_height, out_width] = sizes.output;
     let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
     let (points, taps) = (down.points() * along.points(), down.taps * along.taps);
-    let [tile_rows, tile_columns] = [out_height.div_ceil(down.outputs), out_width.div_ceil(along.outputs)];
+    let tilings @ [tile_rows, tile_columns] = tiles.tilings();
     let [g, a] = [axes.map(Magnitudes::of_weights), axes.map(Magnitudes::of_outputs)]
         .map(|axes| axes.map(Magnitudes::transposed));
     let b = axes.map(Magnitudes::of_inputs);
@@ -281,13 +295,14 @@ pub fn winograd_shadow_backward_weights(
     let mut sums = vec![UNDERFLOW; spec.out_channels * group_in * points];
     for n in 0..shape.batch {
         for group in 0..spec.groups {
-            for_each_pair(tile_rows, tile_columns, |tile_row, tile_column| {
-                let (top, left) = (tile_row * down.outputs, tile_column * along.outputs);
-                tiles.inputs(&b, x, [n, group, tile_row, tile_column], &mut v);
+            for_each_pair(tile_rows.all(), tile_columns.all(), |tile_row, tile_column| {
+                let (top, left) =
+                    (tile_rows.down(tile_row, down.outputs), tile_columns.along(tile_column, along.outputs));
+                tiles.inputs(&b, tilings, x, [n, group, tile_row, tile_column], &mut v);
                 for oc in group * group_out..(group + 1) * group_out {
                     // |A| |dy| |Aᵀ|
                     for_each_pair(down.outputs, along.outputs, |i, j| {
-                        let (oh, ow) = (top + i, left + j);
+                        let (oh, ow) = (top + i * down.apart, left + j * along.apart);
                         outputs[i * along.outputs + j] = if oh < out_height && ow < out_width {
                             magnitude(dy[at(spec.layout, spec.out_channels, sizes.output, [n, oc, oh, ow])])
                         } else {

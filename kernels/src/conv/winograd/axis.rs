@@ -36,6 +36,8 @@ pub(crate) struct Axis {
     pub outputs: usize,
     /// Inputs from tile to tile.
     pub step: usize,
+    /// Pixels from tap to tap: those between belong to other tiles.
+    pub apart: usize,
     pub(super) form: Form,
 }
 
@@ -55,11 +57,13 @@ impl Axis {
     /// The tile of `outputs` for a filter of `taps`, if there is one.
     pub fn forward(taps: usize, stride: usize, outputs: usize) -> Option<Self> {
         match (stride, taps, outputs) {
-            (_, 1, _) => Some(Self { taps, outputs: 1, step: stride, form: Form::Whole }),
+            (_, 1, _) => Some(Self { taps, outputs: 1, step: stride, apart: 1, form: Form::Whole }),
             (1, 3, 2 | 4 | 6) | (1, 5, 2 | 4) | (1, 7, 2) => {
-                Some(Self { taps, outputs, step: outputs, form: Form::Whole })
+                Some(Self { taps, outputs, step: outputs, apart: 1, form: Form::Whole })
             }
-            (2, 3..=5, 2 | 4) | (2, 7, 2) => Some(Self { taps, outputs, step: 2 * outputs, form: Form::Phases }),
+            (2, 3..=5, 2 | 4) | (2, 7, 2) => {
+                Some(Self { taps, outputs, step: 2 * outputs, apart: 1, form: Form::Phases })
+            }
             _ => None,
         }
     }
@@ -73,7 +77,8 @@ impl Axis {
         let odd_first = before % 2 == 1;
         match (stride, taps, outputs, odd_first) {
             (2, 3, 2 | 4, _) | (2, 4 | 5, 2 | 4, false) | (2, 7, 2, true) => {
-                Some(Self { taps, outputs: 2 * outputs, step: outputs, form: Form::Interleaved { odd_first } })
+                let form = Form::Interleaved { odd_first };
+                Some(Self { taps, outputs: 2 * outputs, step: outputs, apart: 1, form })
             }
             _ => None,
         }

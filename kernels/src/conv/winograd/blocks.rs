@@ -44,11 +44,13 @@ pub(super) fn block_of(tiles: [usize; 2], batch: usize, most: usize) -> [usize; 
 /// The tiles of a call in blocks.
 #[derive(Clone, Copy)]
 pub(super) struct Blocks {
-    /// Tiles of an image, down and along.
+    /// Rows of tiles of an image, and its columns: of cells that no cut parts.
     pub tiles: [usize; 2],
+    /// Tiles of a cell.
+    pub cell: usize,
     pub batch: usize,
     pub groups: usize,
-    /// Images of a block, and its tiles down and along.
+    /// Images of a block, and its rows and columns.
     pub block: [usize; 3],
     /// Threads share the steps of a block.
     pub shared: bool,
@@ -65,6 +67,8 @@ pub(super) struct Tile {
     pub near: usize,
     /// Floats of the weights, which each block reads.
     pub weights: usize,
+    /// Tiles that no cut parts.
+    pub cell: usize,
 }
 
 // Estimates of what blocks cost, of use only beside each other.
@@ -141,7 +145,8 @@ fn sizes(items: usize, part: usize) -> impl Iterator<Item = usize> {
 impl Blocks {
     /// Blocks of at most `most` tiles that give all threads as much to do.
     pub fn new(tiles: [usize; 2], batch: usize, groups: usize, most: usize, slots: usize, tile: Tile) -> Self {
-        let with = |block: [usize; 3], shared: bool| Self { tiles, batch, groups, block, shared };
+        let with = |block: [usize; 3], shared: bool| Self { tiles, cell: tile.cell, batch, groups, block, shared };
+        let most = (most / tile.cell).max(1);
         let plain = with(block_of(tiles, batch, most), false);
         if slots <= 1 || plain.count() == 0 || plain.count() / slots >= MANY_BLOCKS {
             return plain;
@@ -173,7 +178,12 @@ impl Blocks {
 
     /// All tiles.
     fn all(&self) -> usize {
-        self.batch * self.groups * self.tiles[0] * self.tiles[1]
+        self.batch * self.groups * self.tiles[0] * self.tiles[1] * self.cell
+    }
+
+    /// Tiles of a block.
+    pub fn block_tiles(&self) -> usize {
+        self.block.iter().product::<usize>() * self.cell
     }
 
     /// Blocks across the images, down and along.
@@ -198,15 +208,15 @@ impl Blocks {
             images: self.block[0].min(self.batch - image),
             group: rest % self.groups,
             row,
-            column,
+            column: column * self.cell,
             rows: self.block[1].min(self.tiles[0] - row),
-            columns: self.block[2].min(self.tiles[1] - column),
+            columns: self.block[2].min(self.tiles[1] - column) * self.cell,
         }
     }
 
     /// The most that a thread has to do, in tiles, where each takes the next block when it is done.
     fn longest(&self, slots: usize, tile: Tile) -> f64 {
-        let (count, largest) = (self.count(), self.block.iter().product::<usize>());
+        let (count, largest) = (self.count(), self.block_tiles());
         let cost = |tiles: usize| tiles as f64 * tile.cost(false, largest, 1) + tile.reading(false);
         let turns = count.div_ceil(slots);
         if slots > FEW || turns > FEW_BLOCKS {
@@ -225,7 +235,7 @@ impl Blocks {
                                 least = slot;
                             }
                         }
-                        loads[least] += cost(images * rows * columns);
+                        loads[least] += cost(images * rows * columns * self.cell);
                     }
                 }
             }
@@ -235,7 +245,7 @@ impl Blocks {
 
     /// The same where all threads share each block.
     fn together(&self, slots: usize, tile: Tile) -> f64 {
-        let (count, largest) = (self.count() as f64, self.block.iter().product());
+        let (count, largest) = (self.count() as f64, self.block_tiles());
         let work = self.all() as f64 * tile.cost(true, largest, slots) + count * tile.reading(true);
         work / slots as f64 + count * (STEPS + MEETING / tile.seconds)
     }

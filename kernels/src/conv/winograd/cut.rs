@@ -11,7 +11,7 @@
 
 use super::blocks::{Blocks, Tile};
 use super::input::{rows_len, seen_rows};
-use super::{Axis, Winograd};
+use super::{Axis, Tiling, Winograd};
 use crate::conv::dense::PEAK_FLOPS;
 use crate::gemm::tile::NV;
 use crate::parts::balanced;
@@ -23,6 +23,8 @@ pub(super) const GROUP: usize = 16;
 
 /// How a call is cut.
 pub(super) struct Cut {
+    /// Tiles down and along the outputs.
+    pub tilings: [Tiling; 2],
     pub blocks: Blocks,
     /// Panels of output channels that are multiplied before they are transformed.
     pub out_panels: usize,
@@ -35,7 +37,7 @@ pub(super) struct Cut {
     pub v_plane: usize,
     pub m_plane: usize,
     pub frequencies: usize,
-    /// Tiles side by side that are transformed at once.
+    /// Cells of tiles side by side that are transformed at once.
     pub chunk: usize,
     /// Floats of the pixels that a chunk of tiles sees, for a vector of channels.
     pub rows_len: usize,
@@ -60,10 +62,10 @@ const OUT_BLOCK: usize = 64;
 /// Floats of a chunk of tiles before and after the first half of a transform: a half of L1 each.
 const CHUNK: usize = 3 * 1024;
 
-/// How many of the `columns` tiles of a row are transformed at once.
+/// How many of the `columns` cells of a row are transformed at once.
 pub(super) fn chunk([down, along]: [Axis; 2], columns: usize, lanes: usize) -> usize {
-    let per_tile = seen_rows(down) * along.step * lanes;
-    let overlap = seen_rows(down) * along.inputs().saturating_sub(along.step) * lanes;
+    let per_tile = seen_rows(down) * along.step * along.apart * lanes;
+    let overlap = seen_rows(down) * along.inputs().saturating_sub(along.step) * along.apart * lanes;
     balanced(columns, (CHUNK.saturating_sub(overlap) / per_tile).max(1))
 }
 
@@ -77,7 +79,7 @@ impl Cut {
         let lanes = plan.isa.lanes();
         let panel = NV * lanes;
         let [down, along] = plan.axes;
-        let tiles = [out_size[0].div_ceil(down.outputs), out_size[1].div_ceil(along.outputs)];
+        let tilings = [0, 1].map(|axis| Tiling::new(plan.axes[axis], out_size[axis]));
         let frequencies = down.points() * along.points();
         let groups = plan.in_channels.div_ceil(GROUP);
         let most = Self::most_tiles(plan.axes, [plan.in_channels, plan.out_channels], plan.isa);
@@ -89,10 +91,12 @@ impl Cut {
                 .map(|out| frequencies * (plan.in_channels + out)),
             near: block_floats(),
             weights,
+            cell: tilings[1].phases,
         };
+        let tiles = [tilings[0].all(), tilings[1].tiles];
         let blocks = Blocks::new(tiles, batch, plan.groups, most, slots, tile);
-        let [images, rows, columns] = blocks.block;
-        let block_tiles = images * rows * columns;
+        let [_, _, columns] = blocks.block;
+        let block_tiles = blocks.block_tiles();
 
         let out_panels = plan.out_channels.div_ceil(panel);
         let out_panels = if blocks.shared { out_panels } else { balanced(out_panels, OUT_BLOCK.div_ceil(panel)) };
@@ -100,6 +104,7 @@ impl Cut {
 
         let chunk = chunk(plan.axes, columns, lanes);
         Self {
+            tilings,
             blocks,
             out_panels,
             panel,
@@ -110,9 +115,9 @@ impl Cut {
             frequencies,
             chunk,
             rows_len: round_up(rows_len(plan.axes, chunk, lanes)),
-            halves_len: round_up(chunk * down.outputs * along.points() * lanes),
+            halves_len: round_up(chunk * tilings[1].phases * down.outputs * along.points() * lanes),
             // A block of finished pixels is read whole.
-            finished_len: round_up((down.outputs * columns * along.outputs + lanes) * lanes),
+            finished_len: round_up((down.outputs * columns * along.outputs * along.apart + lanes) * lanes),
         }
     }
 

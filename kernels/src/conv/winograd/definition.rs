@@ -16,10 +16,11 @@ impl Context<'_> {
         // The input that an output meets at a tap, if there is one.
         let met = |axis: usize, output: usize, tap: usize| {
             let (stride, before) = (spec.stride[axis], padding[axis]);
+            let tap = tap * spec.dilation[axis];
             let input = match self.plan.direction {
                 Direction::Forward => (output * stride + tap).checked_sub(before),
                 Direction::BackwardData => (output + tap)
-                    .checked_sub(spec.kernel[axis] - 1 - before)
+                    .checked_sub((spec.kernel[axis] - 1) * spec.dilation[axis] - before)
                     .filter(|at| at.is_multiple_of(stride))
                     .map(|at| at / stride),
             };

@@ -19,6 +19,7 @@ use super::axis::Axis;
 use super::blocks::Block;
 use super::points::MOST;
 use super::scheme::{Scheme, Visit, with_forward, with_scheme};
+use super::tiling::Tiling;
 use crate::conv::spec::Layout;
 use crate::simd::{Job, Simd};
 
@@ -77,9 +78,11 @@ impl Place {
 pub(super) struct InputTransform<'a> {
     pub image: Image<'a>,
     pub axes: [Axis; 2],
+    /// Those of the outputs.
+    pub tilings: [Tiling; 2],
     pub transform: Transform,
     pub block: Block,
-    /// Tiles side by side that are transformed at once.
+    /// Cells of tiles side by side that are transformed at once.
     pub chunk: usize,
     /// The channel of the image that is number 0 of the `channels`.
     pub first_channel: usize,
@@ -94,10 +97,10 @@ pub(super) const fn seen_rows(down: Axis) -> usize {
     if points > inputs { points } else { inputs }
 }
 
-/// Floats of the pixels that a chunk of tiles sees, or of what half a transform makes of them, for a vector of
+/// Floats of the pixels that a chunk of cells sees, or of what half a transform makes of them, for a vector of
 /// channels.
 pub(super) fn rows_len([down, along]: [Axis; 2], chunk: usize, lanes: usize) -> usize {
-    seen_rows(down) * row_pixels((chunk - 1) * along.step + along.inputs(), lanes) * lanes
+    seen_rows(down) * row_pixels(((chunk - 1) * along.step + along.inputs()) * along.apart, lanes) * lanes
 }
 
 impl Job for InputTransform<'_> {
@@ -105,7 +108,7 @@ impl Job for InputTransform<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { image, axes, transform, block, chunk, first_channel, channels, place, scratch } = self;
+        let Self { image, axes, tilings, transform, block, chunk, first_channel, channels, place, scratch } = self;
         let [down, along] = axes;
         // Rows and columns that a tile sees, and those from tile to tile.
         let [seen, steps] = match transform {
@@ -113,18 +116,23 @@ impl Job for InputTransform<'_> {
             Transform::Spread => [axes.map(|axis| axis.outputs); 2],
         };
         let turned = scratch.wrapping_add(rows_len(axes, chunk, S::LANES));
+        let phases = tilings[1].phases;
         for first in channels.clone().step_by(S::LANES) {
             let count = S::LANES.min(channels.end - first);
             let (v, step) = place.at(first);
             for n in 0..block.images {
-                for column in (0..block.columns).step_by(chunk) {
-                    let tiles = chunk.min(block.columns - column);
-                    let shown = (tiles - 1) * steps[1] + seen[1];
-                    let pitch = row_pixels(shown, S::LANES) * S::LANES;
-                    let left = (block.column + column) * steps[1];
+                for column in (0..block.columns).step_by(chunk * phases) {
+                    let tiles = chunk.min((block.columns - column) / phases);
+                    // Pixels of each phase, and of all that are seen.
+                    let each = (tiles - 1) * steps[1] + seen[1];
+                    let shown = (each - 1) * along.apart + phases;
+                    let pitch = row_pixels(each * along.apart, S::LANES) * S::LANES;
+                    let left = tilings[1].along(block.column + column, steps[1]);
                     for row in 0..block.rows {
-                        let top = (block.row + row) * steps[0];
-                        let known = if row == 0 { 0 } else { seen[0].saturating_sub(steps[0]) };
+                        let top = tilings[0].down(block.row + row, steps[0]);
+                        // The tile above is the one before, but for the first of a phase.
+                        let fresh = row == 0 || (block.row + row).is_multiple_of(tilings[0].tiles);
+                        let known = if fresh { 0 } else { seen[0].saturating_sub(steps[0]) };
                         // SAFETY: the maker's promise: `seen_rows` rows of `pitch` fit twice into the scratch memory;
                         // the tile is one of the block's.
                         unsafe {
@@ -135,19 +143,22 @@ impl Job for InputTransform<'_> {
                                     n: block.image + n,
                                     channel: first_channel + first,
                                     count,
-                                    row: (top + i) as isize - image.before[0] as isize,
+                                    row: (top + i * down.apart) as isize - image.before[0] as isize,
                                     column: left as isize - image.before[1] as isize,
                                     shown,
                                 };
                                 pixels.copy(simd, scratch.add(i * pitch));
                             }
-                            let pass = Down { from: scratch, to: turned, pitch, len: shown * S::LANES };
+                            let pass = Down { from: scratch, to: turned, pitch, phases, apart: along.apart, each };
                             let halves = by_scheme(simd, down, transform, pass);
                             let tile = (n * block.rows + row) * block.columns + column;
                             let to = v.add(tile * step);
                             let (rows, plane, across) = (down.points(), place.plane, steps[1]);
-                            let pass = Along { from: halves, pitch, rows, across, tiles, to, plane, step };
-                            by_scheme(simd, along, transform, pass);
+                            for phase in 0..phases {
+                                let (from, to) = (halves.add(phase * each * S::LANES), to.add(phase * step));
+                                let pass = Along { from, pitch, rows, across, tiles, to, plane, step: step * phases };
+                                by_scheme(simd, along, transform, pass);
+                            }
                         }
                     }
                 }
@@ -302,12 +313,15 @@ const fn seen<A: Scheme, const SPREAD: bool>() -> usize {
     if SPREAD { A::OUTPUTS } else { A::INPUTS }
 }
 
-/// Down the columns of a row of tiles. Returns where the result is.
+/// Down the columns of a row of tiles, phase after phase. Returns where the result is.
 struct Down {
     from: *const f32,
     to: *mut f32,
     pitch: usize,
-    len: usize,
+    /// Phases, pixels from one of a phase to the next, and how many each has.
+    phases: usize,
+    apart: usize,
+    each: usize,
 }
 
 impl Lines for Down {
@@ -315,20 +329,25 @@ impl Lines for Down {
 
     #[inline(always)]
     fn run<S: Simd, A: Scheme, const SPREAD: bool>(self, simd: S) -> *const f32 {
-        let Self { from, to, pitch, len } = self;
-        if A::POINTS == 1 {
+        let Self { from, to, pitch, phases, apart, each } = self;
+        if A::POINTS == 1 && apart == 1 {
             return from;
         }
-        for at in (0..len).step_by(S::LANES) {
-            // SAFETY: the rows of `len` floats that a tile sees are there, and room for those of its points.
+        for phase in 0..phases {
+            // SAFETY: the rows of pixels that a tile sees are there, and room for those of its points.
             unsafe {
-                let mut d = [simd.zero(); MOST];
-                for i in 0..const { seen::<A, SPREAD>() } {
-                    d[i] = simd.load(from.add(i * pitch + at));
-                }
-                let v = transform::<S, A, SPREAD>(simd, &d);
-                for i in 0..A::POINTS {
-                    simd.store(to.add(i * pitch + at), v[i]);
+                let (mut from, mut to) = (from.add(phase * S::LANES), to.add(phase * each * S::LANES));
+                for _ in 0..each {
+                    let mut d = [simd.zero(); MOST];
+                    for i in 0..const { seen::<A, SPREAD>() } {
+                        d[i] = simd.load(from.add(i * pitch));
+                    }
+                    let v = transform::<S, A, SPREAD>(simd, &d);
+                    for i in 0..A::POINTS {
+                        simd.store(to.add(i * pitch), v[i]);
+                    }
+                    from = from.wrapping_add(apart * S::LANES);
+                    to = to.add(S::LANES);
                 }
             }
         }

@@ -8,10 +8,10 @@
 //!   y ◄── bias, residual, activation ◄── tiles of m² ◄── Aᵀ m A ◄── m[frequency][tile][out channel]
 //! ```
 //!
-//! The tile is chosen apart for height and width; [`axis`] says what there is, strides of 2 among it, and [`points`]
-//! has the transforms. A block of tiles goes through all steps
-//! before the next, so that `v` and `m` stay in the cache; where there are fewer blocks than threads, the threads share
-//! each step of a block instead. Backward-data is the same with flipped filters, channels exchanged.
+//! The tile is chosen apart for height and width; [`axis`] says what there is, strides of 2 among it, [`points`] has the
+//! transforms, and [`tiling`] says where tiles lie, those of dilated kernels among them. A block of tiles goes through
+//! all steps before the next, so that `v` and `m` stay in the cache; where there are fewer blocks than threads, the
+//! threads share each step of a block instead. Backward-data is the same with flipped filters, channels exchanged.
 //!
 //! # Order of sums
 //! One chain of fused multiply-adds over the input channels for each frequency; transforms add in the order written in
@@ -31,6 +31,7 @@ mod quality;
 mod scheme;
 #[cfg(test)]
 mod tests;
+mod tiling;
 mod weights;
 
 use std::ops::Range;
@@ -53,6 +54,7 @@ use input::{Image, InputTransform, Place, Transform};
 use output::OutputTransform;
 use pack::PackFilters;
 use products::Products;
+pub(crate) use tiling::Tiling;
 pub(super) use weights::WinogradWeights;
 
 /// Which gradient, or none.
@@ -103,33 +105,38 @@ impl Winograd {
     /// The axes of the algorithm's tiles, if it can do the spec.
     pub fn axes(spec: &Conv2dSpec, direction: Direction, algorithm: Algorithm) -> Option<[Axis; 2]> {
         let outputs = algorithm.tile()?;
-        let dense = (0..2).all(|axis| spec.dilation[axis] == 1 || spec.kernel[axis] == 1);
+        // Phases of a stride, or of a dilation.
+        let regular = (0..2).all(|axis| spec.dilation[axis] == 1 || spec.kernel[axis] == 1 || spec.stride[axis] == 1);
         // One channel a group: depthwise, where transforms cost more than the products that they spare.
         let pays = spec.in_channels > spec.groups || spec.out_channels > spec.groups || spec.groups == 1;
-        if !dense || !pays || spec.kernel == [1, 1] {
+        if !regular || !pays || spec.kernel == [1, 1] {
             return None;
         }
         let padding = spec.padding;
         // Backward, the image is padded with what the kernel hangs over less what the padding was.
         let narrow = [[padding.top, padding.bottom], [padding.left, padding.right]];
-        let fits = |at: usize| narrow[at].iter().all(|&side| side < spec.kernel[at]);
+        let reach = |at: usize| (spec.kernel[at] - 1).saturating_mul(spec.dilation[at]);
+        let fits = |at: usize| narrow[at].iter().all(|&side| side <= reach(at));
         if direction == Direction::BackwardData && !(fits(0) && fits(1)) {
             return None;
         }
         let axis = |at: usize| {
             let (taps, stride) = (spec.kernel[at], spec.stride[at]);
-            match direction {
+            let apart = if taps == 1 { 1 } else { spec.dilation[at] };
+            let axis = match direction {
                 Direction::Forward => Axis::forward(taps, stride, outputs[at]),
-                Direction::BackwardData => Axis::gradient(taps, stride, outputs[at], taps - 1 - narrow[at][0]),
-            }
+                Direction::BackwardData => Axis::gradient(taps, stride, outputs[at], reach(at) - narrow[at][0]),
+            };
+            axis.map(|axis| Axis { apart, ..axis })
         };
         let axes = [axis(0)?, axis(1)?];
         let [in_channels, out_channels] = Self::channels(spec, direction);
         let frequencies = axes[0].points() * axes[1].points();
-        // A block of the fewest tiles.
-        let least = frequencies.saturating_mul(in_channels.saturating_add(64)).saturating_mul(28);
+        // A block of the fewest tiles, and the pixels that they see.
+        let least = frequencies.saturating_mul(in_channels.saturating_add(64)).saturating_mul(axes[1].apart.max(28));
+        let seen = input::seen_rows(axes[0]).saturating_mul(axes[1].inputs() * 16).saturating_mul(axes[1].apart);
         let weights = frequencies.checked_mul(in_channels)?.checked_mul(out_channels)?.checked_mul(spec.groups)?;
-        (least <= MOST_SCRATCH * 2 && weights <= isize::MAX as usize / 64).then_some(axes)
+        (least.max(seen).max(axes[0].apart) <= MOST_SCRATCH * 2 && weights <= isize::MAX as usize / 64).then_some(axes)
     }
 
     /// Channels of a group that a direction reads and computes.
@@ -153,7 +160,7 @@ impl Winograd {
         let axes = Self::axes(spec, direction, algorithm)?;
         let [ic, oc] = Self::channels(spec, direction).map(|channels| channels as f64);
         let lanes = isa.lanes();
-        let tiles = [0, 1].map(|axis| out_size[axis].div_ceil(axes[axis].outputs));
+        let tiles = [0, 1].map(|axis| Tiling::new(axes[axis], out_size[axis]).all());
         let frequencies = (axes[0].points() * axes[1].points()) as f64;
         let images = (batch * spec.groups) as f64;
         let tiles = images * (tiles[0] * tiles[1]) as f64;
@@ -177,7 +184,9 @@ impl Winograd {
         let before = match direction {
             Direction::Forward => padding,
             // Rows and columns of zeros between those of a gradient are left out.
-            Direction::BackwardData => [0, 1].map(|axis| (spec.kernel[axis] - 1 - padding[axis]) / spec.stride[axis]),
+            Direction::BackwardData => {
+                [0, 1].map(|axis| ((spec.kernel[axis] - 1) * spec.dilation[axis] - padding[axis]) / spec.stride[axis])
+            }
         };
         let frequencies = axes[0].points() * axes[1].points();
         let plane = plane(in_channels, out_channels, isa);
@@ -238,7 +247,7 @@ impl Winograd {
         let scratch = Shared(scratch.as_mut_ptr());
         let flops = 2.0
             * (batch * self.groups * self.out_channels * self.in_channels) as f64
-            * (cut.blocks.tiles[0] * cut.blocks.tiles[1] * cut.frequencies) as f64;
+            * (cut.tilings[0].all() * cut.tilings[1].all() * cut.frequencies) as f64;
         let parallelism = parallelism.for_seconds(flops / FLOPS_PER_SECOND);
         let context =
             &Context { plan: self, cut, weights, input, in_size, output: output.as_mut_ptr(), out_size, post };
@@ -271,6 +280,7 @@ impl Context<'_> {
         InputTransform {
             image: Image { values: self.input, size: self.in_size, before, channels: all, layout },
             axes: plan.axes,
+            tilings: cut.tilings,
             transform: Transform::Input,
             block,
             chunk: cut.chunk,

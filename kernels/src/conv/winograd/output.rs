@@ -44,13 +44,16 @@ impl Job for OutputTransform<'_> {
         let cut = &context.cut;
         let outputs = context.plan.axes.map(|axis| axis.outputs);
         let [height, width] = context.out_size;
+        let [down, along] = cut.tilings;
+        let left = along.along(block.column, outputs[1]);
+        let columns = (block.columns / along.phases * outputs[1] * along.apart).min(width - left);
         let halves = scratch.wrapping_add(cut.finished_len);
         for first in channels.clone().step_by(S::LANES) {
             let place = skip + first - channels.start;
             let m = m.wrapping_add(place / cut.panel * cut.m_panel + place % cut.panel);
             for image in 0..block.images {
                 for row in 0..block.rows {
-                    let (top, left) = ((block.row + row) * outputs[0], block.column * outputs[1]);
+                    let top = down.down(block.row + row, outputs[0]);
                     let rows = Rows {
                         context,
                         block,
@@ -60,7 +63,7 @@ impl Job for OutputTransform<'_> {
                         count: S::LANES.min(channels.end - first),
                         top,
                         left,
-                        size: [outputs[0].min(height - top), (block.columns * outputs[1]).min(width - left)],
+                        size: [height.saturating_sub(top).div_ceil(down.apart).min(outputs[0]), columns],
                         finished: scratch,
                         halves,
                     };
@@ -131,8 +134,9 @@ impl Rows<'_> {
         let context = self.context;
         let [down, along] = context.plan.axes;
         let mut finite = true;
-        for column in (0..self.block.columns).step_by(context.cut.chunk) {
-            let tiles = column..self.block.columns.min(column + context.cut.chunk);
+        let chunk = context.cut.chunk * context.cut.tilings[1].phases;
+        for column in (0..self.block.columns).step_by(chunk) {
+            let tiles = column..self.block.columns.min(column + chunk);
             with_scheme(down, Call(simd, Down { rows: *self, tiles: tiles.clone() }));
             finite &= with_scheme(along, Call(simd, Along { rows: *self, tiles, post }));
         }
@@ -147,12 +151,13 @@ impl Rows<'_> {
     #[inline(never)]
     unsafe fn repair<S: Simd>(&self) {
         let [rows, columns] = self.size;
+        let apart = self.context.cut.tilings[0].apart;
         for pixel in 0..rows * columns {
             for lane in 0..self.count {
                 // SAFETY: the pixel is finished.
                 let at = unsafe { &mut *self.finished.add(pixel * S::LANES + lane) };
                 if !at.is_finite() {
-                    let place = [self.top + pixel / columns, self.left + pixel % columns];
+                    let place = [self.top + pixel / columns * apart, self.left + pixel % columns];
                     *at = self.context.by_definition(self.image, self.channel + lane, place);
                 }
             }
@@ -165,8 +170,9 @@ impl Rows<'_> {
     fn runs(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
         let ([rows, columns], width) = (self.size, self.context.out_size[1]);
         let start = self.top * width + self.left;
-        let (count, len) = if columns == width { (1, rows * columns) } else { (rows, columns) };
-        (0..count).map(move |run| [start + run * width, run * len, len])
+        let pitch = width * self.context.cut.tilings[0].apart;
+        let (count, len) = if columns == pitch { (1, rows * columns) } else { (rows, columns) };
+        (0..count).map(move |run| [start + run * pitch, run * len, len])
     }
 
     /// Where the first channel's plane starts.
@@ -357,8 +363,10 @@ impl Half for Along<'_> {
         // 0 times a sum that is not finite is NaN, and NaN stays in a sum.
         let mut finite = simd.zero();
         let mut from = rows.halves;
-        for tile in tiles {
-            let first = tile * A::OUTPUTS;
+        let tiling = rows.context.cut.tilings[1];
+        let (mut first, apart) = (tiling.along(tiles.start, A::OUTPUTS), tiling.apart);
+        let mut phase = tiles.start % tiling.phases;
+        for _ in tiles {
             for r in 0..height {
                 // SAFETY: the tile's half-transformed products are there, and room for its pixels inside of the image.
                 unsafe {
@@ -369,7 +377,7 @@ impl Half for Along<'_> {
                     let y = A::output(simd, &m);
                     let to = rows.finished.add((r * width + first) * S::LANES);
                     for j in 0..A::OUTPUTS {
-                        if first + j < width {
+                        if first + j * apart < width {
                             finite = simd.fma(y[j], simd.zero(), finite);
                             let mut v = y[j];
                             if let Some(bias) = bias {
@@ -378,12 +386,17 @@ impl Half for Along<'_> {
                             if relu {
                                 v = apply(simd, Activation::Relu, v);
                             }
-                            simd.store(to.add(j * S::LANES), v);
+                            simd.store(to.add(j * apart * S::LANES), v);
                         }
                     }
                 }
             }
             from = from.wrapping_add(outputs * A::POINTS * S::LANES);
+            // The next phase, or the next cell.
+            (first, phase) = match phase + 1 == tiling.phases {
+                true => (first - phase + A::OUTPUTS * apart, 0),
+                false => (first + 1, phase + 1),
+            };
         }
         simd.bits(simd.is_nan(finite)) == 0
     }

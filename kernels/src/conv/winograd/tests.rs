@@ -21,32 +21,39 @@ fn values(seed: u32, len: usize) -> Vec<f32> {
 #[test]
 fn every_tile_agrees_with_the_reference() {
     let (mut tried, mut backward) = (0, 0);
-    let kernels = [
-        ([3, 3], [1, 1]),
-        ([1, 3], [1, 1]),
-        ([3, 1], [1, 1]),
-        ([5, 5], [1, 1]),
-        ([1, 5], [1, 1]),
-        ([3, 5], [1, 1]),
-        ([3, 3], [2, 2]),
-        ([3, 5], [2, 2]),
-        ([4, 4], [2, 2]),
-        ([7, 3], [2, 1]),
-        ([1, 3], [3, 2]),
-        ([7, 7], [2, 2]),
-        ([5, 5], [2, 2]),
-        ([1, 7], [1, 1]),
-        ([7, 1], [1, 1]),
+    let kernels: [[[usize; 2]; 3]; 22] = [
+        [[3, 3], [1, 1], [1, 1]],
+        [[1, 3], [1, 1], [1, 1]],
+        [[3, 1], [1, 1], [1, 1]],
+        [[5, 5], [1, 1], [1, 1]],
+        [[1, 5], [1, 1], [1, 1]],
+        [[3, 5], [1, 1], [1, 1]],
+        [[3, 3], [2, 2], [1, 1]],
+        [[3, 5], [2, 2], [1, 1]],
+        [[4, 4], [2, 2], [1, 1]],
+        [[7, 3], [2, 1], [1, 1]],
+        [[1, 3], [3, 2], [1, 1]],
+        [[7, 7], [2, 2], [1, 1]],
+        [[5, 5], [2, 2], [1, 1]],
+        [[1, 7], [1, 1], [1, 1]],
+        [[7, 1], [1, 1], [1, 1]],
+        [[3, 3], [1, 1], [2, 2]],
+        [[3, 3], [1, 1], [6, 3]],
+        [[5, 3], [1, 1], [1, 4]],
+        [[1, 3], [1, 1], [9, 8]],
+        [[3, 1], [1, 1], [5, 1]],
+        [[5, 3], [2, 1], [1, 2]],
+        [[3, 3], [1, 2], [12, 1]],
     ];
     let sizes = [[7, 7], [1, 1], [14, 19], [33, 5], [9, 70]];
-    for (seed, ((kernel, stride), [height, width])) in
+    for (seed, ([kernel, stride, dilation], [height, width])) in
         kernels.into_iter().flat_map(|k| sizes.map(|size| (k, size))).enumerate()
     {
         for layout in [Layout::Nchw, Layout::Nhwc] {
             // Both parities of what is before the image.
             let less = usize::from(stride == [2, 2] && seed % 2 == 1 && kernel != [4, 4]);
-            let before = kernel.map(|taps| if taps > 1 { (taps - 1) / 2 - less } else { 0 });
-            let after = kernel.map(|taps| taps / 2);
+            let before = [0, 1].map(|axis| ((kernel[axis] - 1) / 2 * dilation[axis]).saturating_sub(less));
+            let after = [0, 1].map(|axis| kernel[axis] / 2 * dilation[axis]);
             let spec = Conv2dSpec::new(6, 14, kernel)
                 .stride(stride)
                 .groups(1 + seed % 2)
@@ -173,24 +180,27 @@ fn blocks_hold_every_tile_once_and_no_more_than_they_may() {
             floats: [floats, floats + below(20_000)],
             near: 256 * 1024,
             weights: 1 << (16 + below(10)),
+            cell: if round % 2 == 0 { 1 } else { 1 + below(9) },
         };
         for slots in [1, 2, 7, 9, usize::MAX] {
             let blocks = Blocks::new(tiles, batch, groups, most, slots, tile);
             let case = || format!("round {round}: {batch} x {groups} x {tiles:?} tiles, {most} a block, {slots} slots");
-            let mut times = vec![0; batch * groups * tiles[0] * tiles[1]];
+            let mut times = vec![0; batch * groups * tiles[0] * tiles[1] * tile.cell];
             for index in 0..blocks.count() {
                 let block = blocks.at(index);
-                let within = [block.images, block.rows, block.columns].iter().zip(&blocks.block).all(|(a, b)| a <= b);
-                assert!(within && (1..=most).contains(&block.tiles()), "{}: block {index}", case());
+                let sizes = [block.images, block.rows, block.columns / tile.cell];
+                let within = sizes.iter().zip(&blocks.block).all(|(a, b)| a <= b);
+                assert!(within && (1..=most.max(tile.cell)).contains(&block.tiles()), "{}: block {index}", case());
                 for image in block.image..block.image + block.images {
                     for row in block.row..block.row + block.rows {
-                        let start = ((image * groups + block.group) * tiles[0] + row) * tiles[1] + block.column;
+                        let line = (image * groups + block.group) * tiles[0] + row;
+                        let start = line * tiles[1] * tile.cell + block.column;
                         times[start..start + block.columns].iter_mut().for_each(|times| *times += 1);
                     }
                 }
             }
             assert!(times.iter().all(|&times| times == 1), "{}", case());
-            assert!(blocks.block.iter().product::<usize>() <= most, "{}: {:?}", case(), blocks.block);
+            assert!(blocks.block_tiles() <= most.max(tile.cell), "{}: {:?}", case(), blocks.block);
             *(if blocks.shared { &mut shared } else { &mut alone }) += 1;
         }
     }

@@ -13,7 +13,7 @@
 use super::super::blocks::{Block, block_of};
 use super::super::cut::{GROUP, chunk, odd_lines};
 use super::super::input::rows_len;
-use super::WinogradWeights;
+use super::{Tiling, WinogradWeights};
 use crate::conv::spec::{Shape, Sizes};
 use crate::gemm::tile::NV;
 use crate::workspace::{LINE, round_up};
@@ -58,11 +58,11 @@ impl Limits {
 pub(super) struct Cut {
     pub frequencies: usize,
     /// Tiles of an image, down and along.
-    pub tiles: [usize; 2],
+    pub tilings: [Tiling; 2],
     /// Channels of a part, in and out, and how many parts there are of each.
     pub part: [usize; 2],
     pub parts: [usize; 2],
-    /// Images of a pass, and its tiles down and along; how many passes there are of each.
+    /// Images of a pass, its rows of tiles and its columns of cells; how many passes there are of each.
     pub pass: [usize; 3],
     pub passes: [usize; 3],
     /// Columns of a panel.
@@ -81,7 +81,7 @@ pub(super) struct Cut {
     pub sums_block: usize,
     /// Each task keeps the sums of its block; else all blocks of a part have theirs.
     pub alone: bool,
-    /// Tiles side by side that are transformed at once.
+    /// Cells of tiles side by side that are transformed at once.
     pub chunk: usize,
     /// Floats that a task has for the transforms.
     pub transform_len: usize,
@@ -118,7 +118,7 @@ impl Cut {
         most: usize,
     ) -> Option<Self> {
         let Limits { near, tiles: least, .. } = plan.limits;
-        let all = shape.batch * plan.tiles(sizes.output).iter().product::<usize>();
+        let all = shape.batch * plan.tilings(sizes.output).iter().map(Tiling::all).product::<usize>();
         let frequencies = plan.axes[0].points() * plan.axes[1].points();
         let tile = frequencies.saturating_mul(part[0] + part[1]);
         let mut tiles = all.min(most / tile.max(1) + 1);
@@ -142,12 +142,13 @@ impl Cut {
     fn of(plan: &WinogradWeights, shape: Shape, sizes: &Sizes, slots: usize, part: [usize; 2], most: usize) -> Self {
         let lanes = plan.isa.lanes();
         let panel = NV * lanes;
-        let tiles = plan.tiles(sizes.output);
+        let tilings = plan.tilings(sizes.output);
+        let [rows, cells] = [tilings[0].all(), tilings[1].tiles];
         let frequencies = plan.axes[0].points() * plan.axes[1].points();
-        let pass = block_of(tiles, shape.batch, most);
-        let [images, rows, columns] = pass;
-        let pass_tiles = images * rows * columns;
-        let passes = [shape.batch.div_ceil(images), tiles[0].div_ceil(rows), tiles[1].div_ceil(columns)];
+        let pass = block_of([rows, cells], shape.batch, (most / tilings[1].phases).max(1));
+        let [images, down, along] = pass;
+        let pass_tiles = images * down * along * tilings[1].phases;
+        let passes = [shape.batch.div_ceil(images), rows.div_ceil(down), cells.div_ceil(along)];
         let (x_panel, dy_group) = (pass_tiles * panel, pass_tiles * GROUP);
         let Limits { alone, alone_long, shared, long, far, .. } = plan.limits;
         let most = if pass_tiles < long { alone } else { alone_long };
@@ -157,10 +158,10 @@ impl Cut {
         let block = part.map(|channels| channels.min(if alone { most } else { shared }));
         let sums_plane = block[0].next_multiple_of(LINE);
         let sums_row = odd_lines(frequencies * sums_plane);
-        let chunk = chunk(plan.axes, columns, lanes);
+        let chunk = chunk(plan.axes, along, lanes);
         Self {
             frequencies,
-            tiles,
+            tilings,
             part,
             parts: [plan.group_in.div_ceil(part[0]), plan.group_out.div_ceil(part[1])],
             pass,
@@ -205,6 +206,7 @@ impl Cut {
     /// The tiles of a pass of one group.
     pub fn tiles_of(&self, batch: usize, index: usize) -> Block {
         let [_, down, along] = self.passes;
+        let cell = self.tilings[1].phases;
         let (image, row, column) =
             (index / along / down * self.pass[0], index / along % down * self.pass[1], index % along * self.pass[2]);
         Block {
@@ -212,9 +214,9 @@ impl Cut {
             images: self.pass[0].min(batch - image),
             group: 0,
             row,
-            column,
-            rows: self.pass[1].min(self.tiles[0] - row),
-            columns: self.pass[2].min(self.tiles[1] - column),
+            column: column * cell,
+            rows: self.pass[1].min(self.tilings[0].all() - row),
+            columns: self.pass[2].min(self.tilings[1].tiles - column) * cell,
         }
     }
 }

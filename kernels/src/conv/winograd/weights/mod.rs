@@ -29,7 +29,7 @@ use std::ops::Range;
 use super::blocks::Block;
 use super::cut::GROUP;
 use super::input::{Image, InputTransform, Place, Transform};
-use super::{Axis, Direction, Winograd};
+use super::{Axis, Direction, Tiling, Winograd};
 use crate::conv::algorithm::{Algorithm, BackwardWeightsCall};
 use crate::conv::border;
 use crate::conv::dense::PEAK_FLOPS;
@@ -93,7 +93,8 @@ impl WinogradWeights {
         let (ic, oc) = (vectors(plan.group_in), plan.group_out as f64);
         let frequencies = (axes[0].points() * axes[1].points()) as f64;
         let groups = spec.groups as f64;
-        let tiles = hint.batch as f64 * plan.tiles(sizes.output).iter().product::<usize>() as f64;
+        let tiles =
+            hint.batch as f64 * plan.tilings(sizes.output).map(|tiling| tiling.all() as f64).iter().product::<f64>();
         let products = 2.0 * frequencies * tiles * ic * oc / PEAK_FLOPS * (PRODUCTS + TILE_DEPTH / tiles.max(1.0));
         let near = frequencies * ic * oc <= plan.limits.near as f64;
         let transforms = frequencies * tiles * (ic + vectors(plan.group_out)) * TRANSFORM_SECONDS[usize::from(!near)];
@@ -102,8 +103,8 @@ impl WinogradWeights {
     }
 
     /// Tiles of an image, down and along.
-    fn tiles(&self, out_size: [usize; 2]) -> [usize; 2] {
-        [0, 1].map(|axis| out_size[axis].div_ceil(self.axes[axis].outputs))
+    fn tilings(&self, out_size: [usize; 2]) -> [Tiling; 2] {
+        [0, 1].map(|axis| Tiling::new(self.axes[axis], out_size[axis]))
     }
 
     /// Scratch of a call, in elements.
@@ -122,7 +123,7 @@ impl WinogradWeights {
         let dy_tiles = Shared(x_tiles.at(x_len));
         let sums = Shared(dy_tiles.at(dy_len));
         let own = Shared(sums.at(cut.sums(slots)));
-        let tiles = (shape.batch * cut.tiles[0] * cut.tiles[1]) as f64;
+        let tiles = (shape.batch * cut.tilings[0].all() * cut.tilings[1].all()) as f64;
         let flops = 2.0 * cut.frequencies as f64 * tiles * (self.spec.out_channels * self.group_in) as f64;
         let parallelism = parallelism.for_seconds(flops / super::FLOPS_PER_SECOND);
         let passes: usize = cut.passes.iter().product();
@@ -298,6 +299,7 @@ impl Context<'_> {
                 layout: plan.spec.layout,
             },
             axes: plan.axes,
+            tilings: cut.tilings,
             transform: Transform::Input,
             block,
             chunk: cut.chunk,
@@ -321,6 +323,7 @@ impl Context<'_> {
                 layout: plan.spec.layout,
             },
             axes: plan.axes,
+            tilings: cut.tilings,
             transform: Transform::Spread,
             block,
             chunk: cut.chunk,
