@@ -30,6 +30,11 @@ fn a_pointwise_convolution() {
 }
 
 #[test]
+fn a_pointwise_convolution_with_a_stride() {
+    holds(ConvCase::new(120, 136, [1, 1]).image(29, 27).stride(2, 2).batch(3));
+}
+
+#[test]
 fn a_first_layer() {
     holds(ConvCase::new(3, 33, [7, 7]).image(65, 67).stride(2, 2).padding(3, 3, 3, 3).batch(3).with_bias());
 }

@@ -18,7 +18,8 @@
 //!
 //! The patch matrix never exists: a strip of it stays in L1 for as long as it meets the panels of `dy`. Patches of a
 //! single tap are runs of the image, which are read where they are if they are long; blocks of pixels then end where
-//! images end.
+//! images end. Where there is a stride, the pixels that the tap meets are first brought together, all at once: every
+//! block of output channels would gather them again, a row here and there.
 //!
 //! Few weights are few tasks, and each would pack all of `dy`. So the pixels of the batch are then cut into pieces, by
 //! the shape alone, whose sums are added in a fixed tree: `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`. Everything else
@@ -38,8 +39,9 @@ use super::spec::{Conv2dSpec, Layout, Padding, Shape, Sizes};
 use crate::gemm::lhs::{ContiguousRows, RowsAhead};
 use crate::gemm::tile::{Ends, MAX_HEIGHT, Matrix, NV, PackedBlock, max_height, strip_across};
 use crate::gemm::{Strips, pack_panels};
-use crate::parts::share;
+use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, aligned, round_up};
 
 /// Pieces of the pixels, at most.
@@ -73,8 +75,11 @@ pub(super) struct PatchGradient {
 /// How a call is cut.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
-    /// Output pixels of an image, as one row where patches are runs of the image.
+    /// Output pixels of an image, as one row if `flat`.
     grid: [usize; 2],
+    /// Whether patches are runs of the image, or of what is left of it, `together_len` elements.
+    flat: bool,
+    together_len: usize,
     /// Whether patches are read where they are, in the image.
     in_place: bool,
     /// Rows of the product, of a group, in strips.
@@ -134,7 +139,9 @@ impl PatchGradient {
     fn cut(&self, shape: Shape, sizes: &Sizes, threads: usize) -> Cut {
         let (spec, blocking) = (&self.spec, &self.blocking);
         let plane = sizes.output[0].saturating_mul(sizes.output[1]);
-        let flat = self.taps() == 1 && spec.stride == [1, 1] && spec.padding == Padding::default();
+        let single = self.taps() == 1 && spec.padding == Padding::default();
+        let together = single && spec.stride != [1, 1] && spec.layout == Layout::Nchw;
+        let flat = single && (together || spec.stride == [1, 1]);
         let grid = if flat { [1, plane] } else { sizes.output };
         let group_out = self.group_out();
         let nv = if group_out <= self.isa.lanes() { 1 } else { NV };
@@ -173,6 +180,8 @@ impl PatchGradient {
         let pixels = pixels.min(most).max(1);
         let cut = Cut {
             grid,
+            flat,
+            together_len: if together { round_up(shape.batch.saturating_mul(spec.in_channels) * plane) } else { 0 },
             in_place,
             strips,
             pieces,
@@ -192,7 +201,7 @@ impl PatchGradient {
     /// Scratch of a call, in elements.
     pub fn workspace_len(&self, shape: Shape, sizes: &Sizes, slots: usize) -> usize {
         let cut = self.cut(shape, sizes, slots);
-        let shared = LINE + self.spec.groups * cut.pieces * cut.piece_len;
+        let shared = LINE + cut.together_len + self.spec.groups * cut.pieces * cut.piece_len;
         slots.min(cut.tasks).saturating_mul(cut.scratch_len()).saturating_add(shared)
     }
 
@@ -200,12 +209,24 @@ impl PatchGradient {
     pub fn run(&self, call: BackwardWeightsCall<'_>) {
         let BackwardWeightsCall { shape, sizes, x, dy, dw, workspace, slots, parallelism } = call;
         let cut = self.cut(shape, &sizes, slots);
-        let (sums, scratch) = aligned(workspace).split_at_mut(self.spec.groups * cut.pieces * cut.piece_len);
+        let (together, rest) = aligned(workspace).split_at_mut(cut.together_len);
+        let (sums, scratch) = rest.split_at_mut(self.spec.groups * cut.pieces * cut.piece_len);
         debug_assert!(scratch.len() >= slots.min(cut.tasks) * cut.scratch_len());
         let (sums, scratch) = (sums.as_mut_ptr(), scratch.as_mut_ptr());
-        let context = Context { plan: self, cut, shape, sizes, x, dy, dw: dw.as_mut_ptr(), sums, scratch };
         let flops = 2.0 * dw.len() as f64 * (shape.batch * cut.grid[0] * cut.grid[1]) as f64;
         let limited = parallelism.for_seconds(flops / self.blocking.flops_per_second);
+        let images = if cut.together_len > 0 {
+            let to = Shared(together.as_mut_ptr());
+            limited.for_each(shape.batch * self.spec.in_channels, slots, &|image, _| {
+                let from = x[image * sizes.input[0] * sizes.input[1]..].as_ptr();
+                let to = to.at(image * cut.grid[1]);
+                dispatch(self.isa, Together { from, to, input: sizes.input, output: sizes.output, plan: self });
+            });
+            &*together
+        } else {
+            x
+        };
+        let context = Context { plan: self, cut, shape, sizes, x: images, dy, dw: dw.as_mut_ptr(), sums, scratch };
         let context = &context;
         limited.for_each(cut.tasks, slots, &move |task, slot| {
             dispatch(self.isa, Task { context, task, slot });
@@ -220,11 +241,42 @@ impl PatchGradient {
     }
 }
 
+/// Brings the pixels of a channel together that a single tap meets.
+///
+/// Whoever makes one vouches that the channel is at `from`, and that `to` has room for the output's pixels.
+struct Together<'a> {
+    plan: &'a PatchGradient,
+    from: *const f32,
+    to: *mut f32,
+    input: [usize; 2],
+    output: [usize; 2],
+}
+
+impl Job for Together<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { plan, from, to, input, output } = self;
+        let [down, along] = plan.spec.stride;
+        let mut laps = Laps::start();
+        for row in 0..output[0] {
+            // SAFETY: the maker's promise; without padding every output has a pixel.
+            unsafe {
+                let (from, to) = (from.add(row * down * input[1]), to.add(row * output[1]));
+                copy_run(simd, from, along, to, output[1]);
+            }
+        }
+        laps.lap(Stage::Pack);
+    }
+}
+
 struct Context<'a> {
     plan: &'a PatchGradient,
     cut: Cut,
     shape: Shape,
     sizes: Sizes,
+    /// The images, or what was brought together of them.
     x: &'a [f32],
     dy: &'a [f32],
     dw: *mut f32,
@@ -317,6 +369,7 @@ impl Job for Task<'_> {
             context.sums.wrapping_add(at)
         };
         let stride = cut.pitch as isize;
+        let mut laps = Laps::start();
         let mut first = pixels.start;
         while first < pixels.end {
             let plane = cut.grid[0] * cut.grid[1];
@@ -330,6 +383,7 @@ impl Job for Task<'_> {
             // the block ends.
             unsafe {
                 pack_dy(simd, context, group, channels.clone(), block.clone(), packed_dy);
+                laps.lap(Stage::Pack);
                 for strip in strips.clone() {
                     let (row, height) = (cut.strips.start(strip), cut.strips.height(strip));
                     let lhs = if cut.in_place {
@@ -341,6 +395,7 @@ impl Job for Task<'_> {
                             let to = patches.add(i * cut.strip_pitch());
                             copy_patches(simd, context, group, row + i, block.clone(), to);
                         }
+                        laps.lap(Stage::Pack);
                         ContiguousRows { start: patches, row_stride: cut.strip_pitch() as isize }
                     };
                     let to = sums.add((row - first_row) * cut.pitch);
@@ -354,6 +409,7 @@ impl Job for Task<'_> {
                         finish: None,
                     };
                     strip_across(simd, height, RowsAhead::alone(lhs), rhs, 0..depth, ends);
+                    laps.lap(Stage::Product);
                 }
             }
             first = block.end;
@@ -361,6 +417,7 @@ impl Job for Task<'_> {
         if cut.pieces == 1 {
             // SAFETY: the task's sums are complete, and these gradients are its own.
             unsafe { write(simd, context, group, first_row..first_row + rows, channels, sums) };
+            laps.lap(Stage::Epilogue);
         }
     }
 }
@@ -416,14 +473,13 @@ unsafe fn copy_patches<S: Simd>(
     let spec = &plan.spec;
     let taps = plan.taps();
     let (ic, kh, kw) = (group * plan.group_in() + row / taps, row % taps / spec.kernel[1], row % spec.kernel[1]);
-    let flat = cut.grid != context.sizes.output;
-    let [height, width] = if flat { [1, cut.grid[1]] } else { context.sizes.input };
+    let ([height, width], [stride_h, stride_w]) =
+        if cut.flat { ([1, cut.grid[1]], [1, 1]) } else { (context.sizes.input, spec.stride) };
     let (channel, step) = match spec.layout {
         Layout::Nchw => (ic * height * width, 1),
         Layout::Nhwc => (ic, spec.in_channels),
     };
     let image = spec.in_channels * height * width;
-    let [stride_h, stride_w] = spec.stride;
     let (tap_h, tap_w, left) = (kh * spec.dilation[0], kw * spec.dilation[1], spec.padding.left);
     // Outputs whose tap lies inside of a row of the image.
     let inside = left.saturating_sub(tap_w).div_ceil(stride_w)..(width + left).saturating_sub(tap_w).div_ceil(stride_w);

@@ -25,19 +25,23 @@
 //!
 //! No zero stands in for padding: what falls there is left out. The gradient of a pixel is the sum, in the order of
 //! the output's pixels, of chains over the output channels. (A tap further right reaches a pixel from an output further
-//! left, hence taps from the last to the first.) So no block size changes a bit. Convolutions with one tap, stride 1
-//! and no padding write their products where they belong, without planes.
+//! left, hence taps from the last to the first.) So no block size changes a bit. Convolutions with one tap and no
+//! padding write their products where they belong, without planes: at stride 1 as they are computed, else with zeros
+//! between them ([`spread`]).
 //!
 //! Source: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for document processing"
 //! (2006), whose unfolding this is the transpose of.
 
-use super::algorithm::BackwardDataCall;
-use super::band::{copy_run, interleave_runs, zero_run};
-use super::blocking::{Blocking, MOST_THREADS};
-use super::border::{self, Pixels};
-use super::dense::PEAK_FLOPS;
-use super::pack::{PackColumns, packers};
-use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
+mod planes;
+mod spread;
+
+use crate::conv::algorithm::BackwardDataCall;
+use crate::conv::band::zero_run;
+use crate::conv::blocking::{Blocking, MOST_THREADS};
+use crate::conv::border::{self, Pixels};
+use crate::conv::dense::PEAK_FLOPS;
+use crate::conv::pack::{PackColumns, packers};
+use crate::conv::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::error::{Error, checked_len};
 use crate::gemm::lhs::ContiguousColumns;
 use crate::gemm::tile::{Ends, Matrix, NV, PackedBlock, max_height, strip_across};
@@ -45,7 +49,10 @@ use crate::gemm::{Strips, pack_panels};
 use crate::parallel::Parallelism;
 use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, aligned, round_up};
+use planes::{add_row, write_plane};
+use spread::spread_row;
 
 /// Rows of a block of columns, at most: with [`MAX_PIXELS`], an eighth of a megabyte.
 const MAX_ROWS: usize = 144;
@@ -66,12 +73,34 @@ pub(super) struct Columns {
     packed: Workspace,
 }
 
+/// Where columns go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    /// A row of the product is a channel of `dx`.
+    Image,
+    /// It is every other pixel of one, or fewer.
+    Spread,
+    /// It is added to a plane.
+    Planes,
+}
+
+impl Target {
+    fn of(spec: &Conv2dSpec) -> Self {
+        let padding = spec.padding;
+        let alone = spec.kernel == [1, 1] && [padding.top, padding.bottom, padding.left, padding.right] == [0; 4];
+        match (spec.layout == Layout::Nchw && alone, spec.stride) {
+            (true, [1, 1]) => Self::Image,
+            (true, _) => Self::Spread,
+            _ => Self::Planes,
+        }
+    }
+}
+
 /// How a call is cut.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
-    /// Whether products are written to `dx` at once.
-    in_place: bool,
-    /// Output pixels, as one row if `in_place`.
+    target: Target,
+    /// Output pixels, as one row if that is what they are in `dx`.
     grid: [usize; 2],
     /// Elements of a phase of a row of a plane, and of a plane.
     pitch: usize,
@@ -142,14 +171,14 @@ impl Columns {
     fn cut(&self, shape: Shape, sizes: &Sizes, threads: usize) -> Option<Cut> {
         let (spec, blocking) = (&self.spec, &self.blocking);
         let [height, width] = sizes.input;
-        let in_place = is_in_place(spec);
-        let grid = if in_place { [1, sizes.output[0] * sizes.output[1]] } else { sizes.output };
+        let target = Target::of(spec);
+        let grid = if target == Target::Image { [1, sizes.output[0] * sizes.output[1]] } else { sizes.output };
         // The last column that a tap reaches, or that the image has, in the padded row.
         let last_tap = (grid[1].max(1) - 1) * spec.stride[1] + (spec.kernel[1] - 1) * spec.dilation[1];
         let last = last_tap.max((width + spec.padding.left).saturating_sub(1));
-        let (pitch, plane_len) = match in_place {
-            true => (0, 0),
-            false => {
+        let (pitch, plane_len) = match target {
+            Target::Image | Target::Spread => (0, 0),
+            Target::Planes => {
                 let pitch = last / spec.stride[1] + 1;
                 (pitch, pitch.checked_mul(spec.stride[1])?.checked_mul(height)?)
             }
@@ -159,11 +188,7 @@ impl Columns {
             return None;
         }
         // Planes that a task adds to share the second-level cache with its columns.
-        let most_units = if in_place {
-            self.units.count
-        } else {
-            (2 * blocking.sums / (channels * plane_len).max(1)).clamp(1, self.units.count)
-        };
+        let most_units = (2 * blocking.sums / (channels * plane_len).max(1)).clamp(1, self.units.count);
         let mut unit_blocks = self.units.count.div_ceil(most_units);
         // Enough tasks for the threads; each packs dy for itself.
         let wanted = if threads > 1 { 2 * threads.min(MOST_THREADS) } else { 1 };
@@ -179,7 +204,7 @@ impl Columns {
         let rows = channels.saturating_mul(self.taps()).min(MAX_ROWS.max(max_height(self.isa.registers(), NV)));
         let task_channels = self.units.count.div_ceil(unit_blocks).saturating_mul(channels).min(self.group_in());
         Some(Cut {
-            in_place,
+            target,
             grid,
             pitch,
             plane_len,
@@ -188,7 +213,7 @@ impl Columns {
             rows,
             tasks: images.saturating_mul(unit_blocks),
             dy_len: round_up(pixels.next_multiple_of(self.isa.lanes()).saturating_mul(self.group_out())),
-            columns_len: if in_place { 0 } else { round_up(rows * pixels.next_multiple_of(LINE)) },
+            columns_len: if target == Target::Image { 0 } else { round_up(rows * pixels.next_multiple_of(LINE)) },
             planes_len: round_up(task_channels.saturating_mul(plane_len)),
         })
     }
@@ -217,15 +242,6 @@ impl Columns {
             dispatch(self.isa, Task { context, task, slot });
         });
     }
-}
-
-/// Whether a row of the product is a channel of `dx`.
-fn is_in_place(spec: &Conv2dSpec) -> bool {
-    let padding = spec.padding;
-    spec.layout == Layout::Nchw
-        && spec.kernel == [1, 1]
-        && spec.stride == [1, 1]
-        && [padding.top, padding.bottom, padding.left, padding.right] == [0; 4]
 }
 
 /// Units of as many channels as make the fewest strips: 128 channels of 3x3 taps are 9 units of 14 or 15, 83 strips in
@@ -288,23 +304,26 @@ impl Job for Task<'_> {
         let (n, group) = (rest / plan.spec.groups, rest % plan.spec.groups);
         let place = Place { n, group, first_channel: channels.start, packed_dy, columns, planes };
         let all_pixels = cut.grid[0] * cut.grid[1];
+        let mut laps = Laps::start();
         // SAFETY: every part of the scratch is as long as the cut says, and units and pixels are inside of the image.
         unsafe {
             zero_run(simd, planes, channels.len() * cut.plane_len);
             for first in (0..all_pixels).step_by(cut.pixels) {
                 let count = cut.pixels.min(all_pixels - first);
                 pack_dy(simd, context, &place, first, count);
+                laps.lap(Stage::Pack);
                 for unit in units.clone() {
-                    multiply_unit(simd, context, &place, unit, first, count);
+                    multiply_unit(simd, context, &place, unit, [first, count], &mut laps);
                 }
             }
-            if cut.in_place {
+            if cut.target != Target::Planes {
                 return;
             }
             for channel in channels.clone() {
                 let plane = planes.add((channel - channels.start) * cut.plane_len);
                 write_plane(simd, context, n, group * plan.group_in() + channel, plane);
             }
+            laps.lap(Stage::Epilogue);
         }
     }
 }
@@ -340,8 +359,8 @@ unsafe fn multiply_unit<S: Simd>(
     context: &Context<'_>,
     place: &Place,
     unit: usize,
-    first: usize,
-    count: usize,
+    [first, count]: [usize; 2],
+    laps: &mut Laps,
 ) {
     let (plan, cut) = (context.plan, &context.cut);
     let (taps, group_in, group_out) = (plan.taps(), plan.group_in(), plan.group_out());
@@ -349,7 +368,8 @@ unsafe fn multiply_unit<S: Simd>(
     let unit_start = plan.units.start(unit);
     let weights = &plan.packed[(place.group * group_in + unit_start) * taps * group_out..];
     let rhs = PackedBlock { start: place.packed_dy, depth: group_out, columns: count };
-    let (target, pitch) = if cut.in_place {
+    let in_place = cut.target == Target::Image;
+    let (target, pitch) = if in_place {
         let plane = cut.grid[1];
         let channel = place.n * plan.spec.in_channels + place.group * group_in + unit_start;
         (context.dx.wrapping_add(channel * plane + first), plane)
@@ -361,7 +381,7 @@ unsafe fn multiply_unit<S: Simd>(
         // As many strips as the block of columns holds; where they are written to `dx`, all.
         let first_row = strips.start(strip);
         let mut end = strip + 1;
-        while end < strips.count && (cut.in_place || strips.start(end + 1) - first_row <= cut.rows) {
+        while end < strips.count && (in_place || strips.start(end + 1) - first_row <= cut.rows) {
             end += 1;
         }
         let mut k = 0;
@@ -380,118 +400,27 @@ unsafe fn multiply_unit<S: Simd>(
             }
             k += depth;
         }
-        if !cut.in_place {
-            for row in first_row..strips.start(end) {
-                let (channel, tap) = (unit_start + row / taps, taps - 1 - row % taps);
-                let plane = place.planes.wrapping_add((channel - place.first_channel) * cut.plane_len);
-                let columns = place.columns.wrapping_add((row - first_row) * pitch);
-                // SAFETY: the row holds `count` sums, and the plane is the task's.
-                unsafe { add_row(simd, context, plane, tap, columns, first, count) };
-            }
-        }
-        strip = end;
-    }
-}
-
-/// Adds what `count` pixels from `first` on send back through a tap.
-///
-/// # Safety
-/// - `columns` is readable for `count` elements, the plane holds all that the tap reaches.
-#[inline(always)]
-unsafe fn add_row<S: Simd>(
-    simd: S,
-    context: &Context<'_>,
-    plane: *mut f32,
-    tap: usize,
-    columns: *const f32,
-    first: usize,
-    count: usize,
-) {
-    let (spec, cut) = (&context.plan.spec, &context.cut);
-    let (kh, kw) = (tap / spec.kernel[1], tap % spec.kernel[1]);
-    let column = kw * spec.dilation[1];
-    let (phase, shift) = (column % spec.stride[1], column / spec.stride[1]);
-    let (mut oh, mut ow) = (first / cut.grid[1], first % cut.grid[1]);
-    let mut done = 0;
-    while done < count {
-        let len = (cut.grid[1] - ow).min(count - done);
-        let ih = (oh * spec.stride[0] + kh * spec.dilation[0]).wrapping_sub(spec.padding.top);
-        if ih < context.sizes.input[0] {
-            let at = (ih * spec.stride[1] + phase) * cut.pitch + shift + ow;
-            debug_assert!(at + len <= cut.plane_len);
-            // SAFETY: `shift + ow + len` is at most the pitch, which the last output and the last tap set.
-            unsafe { add_run(simd, columns.add(done), plane.add(at), len) };
-        }
-        done += len;
-        (oh, ow) = (oh + 1, 0);
-    }
-}
-
-/// `to += from`.
-///
-/// # Safety
-/// - Both are readable for `len` elements, and `to` is writable.
-#[inline(always)]
-unsafe fn add_run<S: Simd>(simd: S, from: *const f32, to: *mut f32, len: usize) {
-    let mut done = 0;
-    // SAFETY: no more than `len` elements are touched.
-    unsafe {
-        while done + S::LANES <= len {
-            simd.store(to.add(done), simd.add(simd.load(to.add(done)), simd.load(from.add(done))));
-            done += S::LANES;
-        }
-        if done < len {
-            let mask = simd.mask_first(len - done);
-            let sum = simd.add(simd.load_masked(to.add(done), mask), simd.load_masked(from.add(done), mask));
-            simd.store_masked(to.add(done), mask, sum);
-        }
-    }
-}
-
-/// Writes a plane as channel `channel` of image `n`, without its padding.
-///
-/// # Safety
-/// - The plane is whole; the channel is one of the task's.
-#[inline(always)]
-unsafe fn write_plane<S: Simd>(simd: S, context: &Context<'_>, n: usize, channel: usize, plane: *const f32) {
-    let (spec, cut) = (&context.plan.spec, &context.cut);
-    let ([height, width], channels) = (context.sizes.input, spec.in_channels);
-    let (start, step) = match spec.layout {
-        Layout::Nchw => ((n * channels + channel) * height * width, 1),
-        Layout::Nhwc => (n * height * width * channels + channel, channels),
-    };
-    let (stride, left) = (spec.stride[1], spec.padding.left);
-    for ih in 0..height {
-        if stride == 2 && step == 1 {
-            // Columns `left`, `left + 2` .. of the padded row by turns with `left + 1`, `left + 3` ..
-            let from = |column: usize| plane.wrapping_add((ih * 2 + column % 2) * cut.pitch + column / 2);
-            let to = context.dx.wrapping_add(start + ih * width);
-            // SAFETY: the plane's pitch has room for every column of the image, and the channel is the task's; of an
-            // image of one column nothing is read from the second place.
-            unsafe { interleave_runs(simd, from(left), from(left + 1), to, width) };
-            continue;
-        }
-        for phase in 0..stride {
-            // The first column of the phase that lies inside of the image.
-            let q = left.saturating_sub(phase).div_ceil(stride);
-            let first = q * stride + phase - left;
-            if first >= width {
-                continue;
-            }
-            let count = (width - first).div_ceil(stride);
-            // SAFETY: the plane's pitch has room for every column of the image, and the channel is the task's.
+        laps.lap(Stage::Product);
+        for row in first_row..strips.start(end) {
+            let columns = place.columns.wrapping_add((row - first_row) * pitch);
+            let (channel, tap) = (unit_start + row / taps, taps - 1 - row % taps);
+            // SAFETY: the row holds `count` sums; the plane, or the channel, is the task's.
             unsafe {
-                let from = plane.add((ih * stride + phase) * cut.pitch + q);
-                let to = context.dx.add(start + (ih * width + first) * step);
-                if stride * step == 1 {
-                    copy_run(simd, from, 1, to, count);
-                } else {
-                    for i in 0..count {
-                        *to.add(i * stride * step) = *from.add(i);
+                match cut.target {
+                    Target::Image => break,
+                    Target::Spread => {
+                        let channel = place.group * group_in + channel;
+                        spread_row(simd, context, [place.n, channel], columns, first, count);
+                    }
+                    Target::Planes => {
+                        let plane = place.planes.wrapping_add((channel - place.first_channel) * cut.plane_len);
+                        add_row(simd, context, plane, tap, columns, first, count);
                     }
                 }
             }
         }
+        laps.lap(Stage::Epilogue);
+        strip = end;
     }
 }
 
@@ -510,7 +439,10 @@ impl Columns {
         let pixels = sizes.output[0].saturating_mul(sizes.output[1]).next_multiple_of(vector) as f64;
         let images = hint.batch as f64 * spec.groups as f64;
         let per_run = RUN_OPERATIONS / sizes.output[1].max(1) as f64;
-        let extra = if is_in_place(spec) { 0.5 } else { COLUMN_OPERATIONS + per_run };
+        let extra = match Target::of(spec) {
+            Target::Image => 0.5,
+            Target::Spread | Target::Planes => COLUMN_OPERATIONS + per_run,
+        };
         let operations = images * pixels * (rows * (group_out as f64 + extra) + group_out as f64);
         2.0 * operations / PEAK_FLOPS
     }
