@@ -91,11 +91,13 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 /// Fails unless a slice has exactly the expected number of elements.
+#[inline]
 pub(crate) fn check_len(argument: &'static str, expected: usize, given: usize) -> Result<(), Error> {
     if expected == given { Ok(()) } else { Err(Error::Length { argument, expected, given }) }
 }
 
 /// The product of dimensions, or an error that names the argument. Keeps the byte count within `isize`.
+#[inline]
 pub(crate) fn checked_len(argument: &'static str, dimensions: &[usize]) -> Result<usize, Error> {
     if dimensions.contains(&0) {
         return Ok(0);

@@ -201,32 +201,6 @@ impl SharedMatrix {
     }
 }
 
-/// Runs a product whose plan is a [`Plan::small`].
-///
-/// # Safety
-/// - As for [`run`]; the plan asks for no workspace.
-pub(super) unsafe fn run_at_once(product: &Product, plan: &Plan, isa: Isa) {
-    debug_assert!(plan.grid == [1, 1] && plan.least_workspace() == 0);
-    dispatch(
-        isa,
-        Rectangle {
-            product,
-            plan,
-            strips: 0..plan.strips.count,
-            panels: 0..plan.panels,
-            ks: 0..product.k,
-            lhs: None,
-            rhs: None,
-            private: std::ptr::null_mut(),
-        },
-    );
-}
-
-/// The plan for a small product that is read in place, if it is one.
-pub(super) fn small_plan(product: &Product, isa: Isa, blocking: &Blocking) -> Option<Plan> {
-    Plan::small([product.m, product.n, product.k], &product.lhs, &product.rhs, isa, blocking)
-}
-
 /// The plan for a product on this CPU, or with other block sizes.
 pub(super) fn plan(product: &Product, isa: Isa, blocking: &Blocking, threads: usize) -> Plan {
     Plan::new([product.m, product.n, product.k], &product.lhs, &product.rhs, isa, blocking, threads)

@@ -33,6 +33,7 @@ mod packed;
 mod plan;
 mod rectangle;
 pub(crate) mod rhs;
+mod small;
 pub(crate) mod tile;
 
 #[cfg(test)]
@@ -107,16 +108,15 @@ pub fn gemm(lhs: View<'_, f32, 2>, rhs: View<'_, f32, 2>, out: &mut ViewMut<'_, 
     let blocking = Blocking::for_this_cpu();
     let isa = chosen(None)?;
     let product = options.product(Input::Matrix(lhs), Input::Matrix(rhs), out, isa)?.oriented();
-    let parallelism = Parallelism::Current.for_seconds(product.seconds(blocking));
-    if let Some(few) = few_rows::suiting(&product) {
-        // SAFETY: `product` has been checked against the views, which are borrowed until the end of the call.
-        unsafe { few_rows::run(&few, isa, parallelism) };
+    // SAFETY: `product` has been checked against the views, which are borrowed until the end of the call.
+    if unsafe { run_at_once(&product, isa, blocking, Parallelism::Current) } {
         return Ok(());
     }
+    let parallelism = Parallelism::Current.for_seconds(product.seconds(blocking));
     let threads = parallelism.threads();
     let plan = driver::plan(&product, isa, blocking, threads);
     let mut workspace = Workspace::with_len(plan.least_workspace() + (threads - 1) * plan.private)?;
-    // SAFETY: `product` has been checked against the views, which are borrowed until the end of the call.
+    // SAFETY: as above.
     unsafe { driver::run(&product, &plan, isa, workspace.as_mut_ptr(), threads, parallelism) };
     Ok(())
 }
@@ -335,26 +335,36 @@ impl Gemm<'_> {
             return Err(Error::Length { argument: "workspace", expected: needed, given: workspace.len() });
         }
         let product = product.oriented();
-        if let Some(plan) = driver::small_plan(&product, isa, blocking) {
-            // SAFETY: the product has been checked against views that are borrowed until the end of the call.
-            unsafe { driver::run_at_once(&product, &plan, isa) };
+        // SAFETY: the product has been checked against views that are borrowed until the end of the call.
+        if unsafe { run_at_once(&product, isa, blocking, parallelism) } {
             return Ok(());
         }
         let parallelism = parallelism.for_seconds(product.seconds(blocking));
-        if let Some(few) = few_rows::suiting(&product) {
-            // SAFETY: as above.
-            unsafe { few_rows::run(&few, isa, parallelism) };
-            return Ok(());
-        }
         let threads = parallelism.threads();
         let plan = driver::plan(&product, isa, blocking, threads);
         let workspace = aligned(workspace);
         let slots = slots_in(workspace.len(), &plan, threads);
-        // SAFETY: the product has been checked against views that are borrowed until the end of the call, and the
-        // workspace is as long as `slots_in` was told.
+        // SAFETY: as above, and the workspace is as long as `slots_in` was told.
         unsafe { driver::run(&product, &plan, isa, workspace.as_mut_ptr(), slots, parallelism) };
         Ok(())
     }
+}
+
+/// Runs a product that needs neither a plan nor a workspace, if it is one.
+///
+/// # Safety
+/// - The product's pointers are valid for its dimensions and strides, and its output overlaps no operand.
+unsafe fn run_at_once(product: &Product, isa: Isa, blocking: &Blocking, parallelism: Parallelism<'_>) -> bool {
+    if let Some(small) = small::suiting(product, blocking) {
+        // SAFETY: the caller's contract.
+        unsafe { small::run(small, isa) };
+    } else if let Some(few) = few_rows::suiting(product) {
+        // SAFETY: the caller's contract.
+        unsafe { few_rows::run(&few, isa, parallelism.for_seconds(product.seconds(blocking))) };
+    } else {
+        return false;
+    }
+    true
 }
 
 /// How many tasks may run at once in a workspace of `len` floats.
@@ -364,7 +374,8 @@ fn slots_in(len: usize, plan: &plan::Plan, threads: usize) -> usize {
 }
 
 fn expect<const N: usize>(argument: &'static str, expected: [usize; N], given: [usize; N]) -> Result<(), Error> {
-    if expected == given {
+    // One after the other: compared as a vector, dimensions that were just stored one by one are waited for.
+    if (0..N).all(|axis| expected[axis] == given[axis]) {
         return Ok(());
     }
     Err(unexpected(argument, &expected, &given))

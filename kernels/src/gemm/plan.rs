@@ -9,7 +9,8 @@
 //! panel copies it while it multiplies. A pass of its own took 10 % of 64 x 3136 x 576 (111 GFLOP/s instead of 100, Zen
 //! 4). The same for lhs, a strip by the first block of columns, gained nothing.
 //!
-//! A few rows of lhs against contiguous columns of rhs need no plan: [`super::few_rows`].
+//! A few rows of lhs against contiguous columns of rhs need no plan ([`super::few_rows`]), nor do small products
+//! ([`super::small`]).
 //!
 //! Nothing here changes a bit of the result.
 
@@ -70,8 +71,6 @@ pub(super) struct Plan {
     pub kc: usize,
     /// Panels of a block.
     pub block_panels: usize,
-    /// Whether operands come from beyond L1, so that strips are worth asking for ahead of time.
-    pub looks_ahead: bool,
     /// From row to row of a copy of lhs.
     pub pitch: usize,
     /// Depth, and strips, of lhs that are packed at once.
@@ -124,35 +123,6 @@ fn tasks_for(items: usize, least: usize, threads: usize) -> usize {
 }
 
 impl Plan {
-    /// The plan for a small product of matrices that are read in place, by one task: some 100 ns less to make than
-    /// [`Plan::new`], a tenth of what 32 x 32 x 32 takes.
-    pub fn small([m, n, k]: [usize; 3], lhs: &Operand, rhs: &Operand, isa: Isa, blocking: &Blocking) -> Option<Self> {
-        let (Operand::Matrix(lhs), Operand::Matrix(rhs)) = (lhs, rhs) else { return None };
-        let fits = |a: usize, b: usize| a.saturating_mul(b) <= blocking.in_place;
-        if lhs.column_stride != 1 || rhs.column_stride != 1 || !fits(m, k) || !fits(k, n) {
-            return None;
-        }
-        let nv = if n <= isa.lanes() { 1 } else { NV };
-        let strips = Strips::new(m, max_height(isa.registers(), nv));
-        let panels = n.div_ceil(NV * isa.lanes());
-        Some(Self {
-            lhs: LhsPacking::InPlace,
-            rhs: RhsPacking::InPlace,
-            strips,
-            panels,
-            kc: k.max(1),
-            block_panels: panels,
-            looks_ahead: false,
-            pitch: 0,
-            chunk_depth: k,
-            chunk_strips: strips.count,
-            grid: [1, 1],
-            shared_lhs: 0,
-            shared_rhs: 0,
-            private: 0,
-        })
-    }
-
     pub fn new(
         [m, n, k]: [usize; 3],
         lhs: &Operand,
@@ -269,7 +239,6 @@ impl Plan {
             panels,
             kc,
             block_panels,
-            looks_ahead: true,
             pitch: row(chunk_depth.min(k)),
             chunk_depth,
             chunk_strips,

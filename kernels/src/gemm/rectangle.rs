@@ -125,7 +125,7 @@ impl Job for Rectangle<'_> {
 unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
     let Rectangle { product, plan, .. } = *rectangle;
     let nr = NV * S::LANES;
-    let mut ahead = if plan.looks_ahead { Ahead::OUTPUTS } else { Ahead::NONE };
+    let mut ahead = Ahead::OUTPUTS;
     let mut panel = rectangle.panels.start;
     while panel < rectangle.panels.end {
         let panels = panel..rectangle.panels.end.min(panel + plan.block_panels);
@@ -230,7 +230,6 @@ unsafe fn strips<S: Simd, const RHS: u8>(
     for strip in strips {
         let (row, height) = (plan.strips.start(strip), plan.strips.height(strip));
         if let (None, Operand::Matrix(lhs)) = (rectangle.lhs, product.lhs)
-            && plan.looks_ahead
             && !asks_in_steps::<S>()
             && lhs.column_stride == 1
             && strip + 1 < rectangle.strips.end
@@ -311,7 +310,6 @@ unsafe fn strips<S: Simd, const RHS: u8>(
                         let rows = ContiguousRows { start: lhs.at(row, ks.start), row_stride: lhs.row_stride };
                         // The next strip, or the first again, through what follows in depth.
                         let next = match strip + 1 < rectangle.strips.end {
-                            _ if !plan.looks_ahead => rows.start,
                             true => lhs.at(row + height, ks.start),
                             false => lhs.at(plan.strips.start(rectangle.strips.start), next_k),
                         };
