@@ -15,6 +15,10 @@ pub(super) trait Function: Copy + Sync {
     /// A rough cost per element on one core, in seconds.
     fn seconds_per_element(self) -> f64;
 
+    /// Whether the arithmetic, forward and backward, takes so long that it hides that memory reads an output's lines
+    /// before it writes them: what it takes to write past the caches it does not hide.
+    fn hides_reads(self) -> [bool; 2];
+
     /// Runs `work` with this very function, named variant by variant: so the choice moves out of the loop.
     fn choose<S: Simd>(self, simd: S, work: impl Work<Self>);
 
@@ -32,10 +36,6 @@ pub(super) trait Work<F> {
     /// Does it.
     fn with<S: Simd>(self, simd: S, function: F);
 }
-
-/// Seconds of an element's arithmetic from which a forward pass hides the reading of its output's lines, but no longer
-/// what it takes to write past the caches.
-const ARITHMETIC: f64 = 1e-9;
 
 /// Runs `job(start, part, past)` for each part of an output, which goes past the caches or not.
 pub(super) fn for_each_part<'a, J: Job<Output = ()>>(
@@ -77,7 +77,7 @@ impl<F: Function> Job for Forward<'_, F> {
 impl<F: Function> Work<F> for Forward<'_, F> {
     #[inline(always)]
     fn with<S: Simd>(self, simd: S, function: F) {
-        let past = self.past && function.seconds_per_element() < ARITHMETIC;
+        let past = self.past && !function.hides_reads()[0];
         let y = Output::apart(self.y, past, self.x);
         // SAFETY: the maker's promise.
         unsafe { each_result(simd, y, self.y.len(), &Map { function, x: self.x, y }) };
@@ -124,7 +124,8 @@ impl<F: Function> Job for Backward<'_, F> {
 impl<F: Function> Work<F> for Backward<'_, F> {
     #[inline(always)]
     fn with<S: Simd>(self, simd: S, function: F) {
-        let dx = Output::apart(self.dx, self.past, self.dy);
+        let past = self.past && !function.hides_reads()[1];
+        let dx = Output::apart(self.dx, past, self.dy);
         let step = MapBackward { function, kept: self.kept, dy: self.dy, dx };
         // SAFETY: the maker's promise.
         unsafe { each_result(simd, dx, self.dx.len(), &step) };

@@ -163,7 +163,7 @@ pub fn backward_in_place<'t>(
 fn logistic<S: Simd>(simd: S, a: S::F) -> (S::F, S::F) {
     let one = simd.splat(1.0);
     let minus = simd.int_to_bits(simd.or_int(simd.bits_to_int(a), simd.splat_int(i32::MIN)));
-    let e = math::exp(simd, minus);
+    let e = math::exp_nonpositive(simd, minus);
     let r = simd.div(one, simd.add(one, e));
     let tail = simd.mul(e, r);
     (simd.select(simd.lt(a, simd.zero()), tail, r), simd.mul(tail, r))
@@ -201,6 +201,10 @@ impl Function for Gated {
     /// An exponential, a division, a polynomial.
     fn seconds_per_element(self) -> f64 {
         1.2e-9
+    }
+
+    fn hides_reads(self) -> [bool; 2] {
+        [true, matches!(self, Self::Gelu | Self::GeluTanh)]
     }
 
     #[inline(always)]

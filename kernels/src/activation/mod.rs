@@ -205,6 +205,10 @@ impl Function for Activation {
         }
     }
 
+    fn hides_reads(self) -> [bool; 2] {
+        [matches!(self, Self::Sigmoid | Self::Tanh), false]
+    }
+
     #[inline(always)]
     fn choose<S: Simd>(self, simd: S, work: impl Work<Self>) {
         match self {

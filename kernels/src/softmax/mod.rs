@@ -162,7 +162,7 @@ impl Terms for Exponentials {
         // SAFETY: the caller's contract: `at + count` is within the row.
         unsafe {
             let x = load(simd, self.x.add(at), count);
-            let e = math::exp(simd, simd.sub(x, simd.splat(self.maximum)));
+            let e = math::exp_nonpositive(simd, simd.sub(x, simd.splat(self.maximum)));
             if let Some(y) = self.y {
                 store(simd, y.add(at), count, e);
             }
