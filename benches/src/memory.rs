@@ -9,8 +9,9 @@
 //!
 //! Bytes are the least that an algorithm must read and write when caches hold rows and tasks, but no array. The share
 //! of the copy's speed, measured in the same run on as many threads, says how much of what memory gives is used. A copy
-//! is measured twice: with plain vector loads and stores in the kernels' own tasks, and as each thread's share in one
-//! call of the library's `memcpy`, which may write past the caches; the faster counts.
+//! is measured twice: in the kernels' own tasks, which write arrays of this size past the caches, and as each thread's
+//! share in one call of the library's `memcpy`; the faster counts. A kernel whose arithmetic takes longer than that
+//! writes into the caches, whose lines memory reads first: then it moves half as much again as is counted.
 
 use std::io::Write;
 
@@ -237,7 +238,7 @@ pub fn run(options: &Options, out: &mut (dyn Write + Send)) -> Result<(), Failur
     })
 }
 
-/// Bytes a second of a copy: by this project's loads and stores, or by the library's.
+/// Bytes a second of a copy: by this project's vectors, or by the library.
 fn copy(buffers: &mut Buffers, execution: Execution, library: bool) -> Result<f64, Failure> {
     let threads = execution.parallelism.threads();
     let Buffers { x, out, .. } = buffers;
@@ -295,7 +296,7 @@ fn header(options: &Options, copies: [f64; 2], out: &mut (dyn Write + Send)) -> 
             let plural = if threads == 1 { "" } else { "s" };
             writeln!(
                 out,
-                "{}: {isa}, {threads} thread{plural}, arrays of {} MiB; a copy reads and writes {:.1} GB/s with plain \
+                "{}: {isa}, {threads} thread{plural}, arrays of {} MiB; a copy reads and writes {:.1} GB/s with our \
                  vectors, {:.1} GB/s with memcpy\n",
                 machine::cpu_name(),
                 (LEN * size_of::<f32>()) >> 20,

@@ -12,6 +12,7 @@ use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
 use crate::simd::each::{Step, each_vector, load, store};
+use crate::simd::output::{Output, each_result, goes_past};
 use crate::simd::{Job, Simd, dispatch};
 
 /// A rough cost per element on one core, in seconds.
@@ -61,11 +62,12 @@ pub fn forward<'t>(
     }
     let parallelism = execution.parallelism.for_seconds(len as f64 * SECONDS_PER_ELEMENT);
     let block = (PART / columns).max(1);
+    let past = goes_past(len, columns);
     let parts = Parts::new(y, block * columns);
     parallelism.for_each(parts.count(), parallelism.threads(), &|task, _| {
         // SAFETY: each index comes up once.
         let y = unsafe { parts.take(task) };
-        dispatch(isa, Gather { table, columns, indices: &indices[task * block..], y });
+        dispatch(isa, Gather { table, columns, indices: &indices[task * block..], y, past });
     });
     Ok(())
 }
@@ -77,19 +79,25 @@ struct Gather<'a> {
     /// As many as `y` has rows, or more.
     indices: &'a [usize],
     y: &'a mut [f32],
+    /// Whether `y` goes past the caches.
+    past: bool,
 }
 
 impl Job for Gather<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { table, columns, indices, y } = self;
-        for (row, (y, &index)) in y.chunks_exact_mut(columns).zip(indices).enumerate() {
+        let Self { table, columns, indices, y, past } = self;
+        let rows = y.len() / columns;
+        let y = Output { start: y.as_mut_ptr(), past };
+        for (row, &index) in indices[..rows].iter().enumerate() {
             let next = indices.get(row + 1).map_or(table.as_ptr(), |&next| table.as_ptr().wrapping_add(next * columns));
             let x = table[index * columns..][..columns].as_ptr();
+            let y = y.at(row * columns);
             // SAFETY: both rows have `columns` elements.
-            unsafe { each_vector(simd, columns, &Copy { x, next, y: y.as_mut_ptr() }) };
+            unsafe { each_result(simd, y, columns, &Copy { x, next, y }) };
         }
+        y.finish(simd);
     }
 }
 
@@ -98,7 +106,7 @@ struct Copy {
     x: *const f32,
     /// Any address is fine.
     next: *const f32,
-    y: *mut f32,
+    y: Output,
 }
 
 impl Step for Copy {
@@ -106,7 +114,7 @@ impl Step for Copy {
     unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
         simd.prefetch(self.next.wrapping_add(at));
         // SAFETY: the caller's contract.
-        unsafe { store(simd, self.y.add(at), count, load(simd, self.x.add(at), count)) };
+        unsafe { self.y.put(simd, at, count, load(simd, self.x.add(at), count)) };
     }
 }
 

@@ -16,10 +16,10 @@
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
-use crate::simd::each::{load, store};
+use crate::simd::each::{each_vector, load, store};
 use crate::simd::reduce::{Elements, Sum, Terms, reduce_row};
 use crate::simd::{Job, Simd, dispatch};
-use crate::softmax::{Exponentials, ln, maximum, rows_per_task};
+use crate::softmax::{Exponentials, Shares, ln, maximum, rows_per_task};
 
 /// A rough cost per element on one core, in seconds; the exponential is most of it.
 const SECONDS_PER_ELEMENT: f64 = 1.2e-9;
@@ -200,7 +200,7 @@ impl Job for Rows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { classes, rows, logits, targets, losses, mut gradient } = self;
-        let scale = 1.0 / rows as f32;
+        let factor = 1.0 / rows as f32;
         for row in 0..losses.len() {
             let z = &logits[row * classes..][..classes];
             let target = targets[row];
@@ -213,15 +213,8 @@ impl Job for Rows<'_> {
                 let sum = reduce_row::<S, Sum, _>(simd, &mut Exponentials { x, maximum, y }, classes);
                 losses[row] = ln(simd, sum) + (maximum - z[target]);
                 if let Some(y) = y {
-                    let at_target = (*y.add(target) / sum - 1.0) * scale;
-                    let (sum, scale) = (simd.splat(sum), simd.splat(scale));
-                    let mut at = 0;
-                    while at < classes {
-                        let count = S::LANES.min(classes - at);
-                        let p = simd.div(load(simd, y.add(at), count), sum);
-                        store(simd, y.add(at), count, simd.mul(p, scale));
-                        at += S::LANES;
-                    }
+                    let at_target = (*y.add(target) / sum - 1.0) * factor;
+                    each_vector(simd, classes, &Shares { y, sum, factor });
                     *y.add(target) = at_target;
                 }
             }

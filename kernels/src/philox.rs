@@ -43,25 +43,44 @@ pub(crate) fn philox4x32<const ROUNDS: usize>(counter: [u32; 4], key: [u32; 2]) 
 }
 
 /// As [`philox4x32`], a block in each lane.
+///
+/// Products are of every other lane, 64 bits wide. So the even and the odd lanes go through the rounds apart, each in
+/// the lower half of such a pair, above which anything may stand: the upper half of a product comes by one shift, and
+/// the lanes meet again at the end alone.
 #[inline(always)]
 pub(crate) fn philox4x32_lanes<S: Simd, const ROUNDS: usize>(simd: S, counter: [S::I; 4], key: [u32; 2]) -> [S::I; 4] {
-    let (mut c, mut key) = (counter, key);
-    let multipliers = MULTIPLIERS.map(|m| simd.splat_int(m as i32));
+    let [mut even, mut odd] = [counter; 2];
+    for word in &mut odd {
+        *word = simd.odd_to_even(*word);
+    }
+    let mut key = key;
     for round in 0..ROUNDS {
         if round > 0 {
             key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
         }
-        let (high0, low0) = simd.mul_wide(multipliers[0], c[0]);
-        let (high1, low1) = simd.mul_wide(multipliers[1], c[2]);
-        let keys = key.map(|k| simd.splat_int(k as i32));
-        c = [
-            simd.xor_int(simd.xor_int(high1, c[1]), keys[0]),
-            low1,
-            simd.xor_int(simd.xor_int(high0, c[3]), keys[1]),
-            low0,
-        ];
+        let keys = [simd.splat_int(key[0] as i32), simd.splat_int(key[1] as i32)];
+        even = half_round(simd, even, keys);
+        odd = half_round(simd, odd, keys);
     }
-    c
+    let mut words = even;
+    for (word, odd) in words.iter_mut().zip(odd) {
+        *word = simd.join_even(*word, odd);
+    }
+    words
+}
+
+/// A round of every other lane.
+#[inline(always)]
+fn half_round<S: Simd>(simd: S, c: [S::I; 4], keys: [S::I; 2]) -> [S::I; 4] {
+    let product0 = simd.mul_even(simd.splat_int(MULTIPLIERS[0] as i32), c[0]);
+    let product1 = simd.mul_even(simd.splat_int(MULTIPLIERS[1] as i32), c[2]);
+    let (high0, high1) = (simd.odd_to_even(product0), simd.odd_to_even(product1));
+    [
+        simd.xor_int(simd.xor_int(high1, c[1]), keys[0]),
+        product1,
+        simd.xor_int(simd.xor_int(high0, c[3]), keys[1]),
+        product0,
+    ]
 }
 
 static LANE: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];

@@ -16,11 +16,15 @@
 //!
 //! Source: J. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021).
 
+use std::mem::MaybeUninit;
+
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
 use crate::simd::each::{Step, each_vector, load, store};
+use crate::simd::output::{Output, each_result, goes_past};
 use crate::simd::{Job, Simd, dispatch};
+use crate::workspace::{LINE, Line};
 
 /// A rough cost per element on one core, in seconds.
 const SECONDS_PER_ELEMENT: f64 = 0.8e-9;
@@ -255,21 +259,29 @@ impl Rotary {
         let block = (PART / row).max(1);
         let blocks = length.div_ceil(block);
         let rows = Parts::new(output, row);
-        // The same positions of all sequences one after the other: they share a part of the table.
+        // The same positions of all sequences one after the other, as many as L2 has room for their part of the table.
+        let angles = (self.table.len() / self.positions).max(1);
+        let near = (ANGLES / angles).div_ceil(block).clamp(1, blocks);
+        let past = goes_past(len, PART);
         parallelism.for_each(blocks * outer, parallelism.threads(), &|task, _| {
-            let (first, sequence) = (task / outer * block, task % outer);
+            let (before, within) = (task / (near * outer) * near, task % (near * outer));
+            let near = near.min(blocks - before);
+            let (first, sequence) = ((before + within % near) * block, within / near);
             let start = sequence * length + first;
             // SAFETY: each task comes up once, and has rows of its own.
             let y = unsafe { rows.take_run(start, block.min(length - first)) };
             let x = input(start * row, y.as_ptr());
-            dispatch(isa, Turn::<BACK> { rotary: self, position: offset + first, inner, head_dim, x, y });
+            dispatch(isa, Turn::<BACK> { rotary: self, position: offset + first, inner, head_dim, x, y, past });
         });
         Ok(())
     }
 }
 
-/// How far ahead inputs are asked for, in elements: a page, at whose end the hardware stops to foresee.
-const AHEAD: usize = 1024;
+/// Elements of the table that stay in L2 from one sequence to the next.
+const ANGLES: usize = 64 * 1024;
+
+/// Room for heads on their way past the caches, which takes whole lines.
+const ROOM: usize = 2048;
 
 struct Turn<'a, const BACK: bool> {
     rotary: &'a Rotary,
@@ -280,33 +292,64 @@ struct Turn<'a, const BACK: bool> {
     /// As many elements as `y`, possibly the same ones.
     x: *const f32,
     y: &'a mut [f32],
+    /// Whether `y` goes past the caches, unless that is `x`.
+    past: bool,
 }
 
 impl<const BACK: bool> Job for Turn<'_, BACK> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { rotary, position, inner, head_dim, x, y } = self;
+        let (head_dim, heads) = (self.head_dim, self.y.len() / self.head_dim);
+        let y = Output::apart(&mut *self.y, self.past && head_dim <= ROOM, self.x);
+        let mut room = MaybeUninit::<[Line; ROOM / LINE]>::uninit();
+        let mut first = 0;
+        while first < heads {
+            let count = if y.past { (ROOM / head_dim).min(heads - first) } else { heads };
+            let (from, y) = (first * head_dim, y.at(first * head_dim));
+            let to = if y.past { room.as_mut_ptr().cast() } else { y.start };
+            // SAFETY: `x` and `y` have `heads` heads; so many as go past the caches at once, there is room for.
+            unsafe {
+                self.turn(simd, first, count, self.x.add(from), to);
+                if y.past {
+                    let next = self.x.wrapping_add(from + count * head_dim);
+                    each_result(simd, y, count * head_dim, &Rest { x: to, y, next });
+                }
+            }
+            first += count;
+        }
+        y.finish(simd);
+    }
+}
+
+impl<const BACK: bool> Turn<'_, BACK> {
+    /// Turns some heads, the first of which has a number among the task's.
+    ///
+    /// # Safety
+    /// - There are so many at `x` and `y`, and angles for their positions.
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(&self, simd: S, first: usize, count: usize, x: *const f32, y: *mut f32) {
+        let Self { rotary, position, inner, head_dim, .. } = *self;
         let (dim, half) = (rotary.dim, rotary.dim / 2);
         let width = if rotary.pairing == Pairing::Half { half } else { dim };
-        for (row, y) in y.chunks_exact_mut(inner * head_dim).enumerate() {
-            let angles = rotary.table[(position + row) * 2 * width..][..2 * width].as_ptr();
-            for (head, y) in y.chunks_exact_mut(head_dim).enumerate() {
-                // SAFETY: `x` has as many heads of `head_dim` elements, at least `dim`; there are `width` cosines and
-                // sines.
-                unsafe {
-                    let x = x.add((row * inner + head) * head_dim);
-                    let (y, sin) = (y.as_mut_ptr(), angles.add(width));
-                    match rotary.pairing {
-                        Pairing::Half => {
-                            each_vector(simd, width, &TurnHalves::<BACK> { x, y, cos: angles, sin, half });
-                        }
-                        Pairing::Interleaved => {
-                            each_vector(simd, width, &TurnNeighbours::<BACK> { x, y, cos: angles, sin });
-                        }
-                    }
-                    each_vector(simd, head_dim - dim, &Rest { x: x.add(dim), y: y.add(dim) });
+        let (mut row, mut within) = (first / inner, first % inner);
+        for head in 0..count {
+            let cos = rotary.table[(position + row) * 2 * width..][..2 * width].as_ptr();
+            // SAFETY: the caller's contract: heads have `head_dim` elements, at least `dim`, and there are `width`
+            // cosines and sines.
+            unsafe {
+                let (x, y) = (x.add(head * head_dim), y.add(head * head_dim));
+                let sin = cos.add(width);
+                match rotary.pairing {
+                    Pairing::Half => each_vector(simd, width, &TurnHalves::<BACK> { x, y, cos, sin, half }),
+                    Pairing::Interleaved => each_vector(simd, width, &TurnNeighbours::<BACK> { x, y, cos, sin }),
                 }
+                let rest = Output { start: y.add(dim), past: false };
+                each_vector(simd, head_dim - dim, &Rest { x: x.add(dim), y: rest, next: x.wrapping_add(head_dim) });
+            }
+            within += 1;
+            if within == inner {
+                (row, within) = (row + 1, 0);
             }
         }
     }
@@ -328,8 +371,6 @@ impl<const BACK: bool> Step for TurnHalves<BACK> {
         unsafe {
             let (cos, sin) = (load(simd, self.cos.add(at), count), load(simd, self.sin.add(at), count));
             let sin = if BACK { simd.sub(simd.zero(), sin) } else { sin };
-            simd.prefetch(self.x.wrapping_add(AHEAD + at));
-            simd.prefetch(self.x.wrapping_add(AHEAD + self.half + at));
             let (a, b) = (load(simd, self.x.add(at), count), load(simd, self.x.add(self.half + at), count));
             store(simd, self.y.add(at), count, simd.sub(simd.mul(a, cos), simd.mul(b, sin)));
             store(simd, self.y.add(self.half + at), count, simd.fma(a, sin, simd.mul(b, cos)));
@@ -352,23 +393,25 @@ impl<const BACK: bool> Step for TurnNeighbours<BACK> {
         unsafe {
             let (cos, sin) = (load(simd, self.cos.add(at), count), load(simd, self.sin.add(at), count));
             let sin = if BACK { simd.sub(simd.zero(), sin) } else { sin };
-            simd.prefetch(self.x.wrapping_add(AHEAD + at));
             let v = load(simd, self.x.add(at), count);
             store(simd, self.y.add(at), count, simd.fma(simd.swap_pairs(v), sin, simd.mul(v, cos)));
         }
     }
 }
 
-/// What is not turned.
+/// What is as it was, while what is read next is asked for.
 struct Rest {
     x: *const f32,
-    y: *mut f32,
+    y: Output,
+    /// Any address is fine.
+    next: *const f32,
 }
 
 impl Step for Rest {
     #[inline(always)]
     unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        simd.prefetch(self.next.wrapping_add(at));
         // SAFETY: the caller's contract.
-        unsafe { store(simd, self.y.add(at), count, load(simd, self.x.add(at), count)) };
+        unsafe { self.y.put(simd, at, count, load(simd, self.x.add(at), count)) };
     }
 }

@@ -3,7 +3,8 @@
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::parts::Parts;
-use crate::simd::each::{Step, each_vector, load, store};
+use crate::simd::each::{Step, load};
+use crate::simd::output::{Output, each_result, goes_past};
 use crate::simd::{Job, Simd, dispatch};
 
 /// Elements of a task: large beside the cost of waking a thread, small enough to stay in L2 until reused.
@@ -13,6 +14,10 @@ const PART: usize = 16 * 1024;
 pub(super) trait Function: Copy + Sync {
     /// A rough cost per element on one core, in seconds.
     fn seconds_per_element(self) -> f64;
+
+    /// Whether the arithmetic, forward and backward, takes so long that it hides that memory reads an output's lines
+    /// before it writes them: what it takes to write past the caches it does not hide.
+    fn hides_reads(self) -> [bool; 2];
 
     /// Runs `work` with this very function, named variant by variant: so the choice moves out of the loop.
     fn choose<S: Simd>(self, simd: S, work: impl Work<Self>);
@@ -32,21 +37,22 @@ pub(super) trait Work<F> {
     fn with<S: Simd>(self, simd: S, function: F);
 }
 
-/// Runs `job(start, part)` for each part of an output.
+/// Runs `job(start, part, past)` for each part of an output, which goes past the caches or not.
 pub(super) fn for_each_part<'a, J: Job<Output = ()>>(
     function: impl Function,
     output: &'a mut [f32],
     execution: Execution,
-    job: &(impl Fn(usize, &'a mut [f32]) -> J + Sync),
+    job: &(impl Fn(usize, &'a mut [f32], bool) -> J + Sync),
 ) -> Result<(), Error> {
     let isa = execution.isa()?;
     let seconds = output.len() as f64 * function.seconds_per_element();
     let parallelism = execution.parallelism.for_seconds(seconds);
+    let past = goes_past(output.len(), PART);
     let parts = Parts::new(output, PART);
     parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
         // SAFETY: each index comes up once.
         let part = unsafe { parts.take(index) };
-        dispatch(isa, job(index * PART, part));
+        dispatch(isa, job(index * PART, part, past));
     });
     Ok(())
 }
@@ -56,6 +62,8 @@ pub(super) struct Forward<'a, F> {
     pub function: F,
     pub x: *const f32,
     pub y: &'a mut [f32],
+    /// Whether `y` goes past the caches, unless that is `x`.
+    pub past: bool,
 }
 
 impl<F: Function> Job for Forward<'_, F> {
@@ -69,16 +77,18 @@ impl<F: Function> Job for Forward<'_, F> {
 impl<F: Function> Work<F> for Forward<'_, F> {
     #[inline(always)]
     fn with<S: Simd>(self, simd: S, function: F) {
-        let step = Map { function, x: self.x, y: self.y.as_mut_ptr() };
+        let past = self.past && !function.hides_reads()[0];
+        let y = Output::apart(self.y, past, self.x);
         // SAFETY: the maker's promise.
-        unsafe { each_vector(simd, self.y.len(), &step) };
+        unsafe { each_result(simd, y, self.y.len(), &Map { function, x: self.x, y }) };
+        y.finish(simd);
     }
 }
 
 struct Map<F> {
     function: F,
     x: *const f32,
-    y: *mut f32,
+    y: Output,
 }
 
 impl<F: Function> Step for Map<F> {
@@ -87,7 +97,7 @@ impl<F: Function> Step for Map<F> {
         // SAFETY: the elements are within both.
         unsafe {
             let x = load(simd, self.x.add(at), count);
-            store(simd, self.y.add(at), count, self.function.apply(simd, x));
+            self.y.put(simd, at, count, self.function.apply(simd, x));
         }
     }
 }
@@ -99,6 +109,8 @@ pub(super) struct Backward<'a, F> {
     pub kept: *const f32,
     pub dy: *const f32,
     pub dx: &'a mut [f32],
+    /// Whether `dx` goes past the caches, unless that is `dy`.
+    pub past: bool,
 }
 
 impl<F: Function> Job for Backward<'_, F> {
@@ -112,9 +124,12 @@ impl<F: Function> Job for Backward<'_, F> {
 impl<F: Function> Work<F> for Backward<'_, F> {
     #[inline(always)]
     fn with<S: Simd>(self, simd: S, function: F) {
-        let step = MapBackward { function, kept: self.kept, dy: self.dy, dx: self.dx.as_mut_ptr() };
+        let past = self.past && !function.hides_reads()[1];
+        let dx = Output::apart(self.dx, past, self.dy);
+        let step = MapBackward { function, kept: self.kept, dy: self.dy, dx };
         // SAFETY: the maker's promise.
-        unsafe { each_vector(simd, self.dx.len(), &step) };
+        unsafe { each_result(simd, dx, self.dx.len(), &step) };
+        dx.finish(simd);
     }
 }
 
@@ -122,7 +137,7 @@ struct MapBackward<F> {
     function: F,
     kept: *const f32,
     dy: *const f32,
-    dx: *mut f32,
+    dx: Output,
 }
 
 impl<F: Function> Step for MapBackward<F> {
@@ -131,7 +146,7 @@ impl<F: Function> Step for MapBackward<F> {
         // SAFETY: the elements are within all three.
         unsafe {
             let (kept, dy) = (load(simd, self.kept.add(at), count), load(simd, self.dy.add(at), count));
-            store(simd, self.dx.add(at), count, self.function.apply_backward(simd, kept, dy));
+            self.dx.put(simd, at, count, self.function.apply_backward(simd, kept, dy));
         }
     }
 }

@@ -78,7 +78,12 @@ pub fn forward<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     check_len("y", x.len(), y.len())?;
-    for_each_part(activation, y, execution.into(), &|at, y| Forward { function: activation, x: x[at..].as_ptr(), y })
+    for_each_part(activation, y, execution.into(), &|at, y, past| Forward {
+        function: activation,
+        x: x[at..].as_ptr(),
+        y,
+        past,
+    })
 }
 
 /// `x = activation(x)`, element by element: for inference, as [`backward`] needs what this overwrites.
@@ -90,7 +95,12 @@ pub fn forward_in_place<'t>(
     x: &mut [f32],
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
-    for_each_part(activation, x, execution.into(), &|_, y| Forward { function: activation, x: y.as_ptr(), y })
+    for_each_part(activation, x, execution.into(), &|_, y, past| Forward {
+        function: activation,
+        x: y.as_ptr(),
+        y,
+        past,
+    })
 }
 
 /// `dx = dy * activation'(x)`, the derivative taken at the input `x` of the forward pass.
@@ -119,11 +129,12 @@ pub fn backward<'t>(
 ) -> Result<(), Error> {
     check_len("dy", x.len(), dy.len())?;
     check_len("dx", x.len(), dx.len())?;
-    for_each_part(activation, dx, execution.into(), &|at, dx| Backward {
+    for_each_part(activation, dx, execution.into(), &|at, dx, past| Backward {
         function: activation,
         kept: x[at..].as_ptr(),
         dy: dy[at..].as_ptr(),
         dx,
+        past,
     })
 }
 
@@ -138,11 +149,12 @@ pub fn backward_in_place<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     check_len("gradient", x.len(), gradient.len())?;
-    for_each_part(activation, gradient, execution.into(), &|at, dx| Backward {
+    for_each_part(activation, gradient, execution.into(), &|at, dx, past| Backward {
         function: activation,
         kept: x[at..].as_ptr(),
         dy: dx.as_ptr(),
         dx,
+        past,
     })
 }
 
@@ -151,7 +163,7 @@ pub fn backward_in_place<'t>(
 fn logistic<S: Simd>(simd: S, a: S::F) -> (S::F, S::F) {
     let one = simd.splat(1.0);
     let minus = simd.int_to_bits(simd.or_int(simd.bits_to_int(a), simd.splat_int(i32::MIN)));
-    let e = math::exp(simd, minus);
+    let e = math::exp_nonpositive(simd, minus);
     let r = simd.div(one, simd.add(one, e));
     let tail = simd.mul(e, r);
     (simd.select(simd.lt(a, simd.zero()), tail, r), simd.mul(tail, r))
@@ -176,9 +188,9 @@ fn normal<S: Simd>(simd: S, x: S::F) -> (S::F, S::F) {
 pub(crate) fn apply<S: Simd>(simd: S, activation: Gated, x: S::F) -> S::F {
     let gate = match activation {
         Gated::Gelu => normal(simd, x).0,
-        Gated::GeluTanh => logistic(simd, gelu_argument(simd, x).1).0,
-        Gated::GeluQuick => logistic(simd, simd.mul(simd.splat(GELU_QUICK), x)).0,
-        Gated::Silu => logistic(simd, x).0,
+        Gated::GeluTanh => math::sigmoid(simd, gelu_argument(simd, x).1),
+        Gated::GeluQuick => math::sigmoid(simd, simd.mul(simd.splat(GELU_QUICK), x)),
+        Gated::Silu => math::sigmoid(simd, x),
     };
     // 0 times -infinity is no limit.
     let bounded = simd.select(simd.eq(x, simd.splat(f32::NEG_INFINITY)), simd.splat(-1.0), x);
@@ -189,6 +201,10 @@ impl Function for Gated {
     /// An exponential, a division, a polynomial.
     fn seconds_per_element(self) -> f64 {
         1.2e-9
+    }
+
+    fn hides_reads(self) -> [bool; 2] {
+        [true, matches!(self, Self::Gelu | Self::GeluTanh)]
     }
 
     #[inline(always)]

@@ -81,7 +81,12 @@ pub fn forward<'t>(
 ) -> Result<(), Error> {
     check_len("y", x.len(), y.len())?;
     activation.check()?;
-    for_each_part(activation, y, execution.into(), &|at, y| Forward { function: activation, x: x[at..].as_ptr(), y })
+    for_each_part(activation, y, execution.into(), &|at, y, past| Forward {
+        function: activation,
+        x: x[at..].as_ptr(),
+        y,
+        past,
+    })
 }
 
 /// `x = activation(x)`, element by element. See [`forward`].
@@ -94,7 +99,12 @@ pub fn forward_in_place<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     activation.check()?;
-    for_each_part(activation, x, execution.into(), &|_, y| Forward { function: activation, x: y.as_ptr(), y })
+    for_each_part(activation, x, execution.into(), &|_, y, past| Forward {
+        function: activation,
+        x: y.as_ptr(),
+        y,
+        past,
+    })
 }
 
 /// `dx = dy * activation'`, the derivative taken from the output `y` of the forward pass.
@@ -123,11 +133,12 @@ pub fn backward<'t>(
     check_len("dy", y.len(), dy.len())?;
     check_len("dx", y.len(), dx.len())?;
     activation.check()?;
-    for_each_part(activation, dx, execution.into(), &|at, dx| Backward {
+    for_each_part(activation, dx, execution.into(), &|at, dx, past| Backward {
         function: activation,
         kept: y[at..].as_ptr(),
         dy: dy[at..].as_ptr(),
         dx,
+        past,
     })
 }
 
@@ -143,11 +154,12 @@ pub fn backward_in_place<'t>(
 ) -> Result<(), Error> {
     check_len("gradient", y.len(), gradient.len())?;
     activation.check()?;
-    for_each_part(activation, gradient, execution.into(), &|at, dx| Backward {
+    for_each_part(activation, gradient, execution.into(), &|at, dx, past| Backward {
         function: activation,
         kept: y[at..].as_ptr(),
         dy: dx.as_ptr(),
         dx,
+        past,
     })
 }
 
@@ -191,6 +203,10 @@ impl Function for Activation {
             Self::Identity | Self::Relu | Self::Clamp { .. } => 0.5e-9,
             Self::Sigmoid | Self::Tanh => 1.2e-9,
         }
+    }
+
+    fn hides_reads(self) -> [bool; 2] {
+        [matches!(self, Self::Sigmoid | Self::Tanh), false]
     }
 
     #[inline(always)]

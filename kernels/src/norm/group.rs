@@ -12,7 +12,7 @@
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
-use crate::simd::each::each_vector;
+use crate::simd::output::{Output, each_result, goes_past};
 use crate::simd::reduce::sum_pairs;
 use crate::simd::{Job, Simd, dispatch};
 
@@ -87,12 +87,13 @@ pub fn forward<'t>(
     }
     let row = shape.group_channels() * shape.pixels;
     let rows = rows_per_task(row);
+    let past = goes_past(len, shape.pixels);
     let parts = Parts::new(y, rows * row);
     parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
         // SAFETY: each index comes up once.
         let y = unsafe { parts.take(index) };
         let x = &x[index * rows * row..][..y.len()];
-        dispatch(isa, Forward { shape, first: index * rows, x, affine, epsilon, y });
+        dispatch(isa, Forward { shape, first: index * rows, x, affine, epsilon, y, past });
     });
     Ok(())
 }
@@ -105,27 +106,31 @@ struct Forward<'a> {
     affine: Affine<'a>,
     epsilon: f32,
     y: &'a mut [f32],
+    /// Whether `y` goes past the caches.
+    past: bool,
 }
 
 impl Job for Forward<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { shape, first, x, affine, epsilon, y } = self;
+        let Self { shape, first, x, affine, epsilon, y, past } = self;
         let (group_channels, pixels) = (shape.group_channels(), shape.pixels);
         let row = group_channels * pixels;
-        for (index, (x, y)) in x.chunks_exact(row).zip(y.chunks_exact_mut(row)).enumerate() {
-            // SAFETY: both have `row` elements.
-            let (mean, r) = unsafe { moments::<S, true>(simd, x.as_ptr(), y.as_ptr(), row, epsilon) };
+        let y = Output { start: y.as_mut_ptr(), past };
+        for (index, x) in x.chunks_exact(row).enumerate() {
+            // SAFETY: it has `row` elements.
+            let (mean, r) = unsafe { moments::<S, true>(simd, x.as_ptr(), None, row, epsilon) };
             let channel = (first + index) % shape.groups * group_channels;
             for c in 0..group_channels {
                 let gamma = affine.gamma.map_or(1.0, |gamma| gamma[channel + c]);
                 let beta = affine.beta.map_or(0.0, |beta| beta[channel + c]);
-                let (x, y) = (x[c * pixels..][..pixels].as_ptr(), y[c * pixels..][..pixels].as_mut_ptr());
+                let (x, y) = (x[c * pixels..][..pixels].as_ptr(), y.at(index * row + c * pixels));
                 // SAFETY: both have `pixels` elements.
-                unsafe { each_vector(simd, pixels, &Normalise { x, y, mean, r, gamma, beta }) };
+                unsafe { each_result(simd, y, pixels, &Normalise { x, y, mean, r, gamma, beta }) };
             }
         }
+        y.finish(simd);
     }
 }
 
@@ -178,6 +183,7 @@ pub fn backward<'t>(
     let row = group_channels * shape.pixels;
     let rows = rows_per_task(row);
     let parallelism = execution.parallelism.for_seconds(2.0 * len as f64 * SECONDS_PER_ELEMENT);
+    let past = goes_past(len, shape.pixels);
     let sums = &mut workspace[..needed];
     {
         let parts = Parts::new(dx, rows * row);
@@ -186,7 +192,7 @@ pub fn backward<'t>(
             // SAFETY: each index comes up once.
             let (dx, sums) = unsafe { (parts.take(index), sums.take(index)) };
             let (x, dy) = (&x[index * rows * row..][..dx.len()], &dy[index * rows * row..][..dx.len()]);
-            dispatch(isa, Backward { shape, first: index * rows, x, gamma, dy, epsilon, dx, sums });
+            dispatch(isa, Backward { shape, first: index * rows, x, gamma, dy, epsilon, dx, past, sums });
         });
     }
     for (which, gradient) in [dgamma, dbeta].into_iter().enumerate() {
@@ -206,6 +212,8 @@ struct Backward<'a> {
     dy: &'a [f32],
     epsilon: f32,
     dx: &'a mut [f32],
+    /// Whether `dx` goes past the caches.
+    past: bool,
     /// `[channel][dgamma, dbeta]` of these groups.
     sums: &'a mut [f32],
 }
@@ -214,24 +222,24 @@ impl Job for Backward<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { shape, first, x, gamma, dy, epsilon, dx, sums } = self;
+        let Self { shape, first, x, gamma, dy, epsilon, dx, past, sums } = self;
         let (group_channels, pixels) = (shape.group_channels(), shape.pixels);
         let row = group_channels * pixels;
-        for index in 0..dx.len() / row {
+        let rows = dx.len() / row;
+        let dx = Output { start: dx.as_mut_ptr(), past };
+        for index in 0..rows {
             let channel = (first + index) % shape.groups * group_channels;
             let gamma = |c: usize| gamma.map_or(1.0, |gamma| gamma[channel + c]);
             let (x, dy) = (&x[index * row..][..row], &dy[index * row..][..row]);
-            let dx = &mut dx[index * row..][..row];
             let sums = &mut sums[2 * index * group_channels..][..2 * group_channels];
             // SAFETY: the row has so many elements.
-            let (mean, r) = unsafe { moments::<S, true>(simd, x.as_ptr(), dx.as_ptr(), row, epsilon) };
+            let (mean, r) = unsafe { moments::<S, true>(simd, x.as_ptr(), None, row, epsilon) };
             let (mut plain, mut weighted) = (0.0, 0.0);
             for c in 0..group_channels {
                 let (x, dy) = (x[c * pixels..][..pixels].as_ptr(), dy[c * pixels..][..pixels].as_ptr());
                 // SAFETY: both have `pixels` elements.
                 unsafe {
-                    let both = &mut Both { x, dy, next: [x, dy.wrapping_add(row)], mean, r };
-                    [sums[2 * c], sums[2 * c + 1]] = sum_pairs(simd, both, pixels);
+                    [sums[2 * c], sums[2 * c + 1]] = sum_pairs(simd, &mut Both { x, dy, mean, r }, pixels);
                 }
                 weighted += gamma(c) * sums[2 * c];
                 plain += gamma(c) * sums[2 * c + 1];
@@ -240,11 +248,12 @@ impl Job for Backward<'_> {
             let (plain, weighted) = (plain * scale, -weighted * scale);
             for c in 0..group_channels {
                 let (x, dy) = (x[c * pixels..][..pixels].as_ptr(), dy[c * pixels..][..pixels].as_ptr());
-                let dx = dx[c * pixels..][..pixels].as_mut_ptr();
+                let dx = dx.at(index * row + c * pixels);
                 let step = Outgoing { x, dy, dx, mean, r, gamma: gamma(c), plain, weighted, factor: r };
                 // SAFETY: all three have `pixels` elements.
-                unsafe { each_vector(simd, pixels, &step) };
+                unsafe { each_result(simd, dx, pixels, &step) };
             }
         }
+        dx.finish(simd);
     }
 }

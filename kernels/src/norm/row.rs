@@ -1,13 +1,15 @@
 //! What layer and RMS norm share: rows, normalised each on its own, and columns, scaled each on its own.
 //!
-//! A row is looked at three times forward (mean, centred squares, output) and five times backward (two sums and the
-//! gradients more); only the first time finds it in memory.
+//! A row is looked at three times forward and backward: for sums (of x, and of g), for centred sums (of squares, and of
+//! g x^), for the output. Without a mean the first is left out. Only the first finds it in memory; backward asks for the
+//! next row's lines while it works on this one's, a share in each of its later looks.
 
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::parts::Parts;
-use crate::simd::each::{Step, each_vector, load, store};
-use crate::simd::reduce::{Arriving, Pairs, Sum, Terms, reduce_row, sum_pairs};
+use crate::simd::each::{Step, load, store};
+use crate::simd::output::{Output, each_result, goes_past};
+use crate::simd::reduce::{Elements, Pairs, Sum, Terms, reduce_row, sum_pairs};
 use crate::simd::{Job, Simd, dispatch};
 
 use super::{Affine, Gradients, PART, SECONDS_PER_ELEMENT, merge};
@@ -31,41 +33,45 @@ pub(super) fn workspace_len(shape: [usize; 2]) -> usize {
     if columns == 0 { 0 } else { rows.div_ceil(rows_per_piece(shape)) * 2 * columns }
 }
 
-/// `(x - mean)^2`, while what will be written is asked for: a store that waits for its line holds up those behind.
+/// `(x - mean)^2`, while a row that comes `next`, a short one, is asked for: memory would stand still. The hardware
+/// foresees longer ones.
 pub(super) struct Squares {
     pub x: *const f32,
     pub mean: f32,
-    /// Any address is fine.
-    pub to: *const f32,
+    pub next: Option<*const f32>,
 }
 
 impl Terms for Squares {
     #[inline(always)]
     unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
-        simd.prefetch(self.to.wrapping_add(at));
+        if let Some(next) = self.next {
+            simd.prefetch(next.wrapping_add(at));
+        }
         // SAFETY: the caller's contract: `at + count` is within the row.
         let centred = unsafe { simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean)) };
         simd.mul(centred, centred)
     }
 }
 
-/// `x^2`, while the row that is `next` is asked for.
-struct PlainSquares {
-    x: *const f32,
-    next: *const f32,
-}
+/// `x^2`
+struct PlainSquares(*const f32);
 
 impl Terms for PlainSquares {
     #[inline(always)]
     unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
         // SAFETY: the caller's contract.
-        let x = unsafe { Arriving { x: self.x, next: self.next }.term(simd, at, count) };
+        let x = unsafe { load(simd, self.0.add(at), count) };
         simd.mul(x, x)
     }
 }
 
-/// The mean (0 unless `CENTRED`) and `1 / sqrt(variance + epsilon)` of a row. Where `CENTRED`, the row that will be
-/// written to `to` is asked for; any address is fine.
+/// `1 / sqrt(variance + epsilon)`
+#[inline(always)]
+fn inverse_deviation(squares: f32, len: usize, epsilon: f32) -> f32 {
+    1.0 / (squares / len as f32 + epsilon).sqrt()
+}
+
+/// The mean (0 unless `CENTRED`) and `1 / sqrt(variance + epsilon)` of a row; see [`Squares`] for `next`.
 ///
 /// # Safety
 /// - `len` elements are readable at `x`.
@@ -73,20 +79,19 @@ impl Terms for PlainSquares {
 pub(super) unsafe fn moments<S: Simd, const CENTRED: bool>(
     simd: S,
     x: *const f32,
-    to: *const f32,
+    next: Option<*const f32>,
     len: usize,
     epsilon: f32,
 ) -> (f32, f32) {
-    let next = x.wrapping_add(len);
     // SAFETY: the caller's contract.
     unsafe {
         let (mean, squares) = if CENTRED {
-            let mean = reduce_row::<S, Sum, _>(simd, &mut Arriving { x, next }, len) / len as f32;
-            (mean, reduce_row::<S, Sum, _>(simd, &mut Squares { x, mean, to }, len))
+            let mean = reduce_row::<S, Sum, _>(simd, &mut Elements(x), len) / len as f32;
+            (mean, reduce_row::<S, Sum, _>(simd, &mut Squares { x, mean, next }, len))
         } else {
-            (0.0, reduce_row::<S, Sum, _>(simd, &mut PlainSquares { x, next }, len))
+            (0.0, reduce_row::<S, Sum, _>(simd, &mut PlainSquares(x), len))
         };
-        (mean, 1.0 / (squares / len as f32 + epsilon).sqrt())
+        (mean, inverse_deviation(squares, len, epsilon))
     }
 }
 
@@ -101,13 +106,14 @@ pub(super) fn forward<const CENTRED: bool>(
 ) -> Result<(), Error> {
     let isa = execution.isa()?;
     let parallelism = execution.parallelism.for_seconds(x.len() as f64 * SECONDS_PER_ELEMENT);
+    let past = goes_past(x.len(), columns);
     let block = rows_per_task(columns) * columns;
     let parts = Parts::new(y, block);
     parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
         // SAFETY: each index comes up once.
         let y = unsafe { parts.take(index) };
         let x = &x[index * block..][..y.len()];
-        dispatch(isa, Forward::<CENTRED> { columns, x, affine, epsilon, y });
+        dispatch(isa, Forward::<CENTRED> { columns, x, affine, epsilon, y, past });
     });
     Ok(())
 }
@@ -118,29 +124,33 @@ struct Forward<'a, const CENTRED: bool> {
     affine: Affine<'a>,
     epsilon: f32,
     y: &'a mut [f32],
+    /// Whether `y` goes past the caches.
+    past: bool,
 }
 
 impl<const CENTRED: bool> Job for Forward<'_, CENTRED> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { columns, x, affine, epsilon, y } = self;
+        let Self { columns, x, affine, epsilon, y, past } = self;
         let (gamma, beta) = (affine.gamma.map(<[f32]>::as_ptr), affine.beta.map(<[f32]>::as_ptr));
-        for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact_mut(columns)) {
-            let (x, y) = (x.as_ptr(), y.as_mut_ptr());
+        let y = Output { start: y.as_mut_ptr(), past };
+        for (row, x) in x.chunks_exact(columns).enumerate() {
+            let (x, y) = (x.as_ptr(), y.at(row * columns));
             // SAFETY: rows, and the parameters where there are any, have `columns` elements.
             unsafe {
-                let (mean, r) = moments::<S, CENTRED>(simd, x, y, columns, epsilon);
-                each_vector(simd, columns, &Normalise::<CENTRED> { x, y, mean, r, gamma, beta });
+                let (mean, r) = moments::<S, CENTRED>(simd, x, Some(x.wrapping_add(columns)), columns, epsilon);
+                each_result(simd, y, columns, &Normalise::<CENTRED> { x, y, mean, r, gamma, beta });
             }
         }
+        y.finish(simd);
     }
 }
 
 /// The output of one row, or of some columns with the moments that they share.
 struct Normalise<const CENTRED: bool> {
     x: *const f32,
-    y: *mut f32,
+    y: Output,
     mean: f32,
     r: f32,
     gamma: Option<*const f32>,
@@ -163,7 +173,7 @@ impl<const CENTRED: bool> Step for Normalise<CENTRED> {
                 (None, Some(beta)) => simd.add(hat, load(simd, beta.add(at), count)),
                 (None, None) => hat,
             };
-            store(simd, self.y.add(at), count, v);
+            self.y.put(simd, at, count, v);
         }
     }
 }
@@ -192,6 +202,7 @@ pub(super) fn backward<const CENTRED: bool>(
     let workspace = &mut workspace[..workspace_len(shape)];
     let parts = Parts::new(dx, block);
     let wanted = [dgamma.is_some(), dbeta.is_some()];
+    let past = goes_past(x.len(), columns);
     {
         let partials = Parts::new(workspace, 2 * columns);
         parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
@@ -199,50 +210,65 @@ pub(super) fn backward<const CENTRED: bool>(
             let (dx, sums) = unsafe { (parts.take(index), partials.take(index)) };
             let (x, dy) = (&x[index * block..][..dx.len()], &dy[index * block..][..dx.len()]);
             let (dgamma, dbeta) = sums.split_at_mut(columns);
-            dispatch(isa, Backward::<CENTRED> { columns, x, gamma, dy, epsilon, dx, dgamma, dbeta, wanted });
+            dispatch(isa, Backward::<CENTRED> { columns, x, gamma, dy, epsilon, dx, past, dgamma, dbeta, wanted });
         });
     }
     merge(workspace, columns, dgamma, dbeta);
     Ok(())
 }
 
-/// `g = dy gamma`, and `x^` beside it.
-struct Incoming {
+/// What one row's gradients are made from.
+struct Incoming<const CENTRED: bool> {
     x: *const f32,
     dy: *const f32,
     gamma: Option<*const f32>,
     mean: f32,
-    r: f32,
 }
 
-impl Incoming {
+impl<const CENTRED: bool> Incoming<CENTRED> {
+    /// `x - mean`, `dy`, and `g = dy gamma`.
+    ///
     /// # Safety
     /// - `at + count` is within the row, `count` at most `LANES`.
     #[inline(always)]
-    unsafe fn load<S: Simd>(&self, simd: S, at: usize, count: usize) -> (S::F, S::F, S::F) {
+    unsafe fn load<S: Simd>(&self, simd: S, at: usize, count: usize) -> [S::F; 3] {
         // SAFETY: the caller's contract.
         unsafe {
-            let hat = simd.mul(simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean)), simd.splat(self.r));
+            let x = load(simd, self.x.add(at), count);
             let dy = load(simd, self.dy.add(at), count);
             let g = match self.gamma {
                 Some(gamma) => simd.mul(dy, load(simd, gamma.add(at), count)),
                 None => dy,
             };
-            (hat, dy, g)
+            [if CENTRED { simd.sub(x, simd.splat(self.mean)) } else { x }, dy, g]
         }
     }
 }
 
-/// `g` and `g x^`, for their sums, while the next row of `dy` is asked for.
-struct Both<'a>(&'a Incoming, *const f32);
+/// `x` and `g`, for their sums.
+struct Plain<'a, const CENTRED: bool>(&'a Incoming<CENTRED>);
 
-impl Pairs for Both<'_> {
+impl<const CENTRED: bool> Pairs for Plain<'_, CENTRED> {
     #[inline(always)]
     unsafe fn pair<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> [S::F; 2] {
-        simd.prefetch(self.1.wrapping_add(at));
         // SAFETY: the caller's contract.
-        let (hat, _, g) = unsafe { self.0.load(simd, at, count) };
-        [g, simd.mul(hat, g)]
+        unsafe { [load(simd, self.0.x.add(at), count), self.0.load(simd, at, count)[2]] }
+    }
+}
+
+/// `(x - mean)^2` and `g (x - mean)`, for their sums. Where these come second, the row of `dy` so many elements further on
+/// is asked for: memory would stand still.
+struct Centred<'a, const CENTRED: bool>(&'a Incoming<CENTRED>, usize);
+
+impl<const CENTRED: bool> Pairs for Centred<'_, CENTRED> {
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> [S::F; 2] {
+        if CENTRED {
+            simd.prefetch(self.0.dy.wrapping_add(self.1 + at));
+        }
+        // SAFETY: the caller's contract.
+        let [centred, _, g] = unsafe { self.0.load(simd, at, count) };
+        [simd.mul(centred, centred), simd.mul(centred, g)]
     }
 }
 
@@ -253,6 +279,8 @@ struct Backward<'a, const CENTRED: bool> {
     dy: &'a [f32],
     epsilon: f32,
     dx: &'a mut [f32],
+    /// Whether `dx` goes past the caches.
+    past: bool,
     /// One piece's sums, over whatever is there.
     dgamma: &'a mut [f32],
     dbeta: &'a mut [f32],
@@ -263,57 +291,76 @@ impl<const CENTRED: bool> Job for Backward<'_, CENTRED> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { columns, x, gamma, dy, epsilon, dx, dgamma, dbeta, wanted } = self;
+        let Self { columns, x, gamma, dy, epsilon, dx, past, dgamma, dbeta, wanted } = self;
         dgamma.fill(0.0);
         dbeta.fill(0.0);
         let (dgamma, dbeta) = (dgamma.as_mut_ptr(), dbeta.as_mut_ptr());
         let gamma = gamma.map(<[f32]>::as_ptr);
-        let scale = 1.0 / columns as f32;
-        for row in 0..dx.len() / columns {
+        let dx = Output { start: dx.as_mut_ptr(), past };
+        for (row, (x, dy)) in x.chunks_exact(columns).zip(dy.chunks_exact(columns)).enumerate() {
+            let mut incoming = Incoming::<CENTRED> { x: x.as_ptr(), dy: dy.as_ptr(), gamma, mean: 0.0 };
             // SAFETY: rows, parameters and sums have `columns` elements, and there are as many rows of each.
             unsafe {
-                let from = row * columns;
-                let (x, dy) = (x.as_ptr().add(from), dy.as_ptr().add(from));
-                let dx = dx.as_mut_ptr().add(from);
-                let (mean, r) = moments::<S, CENTRED>(simd, x, dx, columns, epsilon);
-                let incoming = Incoming { x, dy, gamma, mean, r };
-                let [plain, weighted] = sum_pairs(simd, &mut Both(&incoming, dy.wrapping_add(columns)), columns);
-                let (plain, weighted) = (plain * scale, -(weighted * scale));
-                let step = Outgoing::<CENTRED> { incoming: &incoming, dx, plain, weighted, dgamma, dbeta, wanted };
-                each_vector(simd, columns, &step);
+                let mut plain = 0.0;
+                if CENTRED {
+                    let [x, g] = sum_pairs(simd, &mut Plain(&incoming), columns);
+                    incoming.mean = x / columns as f32;
+                    plain = g;
+                }
+                let [squares, weighted] = sum_pairs(simd, &mut Centred(&incoming, columns), columns);
+                let r = inverse_deviation(squares, columns, epsilon);
+                let scale = r / columns as f32;
+                let (plain, weighted) = (-plain * scale, -(weighted * r) * scale);
+                let dx = dx.at(row * columns);
+                let step = Outgoing { incoming, columns, r, plain, weighted, dx, dgamma, dbeta, wanted };
+                each_result(simd, dx, columns, &step);
             }
         }
+        dx.finish(simd);
     }
 }
 
-/// The gradients of one row.
-struct Outgoing<'a, const CENTRED: bool> {
-    incoming: &'a Incoming,
-    dx: *mut f32,
-    /// The mean of `g`, and minus that of `g x^`.
+/// The gradients of one row, `dx = g r + (x^ weighted + plain)`, while what is left of the next one is asked for.
+struct Outgoing<const CENTRED: bool> {
+    incoming: Incoming<CENTRED>,
+    columns: usize,
+    r: f32,
+    /// Minus `r` times the means of `g`, and of `g x^`.
     plain: f32,
     weighted: f32,
+    dx: Output,
     dgamma: *mut f32,
     dbeta: *mut f32,
     wanted: [bool; 2],
 }
 
-impl<const CENTRED: bool> Step for Outgoing<'_, CENTRED> {
+impl<const CENTRED: bool> Step for Outgoing<CENTRED> {
     #[inline(always)]
     unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        let next = self.columns + at;
+        simd.prefetch(self.incoming.x.wrapping_add(next));
+        if !CENTRED {
+            simd.prefetch(self.incoming.dy.wrapping_add(next));
+        }
         // SAFETY: the caller's contract.
         unsafe {
-            let (hat, dy, g) = self.incoming.load(simd, at, count);
-            let centred = if CENTRED { simd.sub(g, simd.splat(self.plain)) } else { g };
-            let v = simd.mul(simd.splat(self.incoming.r), simd.fma(hat, simd.splat(self.weighted), centred));
-            store(simd, self.dx.add(at), count, v);
+            let [centred, dy, g] = self.incoming.load(simd, at, count);
+            let hat = simd.mul(centred, simd.splat(self.r));
+            let rest = if CENTRED {
+                simd.fma(hat, simd.splat(self.weighted), simd.splat(self.plain))
+            } else {
+                simd.mul(hat, simd.splat(self.weighted))
+            };
+            // All loads before the first store: where arrays are whole pages apart, addresses differ in their high
+            // bits alone, and a load waits for an earlier store that has the same low ones.
+            let dgamma = simd.fma(dy, hat, load(simd, self.dgamma.add(at), count));
+            let dbeta = simd.add(dy, load(simd, self.dbeta.add(at), count));
+            self.dx.put(simd, at, count, simd.fma(g, simd.splat(self.r), rest));
             if self.wanted[0] {
-                let sum = simd.fma(dy, hat, load(simd, self.dgamma.add(at), count));
-                store(simd, self.dgamma.add(at), count, sum);
+                store(simd, self.dgamma.add(at), count, dgamma);
             }
             if self.wanted[1] {
-                let sum = simd.add(dy, load(simd, self.dbeta.add(at), count));
-                store(simd, self.dbeta.add(at), count, sum);
+                store(simd, self.dbeta.add(at), count, dbeta);
             }
         }
     }

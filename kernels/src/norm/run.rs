@@ -1,13 +1,14 @@
 //! What group norm and batch norm with channels apart share: runs of pixels of one channel.
 
 use crate::simd::Simd;
-use crate::simd::each::{Step, load, store};
+use crate::simd::each::{Step, load};
+use crate::simd::output::Output;
 use crate::simd::reduce::Pairs;
 
 /// `y = (x - mean) r gamma + beta`
 pub(super) struct Normalise {
     pub x: *const f32,
-    pub y: *mut f32,
+    pub y: Output,
     pub mean: f32,
     pub r: f32,
     pub gamma: f32,
@@ -21,7 +22,7 @@ impl Step for Normalise {
         unsafe {
             let hat = simd.mul(simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean)), simd.splat(self.r));
             let v = simd.fma(hat, simd.splat(self.gamma), simd.splat(self.beta));
-            store(simd, self.y.add(at), count, v);
+            self.y.put(simd, at, count, v);
         }
     }
 }
@@ -29,7 +30,7 @@ impl Step for Normalise {
 /// `y = x scale + shift`
 pub(super) struct Scale {
     pub x: *const f32,
-    pub y: *mut f32,
+    pub y: Output,
     pub scale: f32,
     pub shift: f32,
 }
@@ -40,17 +41,15 @@ impl Step for Scale {
         // SAFETY: the caller's contract.
         unsafe {
             let v = simd.fma(load(simd, self.x.add(at), count), simd.splat(self.scale), simd.splat(self.shift));
-            store(simd, self.y.add(at), count, v);
+            self.y.put(simd, at, count, v);
         }
     }
 }
 
-/// `dy x^` and `dy`, for their sums, while the runs that are `next` are asked for.
+/// `dy x^` and `dy`, for their sums.
 pub(super) struct Both {
     pub x: *const f32,
     pub dy: *const f32,
-    /// Any address is fine.
-    pub next: [*const f32; 2],
     pub mean: f32,
     pub r: f32,
 }
@@ -58,8 +57,6 @@ pub(super) struct Both {
 impl Pairs for Both {
     #[inline(always)]
     unsafe fn pair<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> [S::F; 2] {
-        simd.prefetch(self.next[0].wrapping_add(at));
-        simd.prefetch(self.next[1].wrapping_add(at));
         // SAFETY: the caller's contract: `at + count` is within the run.
         unsafe {
             let centred = simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean));
@@ -73,7 +70,7 @@ impl Pairs for Both {
 pub(super) struct Outgoing {
     pub x: *const f32,
     pub dy: *const f32,
-    pub dx: *mut f32,
+    pub dx: Output,
     pub mean: f32,
     pub r: f32,
     pub gamma: f32,
@@ -90,7 +87,7 @@ impl Step for Outgoing {
             let hat = simd.mul(simd.sub(load(simd, self.x.add(at), count), simd.splat(self.mean)), simd.splat(self.r));
             let g = simd.mul(load(simd, self.dy.add(at), count), simd.splat(self.gamma));
             let v = simd.fma(hat, simd.splat(self.weighted), simd.sub(g, simd.splat(self.plain)));
-            store(simd, self.dx.add(at), count, simd.mul(simd.splat(self.factor), v));
+            self.dx.put(simd, at, count, simd.mul(simd.splat(self.factor), v));
         }
     }
 }

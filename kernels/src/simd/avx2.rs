@@ -172,14 +172,16 @@ impl Simd for Avx2 {
         unsafe { _mm256_xor_si256(a, b) }
     }
     #[inline(always)]
-    fn mul_wide(self, a: __m256i, b: __m256i) -> (__m256i, __m256i) {
-        unsafe {
-            let even = _mm256_mul_epu32(a, b);
-            let odd = _mm256_mul_epu32(_mm256_srli_epi64::<32>(a), _mm256_srli_epi64::<32>(b));
-            let high = _mm256_blend_epi32::<0b1010_1010>(_mm256_srli_epi64::<32>(even), odd);
-            let low = _mm256_blend_epi32::<0b1010_1010>(even, _mm256_slli_epi64::<32>(odd));
-            (high, low)
-        }
+    fn mul_even(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_mul_epu32(a, b) }
+    }
+    #[inline(always)]
+    fn odd_to_even(self, a: __m256i) -> __m256i {
+        unsafe { _mm256_srli_epi64::<32>(a) }
+    }
+    #[inline(always)]
+    fn join_even(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_blend_epi32::<0b1010_1010>(a, _mm256_slli_epi64::<32>(b)) }
     }
     #[inline(always)]
     fn shl_int<const BITS: u32>(self, a: __m256i) -> __m256i {

@@ -181,15 +181,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_xor_si512(a, b) }
     }
     #[inline(always)]
-    fn mul_wide(self, a: __m512i, b: __m512i) -> (__m512i, __m512i) {
-        const ODD: __mmask16 = 0b1010_1010_1010_1010;
-        unsafe {
-            let even = _mm512_mul_epu32(a, b);
-            let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), _mm512_srli_epi64::<32>(b));
-            let high = _mm512_mask_blend_epi32(ODD, _mm512_srli_epi64::<32>(even), odd);
-            let low = _mm512_mask_blend_epi32(ODD, even, _mm512_slli_epi64::<32>(odd));
-            (high, low)
-        }
+    fn mul_even(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mul_epu32(a, b) }
+    }
+    #[inline(always)]
+    fn odd_to_even(self, a: __m512i) -> __m512i {
+        unsafe { _mm512_srli_epi64::<32>(a) }
+    }
+    #[inline(always)]
+    fn join_even(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mask_blend_epi32(0b1010_1010_1010_1010, a, _mm512_slli_epi64::<32>(b)) }
     }
     #[inline(always)]
     fn shl_int<const BITS: u32>(self, a: __m512i) -> __m512i {

@@ -49,17 +49,23 @@ fn polynomial<S: Simd, const N: usize>(simd: S, coefficients: [f32; N], x: S::F)
     sum
 }
 
-/// `e` to the power of `x`: at most 1.1 ULP on [-87.3, 88.72], `exp(0) = 1` exactly.
-///
-/// 0 below -87.3 (-infinity included), infinity above 88.72283, NaN for NaN.
+/// The nearest multiple `n` of ln 2, in the low bits of the first, and `exp(x - n ln 2)`.
 #[inline(always)]
-pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
+fn exp_parts<S: Simd>(simd: S, x: S::F) -> (S::F, S::F) {
     let rounded = simd.fma(x, simd.splat(std::f32::consts::LOG2_E), simd.splat(ROUND));
     let n = simd.sub(rounded, simd.splat(ROUND));
     let r = simd.fma(n, simd.splat(-LN_2_HIGH), x);
     let r = simd.fma(n, simd.splat(-LN_2_LOW), r);
     let q = polynomial(simd, EXP, r);
-    let power = simd.add(simd.fma(simd.mul(r, r), q, r), simd.splat(1.0));
+    (rounded, simd.add(simd.fma(simd.mul(r, r), q, r), simd.splat(1.0)))
+}
+
+/// `e` to the power of `x`: at most 1.1 ULP on [-87.3, 88.72], `exp(0) = 1` exactly.
+///
+/// 0 below -87.3 (-infinity included), infinity above 88.72283, NaN for NaN.
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
+    let (rounded, power) = exp_parts(simd, x);
     // The power is in [0.7, 1.42], so adding n to its exponent stays within the normal numbers: for x of -87.3 or more
     // either n > -126 or the power is at least 1.
     let exponent = simd.shl_int::<23>(simd.bits_to_int(rounded));
@@ -67,6 +73,16 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     // x + infinity is infinity for what is too large, and NaN for NaN.
     let high = simd.add(x, simd.splat(f32::INFINITY));
     let scaled = simd.select(simd.le(x, simd.splat(EXP_HIGHEST)), scaled, high);
+    simd.select(simd.lt(x, simd.splat(EXP_LOWEST)), simd.zero(), scaled)
+}
+
+/// [`exp`] for `x <= 0`, with its bits; NaN for NaN.
+#[inline(always)]
+pub(crate) fn exp_nonpositive<S: Simd>(simd: S, x: S::F) -> S::F {
+    let (rounded, power) = exp_parts(simd, x);
+    // A product, which keeps NaN; the exponent is that of a normal number wherever the result is one.
+    let exponent = simd.shl_int::<23>(simd.add_int(simd.bits_to_int(rounded), simd.splat_int(127)));
+    let scaled = simd.mul(power, simd.int_to_bits(exponent));
     simd.select(simd.lt(x, simd.splat(EXP_LOWEST)), simd.zero(), scaled)
 }
 
@@ -179,7 +195,7 @@ const NORMAL_TAIL: [f32; 9] = [
 #[inline(always)]
 pub(crate) fn normal_tail<S: Simd>(simd: S, x: S::F) -> (S::F, S::F) {
     let t = simd.int_to_bits(simd.and_int(simd.bits_to_int(x), simd.splat_int(i32::MAX)));
-    let e = exp(simd, simd.mul(simd.mul(t, t), simd.splat(-0.5)));
+    let e = exp_nonpositive(simd, simd.mul(simd.mul(t, t), simd.splat(-0.5)));
     let r = simd.div(simd.splat(1.0), simd.add(t, simd.splat(3.0)));
     let q = simd.fma(r, simd.splat(-6.0), simd.splat(1.0));
     // Far out, r is 0 and q is 1, so that the polynomial stays finite.
@@ -418,6 +434,36 @@ mod tests {
 
             for function in ALL {
                 assert!(apply(isa, function, &nans).iter().all(|y| y.is_nan()), "{function:?} on {isa}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp_of_what_is_not_positive_has_the_bits_of_exp() {
+        struct Both<'a>(&'a [f32], &'a mut [f32], &'a mut [f32]);
+        impl Job for Both<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, simd: S) {
+                for at in (0..self.0.len()).step_by(S::LANES) {
+                    let count = S::LANES.min(self.0.len() - at);
+                    // SAFETY: `count` elements are left in each.
+                    unsafe {
+                        let x = simd.load_first(self.0.as_ptr().add(at), count);
+                        simd.store_first(self.1.as_mut_ptr().add(at), count, exp(simd, x));
+                        simd.store_first(self.2.as_mut_ptr().add(at), count, exp_nonpositive(simd, x));
+                    }
+                }
+            }
+        }
+        let mut x: Vec<f32> = (1u64 << 31..1 << 32).step_by(4093).map(|bits| f32::from_bits(bits as u32)).collect();
+        x.extend([0.0, f32::NEG_INFINITY, EXP_LOWEST, EXP_LOWEST.next_down(), f32::NAN]);
+        for isa in Isa::available() {
+            let (mut wanted, mut given) = (vec![9.0; x.len()], vec![9.0; x.len()]);
+            dispatch(isa, Both(&x, &mut wanted, &mut given));
+            for (x, (wanted, given)) in x.iter().zip(wanted.iter().zip(&given)) {
+                let same = wanted.to_bits() == given.to_bits() || wanted.is_nan() && given.is_nan();
+                assert!(same, "{x:e} on {isa}: {given:e} instead of {wanted:e}");
             }
         }
     }

@@ -25,6 +25,7 @@ mod cpu;
 mod dispatch;
 pub(crate) mod each;
 pub(crate) mod math;
+pub(crate) mod output;
 #[cfg_attr(any(kernels_avx2_only, kernels_avx512_only), allow(dead_code, unused_imports))]
 mod portable;
 pub(crate) mod reduce;
@@ -150,8 +151,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn or_int(self, a: Self::I, b: Self::I) -> Self::I;
     /// Bitwise exclusive or.
     fn xor_int(self, a: Self::I, b: Self::I) -> Self::I;
-    /// The upper and the lower halves of the 64-bit products of unsigned integers.
-    fn mul_wide(self, a: Self::I, b: Self::I) -> (Self::I, Self::I);
+    /// The 64-bit products of the unsigned integers in the even lanes: the lower half in the same lane, the upper in the
+    /// next.
+    fn mul_even(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `[a1, 0, a3, 0, ..]`
+    fn odd_to_even(self, a: Self::I) -> Self::I;
+    /// `[a0, b0, a2, b2, ..]`
+    fn join_even(self, a: Self::I, b: Self::I) -> Self::I;
     /// Shifts left by `BITS`.
     fn shl_int<const BITS: u32>(self, a: Self::I) -> Self::I;
     /// Shifts right by `BITS`, copies of the sign coming in.

@@ -166,10 +166,20 @@ impl Simd for Portable {
         a ^ b
     }
     #[inline(always)]
-    fn mul_wide(self, a: i32x4, b: i32x4) -> (i32x4, i32x4) {
+    fn mul_even(self, a: i32x4, b: i32x4) -> i32x4 {
         let (a, b) = (a.to_array(), b.to_array());
-        let products = [0, 1, 2, 3].map(|l: usize| u64::from(a[l] as u32) * u64::from(b[l] as u32));
-        (i32x4::new(products.map(|p| (p >> 32) as i32)), i32x4::new(products.map(|p| p as i32)))
+        let [p, q] = [0, 2].map(|l: usize| u64::from(a[l] as u32) * u64::from(b[l] as u32));
+        i32x4::new([p as i32, (p >> 32) as i32, q as i32, (q >> 32) as i32])
+    }
+    #[inline(always)]
+    fn odd_to_even(self, a: i32x4) -> i32x4 {
+        let [_, a1, _, a3] = a.to_array();
+        i32x4::new([a1, 0, a3, 0])
+    }
+    #[inline(always)]
+    fn join_even(self, a: i32x4, b: i32x4) -> i32x4 {
+        let ([a0, _, a2, _], [b0, _, b2, _]) = (a.to_array(), b.to_array());
+        i32x4::new([a0, b0, a2, b2])
     }
     #[inline(always)]
     fn shl_int<const BITS: u32>(self, a: i32x4) -> i32x4 {

@@ -199,23 +199,6 @@ impl Terms for Elements {
     }
 }
 
-/// The elements of a row as they come from memory for the first time, while those of the row that is `next` are asked
-/// for: rows are too short for the hardware to foresee, and memory would stand still while a row is worked on.
-pub(crate) struct Arriving {
-    pub x: *const f32,
-    /// Any address is fine.
-    pub next: *const f32,
-}
-
-impl Terms for Arriving {
-    #[inline(always)]
-    unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
-        simd.prefetch(self.next.wrapping_add(at));
-        // SAFETY: the caller's contract.
-        unsafe { Elements(self.x).term(simd, at, count) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

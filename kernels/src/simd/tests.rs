@@ -50,11 +50,17 @@ impl Job for EveryOperation {
         let factors: Vec<u32> = (0..n as u32).map(|i| 0x9E37_79B9u32.wrapping_mul(2 * i + 1)).collect();
         // SAFETY: there are LANES words, which are loaded as bits.
         let words = simd.bits_to_int(unsafe { simd.load(factors.as_ptr().cast()) });
-        let (high, low) = simd.mul_wide(words, simd.splat_int(0xD251_1F53u32 as i32));
-        for (lane, factor) in factors.iter().enumerate() {
-            let product = u64::from(*factor) * 0xD251_1F53;
-            let got = [out(simd.int_to_bits(high))[lane].to_bits(), out(simd.int_to_bits(low))[lane].to_bits()];
-            assert_eq!(got, [(product >> 32) as u32, product as u32]);
+        let bits = |v: S::I| -> Vec<u32> { out(simd.int_to_bits(v)).iter().map(|x| x.to_bits()).collect() };
+        let products = simd.mul_even(words, simd.splat_int(0xD251_1F53u32 as i32));
+        for (pair, got) in bits(products).chunks_exact(2).enumerate() {
+            let product = u64::from(factors[2 * pair]) * 0xD251_1F53;
+            assert_eq!(got, [product as u32, (product >> 32) as u32]);
+        }
+        for (pair, got) in bits(simd.odd_to_even(words)).chunks_exact(2).enumerate() {
+            assert_eq!(got, [factors[2 * pair + 1], 0]);
+        }
+        for (pair, got) in bits(simd.join_even(words, products)).chunks_exact(2).enumerate() {
+            assert_eq!(got, [factors[2 * pair], factors[2 * pair].wrapping_mul(0xD251_1F53)]);
         }
 
         let both: Vec<f32> = a.iter().chain(&b).copied().collect();

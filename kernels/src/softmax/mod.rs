@@ -20,8 +20,9 @@ pub mod axis;
 use crate::error::{Error, check_len, checked_len};
 use crate::execution::Execution;
 use crate::parts::Parts;
-use crate::simd::each::{load, store};
-use crate::simd::reduce::{Arriving, Max, Sum, Terms, reduce_row};
+use crate::simd::each::{Step, each_vector, load, store};
+use crate::simd::output::{Output, each_result, goes_past};
+use crate::simd::reduce::{Elements, Max, Sum, Terms, reduce_row};
 use crate::simd::{Isa, Job, Simd, dispatch, math};
 
 /// A rough cost per element on one core, in seconds; the exponential is most of it.
@@ -90,8 +91,9 @@ pub fn backward<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     check(shape, [("y", y.len()), ("dy", dy.len()), ("dx", dx.len())])?;
+    let past = goes_past(dx.len(), shape[1]);
     for_each_row_block(shape, dx, execution.into(), &|isa, at, dx| {
-        dispatch(isa, Backward::<false> { columns: shape[1], y: y[at..].as_ptr(), dy: dy[at..].as_ptr(), dx });
+        dispatch(isa, Backward::<false> { columns: shape[1], y: y[at..].as_ptr(), dy: dy[at..].as_ptr(), dx, past });
     })
 }
 
@@ -110,8 +112,9 @@ pub fn log_backward<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     check(shape, [("y", y.len()), ("dy", dy.len()), ("dx", dx.len())])?;
+    let past = goes_past(dx.len(), shape[1]);
     for_each_row_block(shape, dx, execution.into(), &|isa, at, dx| {
-        dispatch(isa, Backward::<true> { columns: shape[1], y: y[at..].as_ptr(), dy: dy[at..].as_ptr(), dx });
+        dispatch(isa, Backward::<true> { columns: shape[1], y: y[at..].as_ptr(), dy: dy[at..].as_ptr(), dx, past });
     })
 }
 
@@ -159,7 +162,7 @@ impl Terms for Exponentials {
         // SAFETY: the caller's contract: `at + count` is within the row.
         unsafe {
             let x = load(simd, self.x.add(at), count);
-            let e = math::exp(simd, simd.sub(x, simd.splat(self.maximum)));
+            let e = math::exp_nonpositive(simd, simd.sub(x, simd.splat(self.maximum)));
             if let Some(y) = self.y {
                 store(simd, y.add(at), count, e);
             }
@@ -168,32 +171,28 @@ impl Terms for Exponentials {
     }
 }
 
-/// `a * b`, while the next rows are asked for.
+/// `a * b`
 struct Products {
     a: *const f32,
     b: *const f32,
-    columns: usize,
 }
 
 impl Terms for Products {
     #[inline(always)]
     unsafe fn term<S: Simd>(&mut self, simd: S, at: usize, count: usize) -> S::F {
-        simd.prefetch(self.a.wrapping_add(self.columns + at));
-        simd.prefetch(self.b.wrapping_add(self.columns + at));
         // SAFETY: the caller's contract: `at + count` is within the row.
         unsafe { simd.mul(load(simd, self.a.add(at), count), load(simd, self.b.add(at), count)) }
     }
 }
 
-/// The largest element of a row of numbers, while what follows the row is asked for; for a row with NaN anything,
-/// -infinity for an empty one.
+/// The largest element of a row of numbers; for a row with NaN anything, -infinity for an empty one.
 ///
 /// # Safety
 /// - `len` elements are readable at `x`.
 #[inline(always)]
 pub(crate) unsafe fn maximum<S: Simd>(simd: S, x: *const f32, len: usize) -> f32 {
     // SAFETY: the caller's contract.
-    unsafe { reduce_row::<S, Max, _>(simd, &mut Arriving { x, next: x.wrapping_add(len) }, len) }
+    unsafe { reduce_row::<S, Max, _>(simd, &mut Elements(x), len) }
 }
 
 /// The natural logarithm of one number, with the bits of the vector function.
@@ -227,19 +226,49 @@ impl<const LOG: bool> Job for Forward<'_, LOG> {
                 let maximum = maximum(simd, x, columns);
                 let kept = (!LOG).then_some(y);
                 let sum = reduce_row::<S, Sum, _>(simd, &mut Exponentials { x, maximum, y: kept }, columns);
-                let (maximum, sum) = (simd.splat(maximum), simd.splat(if LOG { ln(simd, sum) } else { sum }));
-                let mut at = 0;
-                while at < columns {
-                    let count = S::LANES.min(columns - at);
-                    let v = if LOG {
-                        simd.sub(simd.sub(load(simd, x.add(at), count), maximum), sum)
-                    } else {
-                        simd.div(load(simd, y.add(at), count), sum)
-                    };
-                    store(simd, y.add(at), count, v);
-                    at += S::LANES;
+                if LOG {
+                    each_vector(simd, columns, &Shifted { x, maximum, logarithm: ln(simd, sum), y });
+                } else {
+                    each_vector(simd, columns, &Shares { y, sum, factor: 1.0 });
                 }
             }
+        }
+    }
+}
+
+/// `x - m - ln s`
+struct Shifted {
+    x: *const f32,
+    maximum: f32,
+    logarithm: f32,
+    y: *mut f32,
+}
+
+impl Step for Shifted {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let shifted = simd.sub(load(simd, self.x.add(at), count), simd.splat(self.maximum));
+            store(simd, self.y.add(at), count, simd.sub(shifted, simd.splat(self.logarithm)));
+        }
+    }
+}
+
+/// `y = y / s`, times a factor.
+pub(crate) struct Shares {
+    pub y: *mut f32,
+    pub sum: f32,
+    pub factor: f32,
+}
+
+impl Step for Shares {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let share = simd.div(load(simd, self.y.add(at), count), simd.splat(self.sum));
+            store(simd, self.y.add(at), count, simd.mul(share, simd.splat(self.factor)));
         }
     }
 }
@@ -252,32 +281,50 @@ struct Backward<'a, const LOG: bool> {
     /// As many elements as `dx`.
     dy: *const f32,
     dx: &'a mut [f32],
+    /// Whether `dx` goes past the caches.
+    past: bool,
 }
 
 impl<const LOG: bool> Job for Backward<'_, LOG> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let columns = self.columns;
-        for (row, dx) in self.dx.chunks_exact_mut(columns).enumerate() {
+        let Self { columns, y, dy, dx, past } = self;
+        let rows = dx.len() / columns;
+        let dx = Output { start: dx.as_mut_ptr(), past };
+        for row in 0..rows {
             // SAFETY: `y` and `dy` have as many elements as `dx`, so this row too.
             unsafe {
-                let (y, dy) = (self.y.add(row * columns), self.dy.add(row * columns));
+                let (y, dy, dx) = (y.add(row * columns), dy.add(row * columns), dx.at(row * columns));
                 let sum = if LOG {
-                    -reduce_row::<S, Sum, _>(simd, &mut Arriving { x: dy, next: dy.wrapping_add(columns) }, columns)
+                    -reduce_row::<S, Sum, _>(simd, &mut Elements(dy), columns)
                 } else {
-                    reduce_row::<S, Sum, _>(simd, &mut Products { a: y, b: dy, columns }, columns)
+                    reduce_row::<S, Sum, _>(simd, &mut Products { a: y, b: dy }, columns)
                 };
-                let sum = simd.splat(sum);
-                let mut at = 0;
-                while at < columns {
-                    let count = S::LANES.min(columns - at);
-                    let (y, dy) = (load(simd, y.add(at), count), load(simd, dy.add(at), count));
-                    let v = if LOG { simd.fma(math::exp(simd, y), sum, dy) } else { simd.mul(y, simd.sub(dy, sum)) };
-                    store(simd, dx.as_mut_ptr().add(at), count, v);
-                    at += S::LANES;
-                }
+                each_result(simd, dx, columns, &Incoming::<LOG> { y, dy, sum, dx });
             }
+        }
+        dx.finish(simd);
+    }
+}
+
+/// `y (dy - s)`, or with `LOG` `dy + exp(y) s`.
+struct Incoming<const LOG: bool> {
+    y: *const f32,
+    dy: *const f32,
+    sum: f32,
+    dx: Output,
+}
+
+impl<const LOG: bool> Step for Incoming<LOG> {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (y, dy) = (load(simd, self.y.add(at), count), load(simd, self.dy.add(at), count));
+            let sum = simd.splat(self.sum);
+            let v = if LOG { simd.fma(math::exp(simd, y), sum, dy) } else { simd.mul(y, simd.sub(dy, sum)) };
+            self.dx.put(simd, at, count, v);
         }
     }
 }

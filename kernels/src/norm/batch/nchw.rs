@@ -2,8 +2,8 @@
 
 use crate::parallel::Parallelism;
 use crate::parts::Parts;
-use crate::simd::each::each_vector;
-use crate::simd::reduce::{Arriving, Sum, reduce_row, sum_pairs};
+use crate::simd::output::{Output, each_result, goes_past};
+use crate::simd::reduce::{Elements, Sum, reduce_row, sum_pairs};
 use crate::simd::{Isa, Job, Simd, dispatch};
 
 use super::super::row::Squares;
@@ -71,16 +71,15 @@ impl Job for Forward<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { shape, first, x, affine, epsilon, y, mean, r, variance } = self;
         let Shape { batch, channels, pixels, .. } = shape;
+        let past = goes_past(x.len(), pixels);
         let mut samples = [Sample::default(); CHANNELS];
-        let stride = next_run(shape, mean.len());
         for n in 0..batch {
             for c in 0..mean.len() {
                 let run = x[(n * channels + first + c) * pixels..][..pixels].as_ptr();
                 // SAFETY: the run has `pixels` elements.
                 let sample = unsafe {
-                    let next = run.wrapping_add(stride);
-                    let mean = reduce_row::<S, Sum, _>(simd, &mut Arriving { x: run, next }, pixels) / pixels as f32;
-                    let squares = reduce_row::<S, Sum, _>(simd, &mut Squares { x: run, mean, to: run }, pixels);
+                    let mean = reduce_row::<S, Sum, _>(simd, &mut Elements(run), pixels) / pixels as f32;
+                    let squares = reduce_row::<S, Sum, _>(simd, &mut Squares { x: run, mean, next: None }, pixels);
                     Sample { count: pixels as f64, mean: mean.into(), squares: squares.into() }
                 };
                 samples[c] = samples[c].merge(sample);
@@ -96,21 +95,18 @@ impl Job for Forward<'_> {
                 let channel = first + c;
                 let run = n * channels + channel;
                 // SAFETY: this task alone has these channels, and comes to each run once.
-                let y = unsafe { y.take(run) }.as_mut_ptr();
+                let y = Output { start: unsafe { y.take(run) }.as_mut_ptr(), past };
                 let gamma = affine.gamma.map_or(1.0, |gamma| gamma[channel]);
                 let beta = affine.beta.map_or(0.0, |beta| beta[channel]);
                 let x = x[run * pixels..][..pixels].as_ptr();
                 // SAFETY: both have `pixels` elements.
-                unsafe { each_vector(simd, pixels, &Normalise { x, y, mean: mean[c], r: r[c], gamma, beta }) };
+                unsafe { each_result(simd, y, pixels, &Normalise { x, y, mean: mean[c], r: r[c], gamma, beta }) };
             }
         }
+        if past {
+            simd.fence();
+        }
     }
-}
-
-/// How far the run after the next `taken` channels of an image is: in the next image, or where one channel is all that
-/// a task has.
-fn next_run(shape: Shape, taken: usize) -> usize {
-    if taken == 1 { shape.channels * shape.pixels } else { shape.pixels }
 }
 
 pub(super) fn inference(
@@ -124,12 +120,13 @@ pub(super) fn inference(
 ) {
     let pixels = shape.pixels;
     let runs = (PART / pixels).max(1);
+    let past = goes_past(x.len(), pixels);
     let parts = Parts::new(y, runs * pixels);
     parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
         // SAFETY: each index comes up once.
         let y = unsafe { parts.take(index) };
         let x = &x[index * runs * pixels..][..y.len()];
-        dispatch(isa, Inference { pixels, first: index * runs, x, scale, shift, y });
+        dispatch(isa, Inference { pixels, first: index * runs, x, scale, shift, y, past });
     });
 }
 
@@ -141,19 +138,23 @@ struct Inference<'a> {
     scale: &'a [f32],
     shift: &'a [f32],
     y: &'a mut [f32],
+    /// Whether `y` goes past the caches.
+    past: bool,
 }
 
 impl Job for Inference<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { pixels, first, x, scale, shift, y } = self;
-        for (run, (x, y)) in x.chunks_exact(pixels).zip(y.chunks_exact_mut(pixels)).enumerate() {
+        let Self { pixels, first, x, scale, shift, y, past } = self;
+        let y = Output { start: y.as_mut_ptr(), past };
+        for (run, x) in x.chunks_exact(pixels).enumerate() {
             let channel = (first + run) % scale.len();
-            let (scale, shift) = (scale[channel], shift[channel]);
+            let (x, y, scale, shift) = (x.as_ptr(), y.at(run * pixels), scale[channel], shift[channel]);
             // SAFETY: both have `pixels` elements.
-            unsafe { each_vector(simd, pixels, &Scale { x: x.as_ptr(), y: y.as_mut_ptr(), scale, shift }) };
+            unsafe { each_result(simd, y, pixels, &Scale { x, y, scale, shift }) };
         }
+        y.finish(simd);
     }
 }
 
@@ -189,7 +190,6 @@ impl Job for Backward<'_> {
         let Self { inputs, first, dx, dgamma, dbeta } = self;
         let Inputs { shape, x, dy, mean, r, gamma, .. } = inputs;
         let Shape { batch, channels, pixels, .. } = shape;
-        let stride = next_run(shape, dgamma.len());
         for n in 0..batch {
             for c in 0..dgamma.len() {
                 let from = (n * channels + first + c) * pixels;
@@ -197,14 +197,13 @@ impl Job for Backward<'_> {
                 let (mean, r) = (mean[first + c], r[first + c]);
                 // SAFETY: both runs have `pixels` elements.
                 unsafe {
-                    let next = [x, dy].map(|of| of.wrapping_add(stride));
-                    let both = &mut Both { x, dy, next, mean, r };
-                    let [weighted, plain] = sum_pairs(simd, both, pixels);
+                    let [weighted, plain] = sum_pairs(simd, &mut Both { x, dy, mean, r }, pixels);
                     dgamma[c] += weighted;
                     dbeta[c] += plain;
                 }
             }
         }
+        let past = goes_past(x.len(), pixels);
         let scale = 1.0 / shape.count() as f32;
         // The last images are those that the cache still holds.
         for n in (0..batch).rev() {
@@ -213,7 +212,7 @@ impl Job for Backward<'_> {
                 let run = n * channels + channel;
                 let (x, dy) = (x[run * pixels..][..pixels].as_ptr(), dy[run * pixels..][..pixels].as_ptr());
                 // SAFETY: this task alone has these channels, and comes to each run once.
-                let dx = unsafe { dx.take(run) }.as_mut_ptr();
+                let dx = Output { start: unsafe { dx.take(run) }.as_mut_ptr(), past };
                 let step = Outgoing {
                     x,
                     dy,
@@ -226,8 +225,11 @@ impl Job for Backward<'_> {
                     factor: r[channel] * gamma.map_or(1.0, |gamma| gamma[channel]),
                 };
                 // SAFETY: all three runs have `pixels` elements.
-                unsafe { each_vector(simd, pixels, &step) };
+                unsafe { each_result(simd, dx, pixels, &step) };
             }
+        }
+        if past {
+            simd.fence();
         }
     }
 }
