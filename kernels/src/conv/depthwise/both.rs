@@ -36,7 +36,8 @@ pub(in crate::conv) fn is_possible(
     sizes: &Sizes,
 ) -> bool {
     let narrow = data.windows.is_narrow(sizes.output, sizes.input);
-    let by_planes = data.windows.plane_by_plane() && gradient.gradient.plane_by_plane() && !narrow;
+    let by_planes =
+        data.windows.plane_by_plane(sizes.output, sizes.input) && gradient.gradient.plane_by_plane() && !narrow;
     let large = sizes.input[0] * sizes.input[1] >= LARGE;
     by_planes && large && gradient.gradient.pieces(shape.batch) == 1
 }

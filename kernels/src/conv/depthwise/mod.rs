@@ -7,7 +7,7 @@
 //! There is no product of matrices in it: nine multiplications per element at 3 x 3, so loads and memory decide.
 //! Forward and backward-data are the same gather ([`axis`], [`windows`]), and the gradient of the weights keeps its
 //! taps in registers ([`weights`]). In NCHW all of them read planes where they are, padding being masked lanes
-//! ([`planes`], [`halves`], [`three`], [`products`]; small ones in blocks of channels, [`narrow`]), and both gradients
+//! ([`planes`], [`halves`], [`square`], [`products`]; small ones in blocks of channels, [`narrow`]), and both gradients
 //! together read them once ([`both`]). With channels last, channels are the lanes ([`nhwc`]). Groups of several
 //! channels, whose planes are read more than once, are copied into padded rows first ([`rows`], [`tiles`], [`padded`],
 //! [`padded_products`]).
@@ -28,7 +28,8 @@ mod products;
 mod rows;
 mod small_products;
 mod source;
-mod three;
+mod square;
+mod stack;
 mod tiles;
 pub(super) mod weights;
 pub(super) mod windows;

@@ -31,12 +31,14 @@ pub(super) fn is_better(windows: &Windows, source_size: [usize; 2], target_size:
     let taps = windows.kernel[0] * windows.kernel[1] / (windows.rows.out_step * windows.columns.out_step);
     // Cycles of a plane, as measured on Zen 4.
     let products = target_size[0].next_multiple_of(4) * target_size[1].div_ceil(BLOCK) * taps;
-    let by_planes = if windows.plane_by_plane() {
+    let by_planes = if windows.stacks(source_size, target_size) {
+        products + 200
+    } else if windows.plane_by_plane(source_size, target_size) {
         products * (windows.columns.step + 2) / 2 + 100
     } else {
         products * 27 / 10 + 300
     };
-    let by_blocks = pixels * 3 / 4 + target_size[0] * target_size[1] * taps * 2 / 7;
+    let by_blocks = pixels * 3 / 4 + target_size[0] * target_size[1] * taps / 4;
     by_blocks < by_planes
 }
 

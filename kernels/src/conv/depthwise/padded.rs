@@ -190,7 +190,7 @@ unsafe fn run_unit<S: Simd>(simd: S, shared: &Shared<'_>, scratch: *mut f32, n: 
             if count == 0 || width_of_phase == 0 {
                 continue;
             }
-            for (out, size) in blocks(windows.outs, false) {
+            for (out, size) in blocks(windows.outs, windows.single()) {
                 let channel = group * windows.outs + out;
                 let mut tile = Tile {
                     x: scratch,

@@ -1,17 +1,19 @@
 //! The driver of depthwise kernels that read planes of NCHW where they are.
 //!
 //! ```text
-//! image n, channel c ──► Three: 3 x 3 neighbours        ──► plane of targets
+//! image n, channel c ──► Square: 3 x 3 neighbours, 5 x 5 at a stride of 2 ──► plane of targets
 //!                        Halves: the gradient at a stride of 2
 //! ```
 //!
 //! Planes are read where they are, and written once. Where they are few they are cut into bands of rows.
 
+use super::axis::Axis;
 use super::finish::Finish;
 use super::halves::Halves;
 use super::source::Source;
-use super::three::Three;
-use super::windows::{TASKS_PER_THREAD, Windows, WindowsCall};
+use super::square::Square;
+use super::stack::{Image, Stack};
+use super::windows::{Squares, TASKS_PER_THREAD, Windows, WindowsCall};
 use crate::parts::share;
 use crate::simd::{Job, Simd, dispatch};
 
@@ -126,17 +128,46 @@ impl Planes<'_> {
                 residual: self.finish.residual.map(|residual| residual.add(plane * to)),
                 activation: self.finish.activation,
             };
-            let (size, weights_of_out) = (target_size, weights.add(out * 9));
-            match windows.three {
-                Some((1, origin)) => {
+            let (size, weights_of_out) = (target_size, weights.add(out * taps));
+            match windows.square {
+                Some(Squares { taps: 3, step: 1, origin }) if !windows.stacks(source_size, target_size) => {
                     let source = Source { start: source, size: source_size, origin };
-                    simd.call(Three::<1> { source, weights: weights_of_out, target, size, begin, end, finish });
+                    simd.call(Square::<3, 1> { source, weights: weights_of_out, target, size, begin, end, finish });
                 }
-                Some((_, origin)) => {
+                Some(Squares { taps: 3, step: 2, origin }) => {
                     let source = Source { start: source, size: source_size, origin };
-                    simd.call(Three::<2> { source, weights: weights_of_out, target, size, begin, end, finish });
+                    simd.call(Square::<3, 2> { source, weights: weights_of_out, target, size, begin, end, finish });
                 }
-                None => simd.call(Halves {
+                Some(Squares { taps: 5, origin, .. }) => {
+                    let source = Source { start: source, size: source_size, origin };
+                    simd.call(Square::<5, 2> { source, weights: weights_of_out, target, size, begin, end, finish });
+                }
+                _ if windows.stacks(source_size, target_size) => {
+                    let axis = |axis: &Axis| axis.origin + axis.phases[0].taps[0].offset as isize;
+                    let (rows, columns) = (&windows.rows, &windows.columns);
+                    let origin = [axis(rows), axis(columns)];
+                    let width = source_size[1];
+                    let row = begin as isize + origin[0];
+                    simd.call(Stack {
+                        x: source.wrapping_offset(row * width as isize + origin[1]),
+                        image: Some(Image { size: source_size, origin: [row, origin[1]] }),
+                        x_row: width,
+                        apart: 1,
+                        x_target: width,
+                        tap_rows: rows.phases[0].taps.len(),
+                        columns: &columns.phases[0].taps,
+                        weights: weights.add(out * taps),
+                        y: target.add(begin * target_size[1]),
+                        y_row: target_size[1],
+                        size: [end - begin, target_size[1]],
+                        y_len: (end - begin) * target_size[1],
+                        finish: Finish {
+                            residual: finish.residual.map(|residual| residual.add(begin * target_size[1])),
+                            ..finish
+                        },
+                    });
+                }
+                _ => simd.call(Halves {
                     source,
                     source_size,
                     rows: &windows.rows,

@@ -14,7 +14,7 @@ use crate::simd::{Job, Simd};
 /// Whoever makes one vouches that `count` planes, `source_step` and `dy_step` apart, are readable, that no row of `dy`
 /// is longer than `lanes`, and that `sums` has room.
 pub(super) struct SmallProducts<const STEP: usize> {
-    pub source: Source<STEP>,
+    pub source: Source<3, STEP>,
     pub source_step: usize,
     pub dy: *const f32,
     pub size: [usize; 2],
@@ -41,15 +41,15 @@ impl<const STEP: usize> Job for SmallProducts<STEP> {
                 let dy = dy.wrapping_add(image * dy_step);
                 // SAFETY: the maker's promise.
                 unsafe {
-                    let mut x = [source.row(simd, 0, c, &masks), [simd.zero(); 3], [simd.zero(); 3]];
+                    let mut x = [source.row::<S, false>(simd, 0, c, &masks), [simd.zero(); 3], [simd.zero(); 3]];
                     if STEP == 1 {
-                        x[1] = source.row(simd, 1, c, &masks);
+                        x[1] = source.row::<S, false>(simd, 1, c, &masks);
                     }
                     for r in 0..height {
                         if STEP == 2 {
-                            x[1] = source.row(simd, 2 * r + 1, c, &masks);
+                            x[1] = source.row::<S, false>(simd, 2 * r + 1, c, &masks);
                         }
-                        x[2] = source.row(simd, r * STEP + 2, c, &masks);
+                        x[2] = source.row::<S, false>(simd, r * STEP + 2, c, &masks);
                         let dy = simd.load_first(dy.add(r * width + c), width - c);
                         for tap in 0..9 {
                             acc[tap] = simd.fma(x[tap / 3][tap % 3], dy, acc[tap]);

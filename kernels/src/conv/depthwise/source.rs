@@ -9,51 +9,83 @@ pub(super) fn inside<S: Simd>(simd: S, width: usize, at: isize) -> S::M {
     simd.and(lanes(width as isize - at), simd.not(lanes(-at)))
 }
 
-/// A plane of the image as 3 x 3 neighbours at a step of `STEP` see it.
+/// A plane of the image as `K` x `K` neighbours at a step of `STEP` see it.
 #[derive(Clone, Copy)]
-pub(super) struct Source<const STEP: usize> {
+pub(super) struct Source<const K: usize, const STEP: usize> {
     pub start: *const f32,
     pub size: [usize; 2],
     /// The row and column that the first target's first tap reads: negative where that is padding.
     pub origin: [isize; 2],
 }
 
-/// The lanes inside of a row, of each vector that the three taps of a row read.
-pub(super) type Masks<S> = [<S as Simd>::M; 4];
+/// The lanes inside of a row, of each vector that the taps of a row read: one for each tap, or two for each pair.
+pub(super) type Masks<S> = [<S as Simd>::M; 6];
 
-impl<const STEP: usize> Source<STEP> {
+impl<const K: usize, const STEP: usize> Source<K, STEP> {
     /// For targets from column `c` on.
     #[inline(always)]
     pub fn masks<S: Simd>(&self, simd: S, c: usize) -> Masks<S> {
-        let lanes = S::LANES as isize;
-        let offsets = if STEP == 1 { [0, 1, 2, 2] } else { [0, lanes, 2, lanes + 2] };
-        let mut masks = [simd.mask_first(S::LANES); 4];
-        for i in 0..4 {
-            masks[i] = inside(simd, self.size[1], (c * STEP) as isize + self.origin[1] + offsets[i]);
+        let mut masks = [simd.mask_first(S::LANES); 6];
+        for k in 0..if STEP == 1 { K } else { K.next_multiple_of(2) } {
+            let offset = if STEP == 1 { k } else { k / 2 * 2 + k % 2 * S::LANES };
+            masks[k] = inside(simd, self.size[1], (c * STEP + offset) as isize + self.origin[1]);
         }
         masks
     }
 
-    /// What the three taps of the row at `position` read for targets from column `c` on; zeros where padding is.
+    /// Whether the row at `position` is one of the image, not padding.
+    #[inline(always)]
+    pub fn has_row(&self, position: usize) -> bool {
+        // Negative ones are large.
+        (self.origin[0].wrapping_add_unsigned(position) as usize) < self.size[0]
+    }
+
+    /// Whether no target of a vector from column `c` on sees padding to the left or to the right.
+    #[inline(always)]
+    pub fn is_inner<S: Simd>(&self, c: usize) -> bool {
+        let at = (c * STEP) as isize + self.origin[1];
+        at >= 0 && at as usize + K - 1 + STEP * S::LANES <= self.size[1]
+    }
+
+    /// What the taps of the row at `position` read for targets from column `c` on; zeros where padding is. Without masks
+    /// if all is `INNER`.
     ///
     /// # Safety
     /// - The plane is readable.
     #[inline(always)]
-    pub unsafe fn row<S: Simd>(&self, simd: S, position: usize, c: usize, masks: &Masks<S>) -> [S::F; 3] {
-        let row = position as isize + self.origin[0];
-        if row < 0 || row >= self.size[0] as isize {
-            return [simd.zero(); 3];
+    pub unsafe fn row<S: Simd, const INNER: bool>(
+        &self,
+        simd: S,
+        position: usize,
+        c: usize,
+        masks: &Masks<S>,
+    ) -> [S::F; K] {
+        let mut x = [simd.zero(); K];
+        if !self.has_row(position) {
+            return x;
         }
+        let row = position as isize + self.origin[0];
         let start = self.start.wrapping_offset(row * self.size[1] as isize + self.origin[1]).wrapping_add(c * STEP);
         // SAFETY: the masked lanes lie inside of the row.
         unsafe {
-            let vector = |offset: usize, mask: usize| simd.load_masked(start.wrapping_add(offset), masks[mask]);
+            let vector = |offset: usize, mask: usize| {
+                let from = start.wrapping_add(offset);
+                if INNER { simd.load(from) } else { simd.load_masked(from, masks[mask]) }
+            };
             if STEP == 1 {
-                return [vector(0, 0), vector(1, 1), vector(2, 2)];
+                for k in 0..K {
+                    x[k] = vector(k, k);
+                }
+            } else {
+                for k in (0..K).step_by(2) {
+                    let (even, odd) = simd.even_odd(vector(k, k), vector(k + S::LANES, k + 1));
+                    x[k] = even;
+                    if k + 1 < K {
+                        x[k + 1] = odd;
+                    }
+                }
             }
-            let (even, odd) = simd.even_odd(vector(0, 0), vector(S::LANES, 1));
-            let (next, _) = simd.even_odd(vector(2, 2), vector(S::LANES + 2, 3));
-            [even, odd, next]
         }
+        x
     }
 }

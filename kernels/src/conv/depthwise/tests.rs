@@ -212,6 +212,32 @@ fn integers_come_out_exact() {
     }
 }
 
+#[test]
+fn stacks_end_where_rows_of_any_width_end() {
+    let mut random = Random(7);
+    for width in 1..=70 {
+        for taps in [3, 4, 5, 7, 9] {
+            let mut side = || random.below(taps + 1);
+            let padding = Padding { top: side(), bottom: side(), left: side(), right: side() };
+            let spec = Conv2dSpec::new(2, 2, [1 + width % 8, taps]).padding(padding).groups(2);
+            let shape = Shape::new(1, 3 + width % 11, width);
+            let Ok(sizes) = spec.sizes(shape) else { continue };
+            let (x, w) = (random.integers(sizes.x_len), random.integers(sizes.w_len));
+            let dy = random.integers(sizes.y_len);
+            let mut y = vec![0.0; sizes.y_len];
+            reference::conv2d_forward(&spec, shape, &x, &w, None, None, &mut y).unwrap();
+            let mut dx = vec![0.0; sizes.x_len];
+            reference::conv2d_backward_data(&spec, shape, &dy, &w, &mut dx).unwrap();
+            for isa in Isa::available() {
+                let line = format!("{isa} {spec} {shape:?}");
+                let given = forward(Depthwise, isa, &spec, shape, (&x, &w), None, None, 1);
+                assert!(given == y, "forward {line}");
+                assert!(backward_data(Depthwise, isa, &spec, shape, &dy, &w, 1) == dx, "backward-data {line}");
+            }
+        }
+    }
+}
+
 /// Every pass of a case, one after the other.
 fn all_passes(
     family: Family,

@@ -15,6 +15,7 @@
 use super::axis::Tap;
 use super::finish::{Finish, limit};
 use super::rows::RowLayout;
+use super::stack::{Stack, is_dense};
 use crate::simd::{Job, Simd};
 
 /// A rectangle of targets of neighbouring channels, and what they are gathered from.
@@ -42,6 +43,31 @@ pub(super) struct Tile<'a> {
     pub finish: Finish,
 }
 
+impl<'a> Tile<'a> {
+    /// A tile of one channel from one plane as a stack, if it can be one: tap columns are neighbours, and target rows so
+    /// many tap rows apart.
+    fn stack(&self) -> Option<Stack<'a>> {
+        let pitch = self.rows.get(1).map_or(1, |second| second.offset - self.rows[0].offset);
+        let suits = self.planes == 1 && pitch.is_multiple_of(self.row_step) && is_dense(self.columns);
+        let apart = pitch / self.row_step;
+        suits.then(|| Stack {
+            x: self.x.wrapping_add(self.rows.first().map_or(0, |first| first.offset) * self.layout.row_len),
+            image: None,
+            x_row: pitch * self.layout.row_len,
+            apart,
+            x_target: self.row_step * self.layout.row_len,
+            tap_rows: self.rows.len(),
+            columns: self.columns,
+            weights: self.weights,
+            y: self.y,
+            y_row: self.y_row,
+            size: self.size,
+            y_len: if apart == 1 { self.y_len } else { 0 },
+            finish: self.finish,
+        })
+    }
+}
+
 /// Computes a tile of `channels` (1, 2 or 4) channels.
 ///
 /// # Safety
@@ -50,6 +76,9 @@ pub(super) struct Tile<'a> {
 ///   channel; bias and residual are readable for the same.
 #[inline(always)]
 pub(super) unsafe fn compute<S: Simd>(simd: S, tile: &Tile<'_>, channels: usize) {
+    if let (1, Some(stack)) = (channels, tile.stack()) {
+        return simd.call(stack);
+    }
     let wide = tile.size[1] > S::LANES;
     match channels {
         1 if wide => simd.call(SweepAny::<1, 4, 2>(tile)),

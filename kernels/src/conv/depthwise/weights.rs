@@ -298,7 +298,7 @@ impl Shared<'_> {
                 let dy = self.dy_channel(images.start, group * gradient.outs + out);
                 let origin = [first_tap(&gradient.rows), first_tap(&gradient.columns)];
                 simd.call(SmallProducts {
-                    source: Source::<STEP> { start: x.start, size: x.size, origin },
+                    source: Source::<3, STEP> { start: x.start, size: x.size, origin },
                     source_step: gradient.groups * x.size[0] * x.size[1],
                     dy: dy.start,
                     size: self.output,

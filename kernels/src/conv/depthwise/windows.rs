@@ -2,7 +2,7 @@
 
 use super::axis::{Axis, Tap};
 use super::nhwc::{ChannelLanes, TargetRows};
-use super::{halves, narrow, padded, planes};
+use super::{halves, narrow, padded, planes, stack};
 use crate::activation::{self, Activation};
 use crate::conv::dense::PEAK_FLOPS;
 use crate::conv::spec::{Conv2dSpec, Layout, Sizes};
@@ -38,11 +38,12 @@ pub(in crate::conv) struct Windows {
     /// `[row phase][column phase][tap row][tap column][group]`, if channels may be the lanes
     pub(super) lane_weights: Vec<f32>,
     backward: bool,
-    /// The step, and the source position of the first target's first tap, if each target sees 3 x 3 neighbours of one
-    /// plane.
-    pub(super) three: Option<(usize, [isize; 2])>,
+    /// The squares of neighbours of one plane that targets see, if there is a kernel for those.
+    pub(super) square: Option<Squares>,
     /// Whether it is a gradient at a stride of 2 that has a kernel of its own.
     halves: bool,
+    /// Whether stacks may read the image where it is.
+    pub(super) image: bool,
 }
 
 /// The arguments of a call.
@@ -76,14 +77,30 @@ pub(super) fn blocks(outs: usize, single: bool) -> impl Iterator<Item = (usize, 
     })
 }
 
-/// The step of a 3 x 3 neighbourhood and the position of its first tap, if that is what all targets see.
-fn neighbours(rows: &Axis, columns: &Axis) -> Option<(usize, [isize; 2])> {
+/// Squares of neighbours.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Squares {
+    /// Taps along each axis, and the step.
+    pub taps: usize,
+    pub step: usize,
+    /// The source position of the first target's first tap.
+    pub origin: [isize; 2],
+}
+
+/// The squares that all targets see, if there is a kernel for those.
+fn squares(rows: &Axis, columns: &Axis) -> Option<Squares> {
     let ([row_phase], [column_phase]) = (&rows.phases[..], &columns.phases[..]) else { return None };
-    let neighbours = |taps: &[Tap]| taps.len() == 3 && taps.windows(2).all(|pair| pair[1].offset == pair[0].offset + 1);
-    let fits = neighbours(&row_phase.taps) && neighbours(&column_phase.taps) && rows.step == columns.step;
+    let taps = row_phase.taps.len();
+    let neighbours = |taps: &[Tap]| taps.windows(2).all(|pair| pair[1].offset == pair[0].offset + 1);
+    let square = column_phase.taps.len() == taps && neighbours(&row_phase.taps) && neighbours(&column_phase.taps);
+    let steps = rows.step == columns.step && rows.out_step == 1 && columns.out_step == 1;
     let origin = |axis: &Axis, taps: &[Tap]| axis.origin + taps[0].offset as isize;
-    let steps = rows.step <= 2 && rows.out_step == 1 && columns.out_step == 1;
-    (fits && steps).then(|| (rows.step, [origin(rows, &row_phase.taps), origin(columns, &column_phase.taps)]))
+    let known = matches!((taps, rows.step), (3, 1 | 2) | (5, 2));
+    (square && steps && known).then(|| Squares {
+        taps,
+        step: rows.step,
+        origin: [origin(rows, &row_phase.taps), origin(columns, &column_phase.taps)],
+    })
 }
 
 impl Windows {
@@ -137,7 +154,8 @@ impl Windows {
         let lane_weights = zeros(if planes == 1 && outs == 1 { len } else { 0 })?;
         let (groups, layout, kernel) = (spec.groups, spec.layout, spec.kernel);
         let halves = planes == 1 && outs == 1 && halves::fits(&rows, &columns);
-        let three = if planes == 1 { neighbours(&rows, &columns) } else { None };
+        let square = if planes == 1 { squares(&rows, &columns) } else { None };
+        let image = planes == 1 && stack::reads_images(isa, &rows, &columns);
         Ok(Self {
             isa,
             layout,
@@ -150,19 +168,31 @@ impl Windows {
             weights,
             lane_weights,
             backward,
-            three,
+            square,
             halves,
+            image,
         })
     }
 
     /// Whether targets are gathered straight from the image, plane by plane.
-    pub(super) fn plane_by_plane(&self) -> bool {
-        self.layout == Layout::Nchw && (self.three.is_some() || self.halves)
+    pub(super) fn plane_by_plane(&self, source_size: [usize; 2], target_size: [usize; 2]) -> bool {
+        let kernels = self.square.is_some() || self.halves || self.stacks(source_size, target_size);
+        self.layout == Layout::Nchw && kernels
+    }
+
+    /// Whether that is done by stacks.
+    pub(super) fn stacks(&self, source_size: [usize; 2], target_size: [usize; 2]) -> bool {
+        self.image && stack::masks_suffice(self.isa.lanes(), &self.columns, source_size[1], target_size[1])
     }
 
     /// Whether the planes are so small that several channels are better computed together.
     pub(super) fn is_narrow(&self, source_size: [usize; 2], target_size: [usize; 2]) -> bool {
         self.layout == Layout::Nchw && narrow::is_better(self, source_size, target_size)
+    }
+
+    /// Whether a block has a single channel.
+    pub(super) fn single(&self) -> bool {
+        self.planes == 1
     }
 
     /// Packs `[out_channels][in_channels / groups][kernel height][kernel width]`.
@@ -173,7 +203,7 @@ impl Windows {
         for group in 0..self.groups {
             for rows in &self.rows.phases {
                 for columns in &self.columns.phases {
-                    for (first, size) in blocks(self.outs, self.plane_by_plane()) {
+                    for (first, size) in blocks(self.outs, self.single()) {
                         for plane in 0..self.planes {
                             for kh in &rows.taps {
                                 for kw in &columns.taps {
@@ -207,7 +237,7 @@ impl Windows {
             0
         };
         // Calls with a residual are never narrow.
-        let other = if self.channels_in_lanes() || self.plane_by_plane() {
+        let other = if self.channels_in_lanes() || self.plane_by_plane(source_size, target_size) {
             0
         } else {
             padded::workspace_len(self, target_size, slots)
@@ -226,7 +256,7 @@ impl Windows {
         let (activation, parallelism, slots) = (call.activation, call.parallelism, call.slots.max(1));
         if self.is_narrow(call.source_size, call.target_size) && call.residual.is_none() {
             narrow::run(self, &mut call, seconds);
-        } else if self.plane_by_plane() {
+        } else if self.plane_by_plane(call.source_size, call.target_size) {
             planes::run(self, &mut call, seconds);
         } else {
             padded::run(self, &mut call, seconds);
