@@ -7,10 +7,10 @@
 //! There is no product of matrices in it: nine multiplications per element at 3 x 3, so loads and memory decide.
 //! Forward and backward-data are the same gather ([`axis`], [`windows`]), and the gradient of the weights keeps its
 //! taps in registers ([`weights`]). In NCHW all of them read planes where they are, padding being masked lanes
-//! ([`planes`], [`halves`], [`square`], [`products`]; small ones in blocks of channels, [`narrow`]), and both gradients
-//! together read them once ([`both`]). With channels last, channels are the lanes ([`nhwc`]). Groups of several
-//! channels, whose planes are read more than once, are copied into padded rows first ([`rows`], [`tiles`], [`padded`],
-//! [`padded_products`]).
+//! ([`planes`], [`halves`], [`square`], [`stack`], [`products`]; small ones in blocks of channels, [`narrow`]), and both
+//! gradients together read them once ([`both`]). With channels last, channels are the lanes ([`nhwc`]). Groups of
+//! several channels, whose planes are read more than once, and what else there is are copied into padded rows first
+//! ([`rows`], [`tiles`], [`padded`], [`padded_products`]).
 //!
 //! The shape of the tile follows Zhang, Lo and Lu, "High performance depthwise and pointwise convolutions on mobile
 //! devices", AAAI 2020: registers hold the outputs, and each input is loaded once for all the rows that need it.

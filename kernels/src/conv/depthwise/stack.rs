@@ -1,5 +1,5 @@
-//! Targets of one channel from one plane of padded rows: every vector that is read meets all the target rows of a stack
-//! that see it.
+//! Targets of one channel from one plane, of an image or of padded rows: every vector that is read meets all the target
+//! rows of a stack that see it.
 //!
 //! ```text
 //!                    V vectors of columns, and half of one
@@ -13,8 +13,9 @@
 //!
 //! A vector at an odd place crosses a cache line and takes the time of two products, so four products for each are
 //! what keeps the multipliers busy; weights are broadcast from memory, which costs next to nothing. The rows of a stack
-//! that see a source row follow each other, so there are ten kinds of source rows, each with a body of its own, and
-//! any kernel height does. Kernel widths that networks use are known when compiled; others take a loop.
+//! that see a source row follow each other, so each kind of source row has a body of its own, and any kernel height
+//! does. Tap columns are neighbours; in an image, where their number decides which vectors need masks, it is known when
+//! compiled.
 //!
 //! Each target is one chain of fused multiply-adds over tap rows and tap columns in order.
 
