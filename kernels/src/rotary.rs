@@ -268,7 +268,7 @@ impl Rotary {
             let near = near.min(blocks - before);
             let (first, sequence) = ((before + within % near) * block, within / near);
             let start = sequence * length + first;
-            // SAFETY: each task comes up once, and has rows of its own.
+            // SAFETY: each task comes up once, and each block of each sequence is that of one task.
             let y = unsafe { rows.take_run(start, block.min(length - first)) };
             let x = input(start * row, y.as_ptr());
             dispatch(isa, Turn::<BACK> { rotary: self, position: offset + first, inner, head_dim, x, y, past });

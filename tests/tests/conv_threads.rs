@@ -62,6 +62,8 @@ fn a_convolution_along_rows_alone() {
 #[test]
 fn a_line_of_sound() {
     holds(ConvCase::new(16, 48, [1, 9]).image(1, 4001).stride(1, 4).padding(0, 0, 4, 4).with_bias());
+    holds(ConvCase::new(9, 24, [3, 9]).image(3, 2001).padding(0, 0, 4, 4));
+    holds(ConvCase::new(9, 24, [3, 9]).image(3, 2001).padding(0, 0, 4, 4).nhwc());
     holds(ConvCase::new(30, 24, [1, 2]).image(1, 3001).dilation(1, 16).padding(0, 0, 16, 0).nhwc());
 }
 

@@ -85,6 +85,24 @@ fn rotary_gives_the_same_bits_everywhere() {
 }
 
 #[test]
+fn rotary_turns_many_sequences_as_it_turns_each() {
+    // Longer than the positions whose angles stay near, so that sequences are met in several rounds.
+    let (outer, length, head_dim) = (3, 2500, 64);
+    let x = numbers(outer * length * head_dim, 5);
+    for pairing in [Pairing::Interleaved, Pairing::Half] {
+        let rotary = Rotary::new(pairing, 64, 10000.0, length).unwrap();
+        let mut all = vec![f32::NAN; x.len()];
+        rotary.forward(Shape { outer, length, inner: 1, head_dim }, 0, &x, &mut all, Parallelism::Current).unwrap();
+        let mut each = vec![f32::NAN; x.len()];
+        let one = Shape { outer: 1, length, inner: 1, head_dim };
+        for (x, y) in x.chunks(length * head_dim).zip(each.chunks_mut(length * head_dim)) {
+            rotary.forward(one, 0, x, y, Parallelism::Serial).unwrap();
+        }
+        assert!(all == each, "{pairing:?}");
+    }
+}
+
+#[test]
 fn rotary_refuses_what_does_not_fit() {
     assert_eq!(
         Rotary::new(Pairing::Half, 3, 10000.0, 4).unwrap_err().to_string(),

@@ -20,6 +20,9 @@ use super::tile::{
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, Line};
 
+/// Outputs, as multiples of the elements that an operand may have.
+const MOST_OUTPUTS: usize = 4;
+
 /// A product that is small, and the operands, whose rows are contiguous, as those of the output are.
 pub(super) struct Small<'a> {
     product: &'a Product,
@@ -32,7 +35,9 @@ pub(super) fn suiting<'a>(product: &'a Product, blocking: &Blocking) -> Option<S
     let (Operand::Matrix(lhs), Operand::Matrix(rhs)) = (product.lhs, product.rhs) else { return None };
     let fits = |a: usize, b: usize| a.saturating_mul(b) <= blocking.in_place;
     let run = lhs.column_stride == 1 && rhs.column_stride == 1 && product.column_stride == 1;
-    (run && fits(product.m, product.k) && fits(product.k, product.n)).then_some(Small { product, lhs, rhs })
+    // An output of more is worth threads, however shallow the product is.
+    let few = fits(product.m.div_ceil(MOST_OUTPUTS), product.n);
+    (run && few && fits(product.m, product.k) && fits(product.k, product.n)).then_some(Small { product, lhs, rhs })
 }
 
 /// Runs a product that [`suiting`] has found.

@@ -448,3 +448,15 @@ fn the_workspace_is_enough_for_every_plan() {
         }
     }
 }
+
+#[test]
+fn a_shallow_product_of_many_outputs_is_not_small() {
+    let is_small = |m: usize, n: usize, k: usize| {
+        let (lhs, rhs, mut out) = (vec![0.0; m * k], vec![0.0; k * n], vec![0.0; m * n]);
+        let [lhs, rhs] = [View::new(&lhs, [m, k]).unwrap(), View::new(&rhs, [k, n]).unwrap()];
+        let mut out = ViewMut::new(&mut out, [m, n]).unwrap();
+        let product = Gemm::default().product(Input::Matrix(lhs), Input::Matrix(rhs), &mut out, Isa::Portable).unwrap();
+        super::small::suiting(&product, Blocking::for_this_cpu()).is_some()
+    };
+    assert!(is_small(32, 32, 32) && is_small(64, 64, 1) && !is_small(1024, 1024, 1));
+}

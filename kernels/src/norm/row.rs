@@ -2,7 +2,8 @@
 //!
 //! A row is looked at three times forward and backward: for sums (of x, and of g), for centred sums (of squares, and of
 //! g x^), for the output. Without a mean the first is left out. Only the first finds it in memory; backward asks for the
-//! next row's lines while it works on this one's, a share in each of its later looks.
+//! next row's lines while it works on this one's, a share in each of its later looks. Its products are those of `g` and
+//! `x - mean`: rows of both below 1e-19, or with products beyond 1e38, leave the range of floats.
 
 use crate::error::Error;
 use crate::execution::Execution;

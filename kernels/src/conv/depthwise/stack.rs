@@ -27,8 +27,8 @@ use crate::simd::{Isa, Job, Simd};
 /// Target rows of a stack, at most.
 const ROWS: usize = 5;
 
-/// Vectors of columns that are computed together: with a half, 10 sums of 16 registers or 32. With three, 7 x 7 taps
-/// on 56 x 56 pixels took a tenth longer.
+/// Vectors of columns that are computed together: 8 sums of 16 registers, or 12 of 32 with a half. With three, 7 x 7
+/// taps on 56 x 56 pixels took a tenth longer.
 const MOST_VECTORS: usize = 2;
 
 /// Up to so many columns of an image, strips are computed from the top down; wider ones a few rows at a time, as the
@@ -92,7 +92,9 @@ pub(super) fn reads_images(isa: Isa, rows: &Axis, columns: &Axis) -> bool {
 }
 
 /// Whether the vectors of a row of an image that need masks are those that have them: all where there is one; else
-/// padding is to the left of the first and to the right of the last, and no wider than half of the taps.
+/// padding is to the left of the first and to the right of the last, and no wider than half of the taps. What is left
+/// after whole vectors has to be as wide too: the right taps of the vector before it are read without masks, and so are
+/// the left ones of a last vector that is moved to the left, which then starts so far from the row's start.
 pub(super) fn masks_suffice(lanes: usize, columns: &Axis, source_width: usize, target_width: usize) -> bool {
     let taps = &columns.phases[0].taps;
     let half = taps.len() / 2;
@@ -358,7 +360,8 @@ impl<const SOURCE: u8, const KW: usize, const V: usize, const HALF: bool> Strip<
         let x = if SOURCE == PADDED { x.wrapping_add(stack.columns.first().map_or(0, |first| first.shift)) } else { x };
         for k in 0..count {
             let x = x.wrapping_add(k);
-            // SAFETY: positions of the targets.
+            // SAFETY: positions of the targets, in padded rows; those of an image that `masks_suffice` has not found to lie
+            // in the row are masked.
             unsafe {
                 let mut vectors = [simd.zero(); V];
                 for v in 0..V {

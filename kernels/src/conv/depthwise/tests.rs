@@ -238,6 +238,27 @@ fn stacks_end_where_rows_of_any_width_end() {
     }
 }
 
+#[test]
+fn squares_end_where_rows_of_any_width_end() {
+    let mut random = Random(11);
+    for width in (1..=40).chain((41..=150).step_by(7)) {
+        for (taps, stride) in [(3, 1), (3, 2), (5, 2)] {
+            let mut side = || random.below(taps + 1);
+            let padding = Padding { top: side(), bottom: side(), left: side(), right: side() };
+            let spec = Conv2dSpec::new(2, 2, [taps, taps]).stride([stride, stride]).padding(padding).groups(2);
+            let shape = Shape::new(1, 1 + width % 12, width);
+            let Ok(sizes) = spec.sizes(shape) else { continue };
+            let (x, w) = (random.integers(sizes.x_len), random.integers(sizes.w_len));
+            let mut y = vec![0.0; sizes.y_len];
+            reference::conv2d_forward(&spec, shape, &x, &w, None, None, &mut y).unwrap();
+            for isa in Isa::available() {
+                let given = forward(Depthwise, isa, &spec, shape, (&x, &w), None, None, 1);
+                assert!(given == y, "{isa} {spec} {shape:?}");
+            }
+        }
+    }
+}
+
 /// Every pass of a case, one after the other.
 fn all_passes(
     family: Family,

@@ -8,6 +8,8 @@
 //!           └────────┴────────┘
 //! ```
 //!
+//! One channel of one plane whose tap columns are neighbours is a stack ([`super::stack`]).
+//!
 //! Each target is one chain of fused multiply-adds over planes, tap rows and tap columns in order, whatever the
 //! tile. Rows end with a vector that overlaps its neighbour; where a row is shorter than a vector, the excess is
 //! written into the next row, which is written after it.

@@ -186,7 +186,10 @@ impl Engine for PixelLanes {
                         true => {
                             (blocking.band / column.saturating_mul(layout.pitch).max(1)).saturating_sub(slide.extra[0])
                         }
-                        false => (blocking.band / column).saturating_sub(slide.extra[1]) / unit,
+                        false => {
+                            let column = column.saturating_mul(slide.extra[0].saturating_add(1));
+                            (blocking.band / column).saturating_sub(slide.extra[1]) / unit
+                        }
                     }
                 }
                 _ => units,

@@ -56,6 +56,7 @@ fn every_tile_agrees_with_the_reference() {
             let after = [0, 1].map(|axis| kernel[axis] / 2 * dilation[axis]);
             let spec = Conv2dSpec::new(6, 14, kernel)
                 .stride(stride)
+                .dilation(dilation)
                 .groups(1 + seed % 2)
                 .padding(Padding { top: before[0], bottom: after[0], left: before[1], right: after[1] })
                 .layout(layout);
@@ -105,6 +106,41 @@ fn every_tile_agrees_with_the_reference() {
         }
     }
     assert!(tried > 300 && backward > 240, "{tried} plans, {backward} of them with gradients");
+}
+
+#[test]
+fn what_is_not_finite_reaches_the_windows_that_hold_it_though_their_taps_are_apart() {
+    for (dilation, [height, width]) in [([2, 3], [13, 17]), ([6, 1], [9, 20]), ([5, 7], [4, 6])] {
+        let [down, along] = dilation;
+        let padding = Padding { top: down, bottom: down, left: along, right: along };
+        let spec = Conv2dSpec::new(5, 6, [3, 3]).dilation(dilation).padding(padding);
+        let shape = Shape::new(1, height, width);
+        let sizes = spec.sizes(shape).unwrap();
+        let (mut x, w, mut dy) = (values(1, sizes.x_len), values(2, sizes.w_len), values(3, sizes.y_len));
+        (x[sizes.x_len / 2], dy[sizes.y_len / 3]) = (f32::INFINITY, f32::NAN);
+        let (mut y_wanted, mut dx_wanted) = (vec![0.0; sizes.y_len], vec![0.0; sizes.x_len]);
+        conv2d_forward(&spec, shape, &x, &w, None, None, &mut y_wanted).unwrap();
+        conv2d_backward_data(&spec, shape, &dy, &w, &mut dx_wanted).unwrap();
+        for algorithm in [Algorithm::Winograd2, Algorithm::Winograd4] {
+            let options = Options { algorithm, ..Options::default() };
+            let same = |name: &str, got: &[f32], wanted: &[f32]| {
+                for (i, (got, wanted)) in got.iter().zip(wanted).enumerate() {
+                    let near = (got - wanted).abs() < 2e-4 || got == wanted || got.is_nan() && wanted.is_nan();
+                    assert!(near, "{algorithm} {spec} {shape:?}: {name}[{i}] is {got} instead of {wanted}");
+                }
+            };
+            let plan = Conv2d::with_options(spec, &w, None, shape, options).unwrap();
+            let mut y = vec![0.0; sizes.y_len];
+            let mut workspace = vec![0.0; plan.workspace_len(shape, 1).unwrap()];
+            plan.forward(shape, &x, None, &mut y, &mut workspace, Parallelism::Serial).unwrap();
+            same("y", &y, &y_wanted);
+            let plan = Conv2dBackward::with_options(spec, &w, shape, options).unwrap();
+            let mut dx = vec![0.0; sizes.x_len];
+            let mut workspace = vec![0.0; plan.workspace_len(shape, 1).unwrap()];
+            plan.data(shape, &dy, &mut dx, &mut workspace, Parallelism::Serial).unwrap();
+            same("dx", &dx, &dx_wanted);
+        }
+    }
 }
 
 #[test]
