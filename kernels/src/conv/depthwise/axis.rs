@@ -75,6 +75,17 @@ impl Axis {
         Self::new(origin, 1, stride, (0..stride).map(phase).collect())
     }
 
+    /// Whether all targets see taps that are neighbours.
+    pub(super) fn sees_neighbours(&self) -> bool {
+        let [phase] = &self.phases[..] else { return false };
+        self.out_step == 1 && phase.taps.windows(2).all(|pair| pair[1].offset == pair[0].offset + 1)
+    }
+
+    /// The source element that the first tap of the first target reads, where all targets see the same taps.
+    pub(super) fn first_tap(&self) -> isize {
+        self.origin + self.phases[0].taps[0].offset as isize
+    }
+
     /// Each target is its own source.
     pub fn identity() -> Self {
         Self::forward(1, 1, 1, 0)

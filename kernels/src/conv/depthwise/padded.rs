@@ -12,7 +12,7 @@
 use super::finish::Finish;
 use super::rows::{Channel, RowLayout, SPARE, fill};
 use super::tiles::{Tile, compute};
-use super::windows::{TASKS_PER_THREAD, Windows, WindowsCall, blocks};
+use super::windows::{TASKS_PER_THREAD, Windows, WindowsCall};
 use crate::activation::Activation;
 use crate::conv::spec::Layout;
 use crate::simd::{Job, Simd, dispatch};
@@ -190,7 +190,7 @@ unsafe fn run_unit<S: Simd>(simd: S, shared: &Shared<'_>, scratch: *mut f32, n: 
             if count == 0 || width_of_phase == 0 {
                 continue;
             }
-            for (out, size) in blocks(windows.outs, windows.single()) {
+            for (out, size) in windows.blocks() {
                 let channel = group * windows.outs + out;
                 let mut tile = Tile {
                     x: scratch,

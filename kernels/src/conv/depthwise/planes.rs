@@ -8,7 +8,6 @@
 //!
 //! Planes are read where they are, and written once. Where they are few they are cut into bands of rows.
 
-use super::axis::Axis;
 use super::finish::Finish;
 use super::halves::Halves;
 use super::source::Source;
@@ -129,53 +128,48 @@ impl Planes<'_> {
                 residual: self.finish.residual.map(|residual| residual.add(plane * to)),
                 activation: self.finish.activation,
             };
-            let (size, weights_of_out) = (target_size, weights.add(out * taps));
+            let (size, weights) = (target_size, weights.add(out * taps));
+            if windows.stacks(source_size, target_size) {
+                let (rows, columns) = (&windows.rows, &windows.columns);
+                let (row, column, width) = (begin as isize + rows.first_tap(), columns.first_tap(), source_size[1]);
+                let first = begin * target_size[1];
+                return simd.call(Stack {
+                    x: source.wrapping_offset(row * width as isize + column),
+                    image: Some(Image { size: source_size, origin: [row, column] }),
+                    x_row: width,
+                    apart: 1,
+                    x_target: width,
+                    tap_rows: rows.phases[0].taps.len(),
+                    columns: &columns.phases[0].taps,
+                    weights,
+                    y: target.add(first),
+                    y_row: target_size[1],
+                    size: [end - begin, target_size[1]],
+                    y_len: (end - begin) * target_size[1],
+                    finish: Finish { residual: finish.residual.map(|residual| residual.add(first)), ..finish },
+                });
+            }
             match windows.square {
-                Some(Squares { taps: 3, step: 1, origin }) if !windows.stacks(source_size, target_size) => {
+                Some(Squares { taps: 3, step: 1, origin }) => {
                     let source = Source { start: source, size: source_size, origin };
-                    simd.call(Square::<3, 1> { source, weights: weights_of_out, target, size, begin, end, finish });
+                    simd.call(Square::<3, 1> { source, weights, target, size, begin, end, finish });
                 }
-                Some(Squares { taps: 3, step: 2, origin }) => {
+                Some(Squares { taps: 3, origin, .. }) => {
                     let source = Source { start: source, size: source_size, origin };
-                    simd.call(Square::<3, 2> { source, weights: weights_of_out, target, size, begin, end, finish });
+                    simd.call(Square::<3, 2> { source, weights, target, size, begin, end, finish });
                 }
-                Some(Squares { taps: 5, origin, .. }) => {
+                Some(Squares { origin, .. }) => {
                     let source = Source { start: source, size: source_size, origin };
-                    simd.call(Square::<5, 2> { source, weights: weights_of_out, target, size, begin, end, finish });
+                    simd.call(Square::<5, 2> { source, weights, target, size, begin, end, finish });
                 }
-                _ if windows.stacks(source_size, target_size) => {
-                    let axis = |axis: &Axis| axis.origin + axis.phases[0].taps[0].offset as isize;
-                    let (rows, columns) = (&windows.rows, &windows.columns);
-                    let origin = [axis(rows), axis(columns)];
-                    let width = source_size[1];
-                    let row = begin as isize + origin[0];
-                    simd.call(Stack {
-                        x: source.wrapping_offset(row * width as isize + origin[1]),
-                        image: Some(Image { size: source_size, origin: [row, origin[1]] }),
-                        x_row: width,
-                        apart: 1,
-                        x_target: width,
-                        tap_rows: rows.phases[0].taps.len(),
-                        columns: &columns.phases[0].taps,
-                        weights: weights.add(out * taps),
-                        y: target.add(begin * target_size[1]),
-                        y_row: target_size[1],
-                        size: [end - begin, target_size[1]],
-                        y_len: (end - begin) * target_size[1],
-                        finish: Finish {
-                            residual: finish.residual.map(|residual| residual.add(begin * target_size[1])),
-                            ..finish
-                        },
-                    });
-                }
-                _ => simd.call(Halves {
+                None => simd.call(Halves {
                     source,
                     source_size,
                     rows: &windows.rows,
                     columns: &windows.columns,
                     weights,
                     target,
-                    size: target_size,
+                    size,
                     begin,
                     end,
                     finish,

@@ -83,12 +83,11 @@ pub(super) fn is_dense(taps: &[Tap]) -> bool {
 
 /// Whether stacks can read an image where it is: with mask registers, and neighbouring taps.
 pub(super) fn reads_images(isa: Isa, rows: &Axis, columns: &Axis) -> bool {
-    let ([row_phase], [column_phase]) = (&rows.phases[..], &columns.phases[..]) else { return false };
+    if !(rows.sees_neighbours() && columns.sees_neighbours() && [rows.step, columns.step] == [1, 1]) {
+        return false;
+    }
     // With 32 registers the weights of 3 x 3 taps stay there, in a kernel of its own.
-    let known = matches!((isa, column_phase.taps.len()), (Isa::Avx512, 5 | 7) | (Isa::Avx2, 3 | 5 | 7))
-        && is_dense(&column_phase.taps);
-    let neighbours = row_phase.taps.windows(2).all(|pair| pair[1].offset == pair[0].offset + 1);
-    known && neighbours && rows.step == 1 && columns.step == 1
+    matches!((isa, columns.phases[0].taps.len()), (Isa::Avx512, 5 | 7) | (Isa::Avx2, 3 | 5 | 7))
 }
 
 /// Whether the vectors of a row of an image that need masks are those that have them: all where there is one; else
@@ -96,9 +95,8 @@ pub(super) fn reads_images(isa: Isa, rows: &Axis, columns: &Axis) -> bool {
 /// after whole vectors has to be as wide too: the right taps of the vector before it are read without masks, and so are
 /// the left ones of a last vector that is moved to the left, which then starts so far from the row's start.
 pub(super) fn masks_suffice(lanes: usize, columns: &Axis, source_width: usize, target_width: usize) -> bool {
-    let taps = &columns.phases[0].taps;
-    let half = taps.len() / 2;
-    let first = columns.origin + taps[0].offset as isize;
+    let half = columns.phases[0].taps.len() / 2;
+    let first = columns.first_tap();
     let right = (target_width + half) as isize + first - source_width as isize;
     let rest = target_width % lanes;
     target_width <= lanes || (-first <= half as isize && right <= 0 && (rest == 0 || rest >= half))

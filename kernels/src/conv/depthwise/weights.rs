@@ -290,13 +290,12 @@ impl Shared<'_> {
         lanes: *mut f32,
     ) {
         let gradient = self.gradient;
-        let first_tap = |axis: &Axis| axis.origin + axis.phases[0].taps[0].offset as isize;
         for out in 0..gradient.outs {
             // SAFETY: a channel of the first image, and the lanes of its taps.
             unsafe {
                 let x = self.x_channel(images.start, group);
                 let dy = self.dy_channel(images.start, group * gradient.outs + out);
-                let origin = [first_tap(&gradient.rows), first_tap(&gradient.columns)];
+                let origin = [gradient.rows.first_tap(), gradient.columns.first_tap()];
                 simd.call(SmallProducts {
                     source: Source::<3, STEP> { start: x.start, size: x.size, origin },
                     source_step: gradient.groups * x.size[0] * x.size[1],

@@ -1,6 +1,6 @@
 //! A convolution of few channels a group, or its gradient of the input, as a gather; and which driver does it.
 
-use super::axis::{Axis, Tap};
+use super::axis::Axis;
 use super::nhwc::{ChannelLanes, TargetRows};
 use super::{halves, narrow, padded, planes, stack};
 use crate::activation::{self, Activation};
@@ -61,22 +61,6 @@ pub(in crate::conv) struct WindowsCall<'a> {
     pub parallelism: Parallelism<'a>,
 }
 
-/// The channels of a group in blocks: the first channel and the size, 4, 2 or 1, of each.
-pub(super) fn blocks(outs: usize, single: bool) -> impl Iterator<Item = (usize, usize)> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let size = match outs - at {
-            0 => return None,
-            _ if single => 1,
-            1 => 1,
-            2 | 3 => 2,
-            _ => 4,
-        };
-        at += size;
-        Some((at - size, size))
-    })
-}
-
 /// Squares of neighbours.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Squares {
@@ -89,17 +73,13 @@ pub(super) struct Squares {
 
 /// The squares that all targets see, if there is a kernel for those.
 fn squares(rows: &Axis, columns: &Axis) -> Option<Squares> {
-    let ([row_phase], [column_phase]) = (&rows.phases[..], &columns.phases[..]) else { return None };
-    let taps = row_phase.taps.len();
-    let neighbours = |taps: &[Tap]| taps.windows(2).all(|pair| pair[1].offset == pair[0].offset + 1);
-    let square = column_phase.taps.len() == taps && neighbours(&row_phase.taps) && neighbours(&column_phase.taps);
-    let steps = rows.step == columns.step && rows.out_step == 1 && columns.out_step == 1;
-    let origin = |axis: &Axis, taps: &[Tap]| axis.origin + taps[0].offset as isize;
+    let square = rows.sees_neighbours() && columns.sees_neighbours() && rows.step == columns.step;
+    let [taps, across] = [rows, columns].map(|axis| axis.phases.first().map_or(0, |phase| phase.taps.len()));
     let known = matches!((taps, rows.step), (3, 1 | 2) | (5, 2));
-    (square && steps && known).then(|| Squares {
+    (square && taps == across && known).then(|| Squares {
         taps,
         step: rows.step,
-        origin: [origin(rows, &row_phase.taps), origin(columns, &column_phase.taps)],
+        origin: [rows.first_tap(), columns.first_tap()],
     })
 }
 
@@ -190,9 +170,22 @@ impl Windows {
         self.layout == Layout::Nchw && narrow::is_better(self, source_size, target_size)
     }
 
-    /// Whether a block has a single channel.
-    pub(super) fn single(&self) -> bool {
-        self.planes == 1
+    /// The channels of a group in blocks: the first channel and the size, 4, 2 or 1, of each. Planes that are alone are
+    /// read once for each channel.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (outs, alone) = (self.outs, self.planes == 1);
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let size = match outs - at {
+                0 => return None,
+                _ if alone => 1,
+                1 => 1,
+                2 | 3 => 2,
+                _ => 4,
+            };
+            at += size;
+            Some((at - size, size))
+        })
     }
 
     /// Packs `[out_channels][in_channels / groups][kernel height][kernel width]`.
@@ -203,7 +196,7 @@ impl Windows {
         for group in 0..self.groups {
             for rows in &self.rows.phases {
                 for columns in &self.columns.phases {
-                    for (first, size) in blocks(self.outs, self.single()) {
+                    for (first, size) in self.blocks() {
                         for plane in 0..self.planes {
                             for kh in &rows.taps {
                                 for kw in &columns.taps {
