@@ -22,7 +22,7 @@ use std::ops::Range;
 use super::epilogue::{Finish, RawEpilogue};
 use super::plan::Operand;
 use super::rectangle::{Product, element};
-use super::tile::{MAX_HEIGHT, MAX_WIDTH, Matrix};
+use super::tile::{MAX_WIDTH, Matrix, TileBuffer};
 use crate::parallel::Parallelism;
 use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
@@ -102,7 +102,7 @@ impl<const ROWS: usize> Job for Rows<'_, ROWS> {
         let (Operand::Matrix(lhs), Operand::Matrix(rhs)) = (product.lhs, product.rhs) else {
             unreachable!("only matrices suit")
         };
-        let mut buffer = MaybeUninit::<[Line; MAX_HEIGHT * MAX_WIDTH / LINE]>::uninit();
+        let mut buffer = TileBuffer::uninit();
         let buffer = buffer.as_mut_ptr().cast::<f32>();
         let mut column = columns.start;
         while column < columns.end {

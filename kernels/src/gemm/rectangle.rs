@@ -10,10 +10,9 @@ use super::pack::{pack_panels, panel_vectors};
 use super::plan::{Operand, Plan, RhsPacking};
 use super::rhs::Later;
 use super::tile::{
-    Ends, IN_PLACE, MAX_HEIGHT, MAX_WIDTH, NV, PACKED, PACKING, Panels, WIDE, max_wide_height, tiles_of, wide_tiles_of,
+    Ends, IN_PLACE, MAX_WIDTH, NV, PACKED, PACKING, Panels, TileBuffer, WIDE, max_wide_height, tiles_of, wide_tiles_of,
 };
 use crate::simd::{Job, Simd};
-use crate::workspace::{LINE, Line};
 
 /// What a core reads from its second-level cache, on either kind of CPU at least.
 const BYTES_PER_SECOND: f64 = 70e9;
@@ -221,7 +220,7 @@ unsafe fn strips<S: Simd, const RHS: u8>(
     let finishes = ks.end == product.k && !product.epilogue.is_nothing();
     // Columns that are no neighbours go through a buffer, one tile at a time.
     let strided = product.column_stride != 1;
-    let mut buffer = std::mem::MaybeUninit::<[Line; MAX_HEIGHT * MAX_WIDTH / LINE]>::uninit();
+    let mut buffer = TileBuffer::uninit();
     let buffer = buffer.as_mut_ptr().cast::<f32>();
     let epilogue = if finishes { &product.epilogue } else { &RawEpilogue::NOTHING };
     // Panels that are whole are met in one go.

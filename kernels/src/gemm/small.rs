@@ -3,8 +3,6 @@
 //! A plan, and the loops around loops that follow one, take as long as a tile: some 50 ns of the 700 of 32 x 32 x 32
 //! and of the 200 of 16 x 16 x 16 on one thread of Zen 4 with AVX-512.
 
-use std::mem::MaybeUninit;
-
 use super::ahead::Ahead;
 use super::blocking::Blocking;
 use super::epilogue::Finish;
@@ -14,11 +12,9 @@ use super::plan::Operand;
 use super::rectangle::{Product, element};
 use super::rhs::Later;
 use super::tile::{
-    Ends, IN_PLACE, MAX_HEIGHT, MAX_WIDTH, Matrix, NV, Panels, WIDE, max_height, max_wide_height, tiles_of,
-    wide_tiles_of,
+    Ends, IN_PLACE, Matrix, NV, Panels, TileBuffer, WIDE, max_height, max_wide_height, tiles_of, wide_tiles_of,
 };
 use crate::simd::{Isa, Job, Simd, dispatch};
-use crate::workspace::{LINE, Line};
 
 /// Outputs, as multiples of the elements that an operand may have.
 const MOST_OUTPUTS: usize = 4;
@@ -57,7 +53,7 @@ impl Job for Small<'_> {
         let Product { m, n, k, .. } = *product;
         let strips = Strips::new(m, max_height(S::REGISTERS, if n <= S::LANES { 1 } else { NV }));
         let mut ahead = Ahead::NONE;
-        let mut buffer = MaybeUninit::<[Line; MAX_HEIGHT * MAX_WIDTH / LINE]>::uninit();
+        let mut buffer = TileBuffer::uninit();
         let buffer = buffer.as_mut_ptr().cast::<f32>();
         for strip in 0..strips.count {
             let (row, height) = (strips.start(strip), strips.height(strip));

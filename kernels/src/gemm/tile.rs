@@ -11,6 +11,8 @@
 //!      lhs: in L1 from the second tile on
 //! ```
 
+use std::mem::MaybeUninit;
+
 use super::ahead::{Ahead, Rows};
 use super::epilogue::Finish;
 use super::lhs::{LhsAddress, PackedPanel};
@@ -18,7 +20,7 @@ use super::micro::{multiply, multiply_masked};
 use super::rhs::{Later, PackingRhs, StreamedRhs, StridedRhs};
 use crate::simd::{Job, Simd};
 use crate::tensor::View;
-use crate::workspace::LINE;
+use crate::workspace::{LINE, Line};
 
 /// A matrix as pointer and strides.
 #[derive(Clone, Copy)]
@@ -56,6 +58,9 @@ pub(crate) const MAX_HEIGHT: usize = 14;
 
 /// The most columns of any tile of any instruction set.
 pub(crate) const MAX_WIDTH: usize = 16 * WIDE;
+
+/// Room for the largest tile, whose rows are `MAX_WIDTH` apart.
+pub(super) type TileBuffer = MaybeUninit<[Line; MAX_HEIGHT * MAX_WIDTH / LINE]>;
 
 /// The most rows of a tile of `nv` vectors: the accumulators, one row of rhs and one broadcast fit the registers
 /// (6 x 16 of AVX2, 14 x 32 of AVX-512, 6 x 8 of SSE2 and NEON). A single vector across needs more rows, or
