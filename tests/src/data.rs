@@ -110,6 +110,16 @@ pub fn random(seed: u64, counter: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// So many numbers from -1 to 1, by a linear congruential generator.
+pub fn numbers(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| random()).collect()
+}
+
 /// A number below `n` from random bits.
 fn below(bits: u64, n: u64) -> u64 {
     ((bits >> 32) * n) >> 32

@@ -5,6 +5,7 @@ use kernels::conv::Layout;
 use kernels::norm::{Affine, Gradients, batch, group, layer, rms};
 use kernels::rotary::{Pairing, Rotary, Shape};
 use kernels::{Activation, Error, Execution, Isa, Parallelism, activation, embedding, softmax};
+use tests::data::numbers;
 
 /// More than 4 Mi elements, in rows that start anywhere in a vector.
 const ROWS: usize = 4100;
@@ -13,15 +14,6 @@ const HEADS: usize = 13;
 const HEAD_DIM: usize = 79;
 /// Rows that are written into the caches.
 const PIECE: usize = 410;
-
-fn numbers(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut random = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| random()).collect()
-}
 
 /// What some rows of both inputs are made into: the first row's number, the inputs, the output.
 type Call<'a> = dyn Fn(usize, &[f32], &[f32], &mut [f32], Execution) -> Result<(), Error> + 'a;

@@ -2,16 +2,8 @@
 
 use kernels::rotary::{Pairing, Rotary, Shape};
 use kernels::{Dropout, Error, Execution, Isa, Parallelism, embedding, reference};
+use tests::data::numbers;
 use tests::oracle::UNIT;
-
-fn numbers(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut random = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| random()).collect()
-}
 
 fn wide(v: &[f32]) -> Vec<f64> {
     v.iter().map(|&v| v.into()).collect()
