@@ -5,11 +5,14 @@
 //! tasks       image, group, block of output channels, band of rows: each writes its own outputs
 //! ```
 
+use std::ops::Range;
+
 use super::band::Offsets;
 use super::blocking::Blocking;
 use super::slide::Slide;
 use crate::activation::Activation;
 use crate::parallel::Parallelism;
+use crate::parts::share;
 use crate::workspace::{LINE, aligned, split_indices};
 
 /// What is applied to each output when its sum is complete.
@@ -49,6 +52,23 @@ pub(super) enum Source<B> {
     Band(B),
     /// The image itself, every element by its own computation: for windows so sparse that a band would be huge.
     Gather,
+}
+
+/// The results of an image, in units that no cut parts: rows, or tiles where there is one row or no copy of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Units {
+    /// Pixels of a unit; the last may have fewer.
+    pub unit: usize,
+    pub units: usize,
+}
+
+impl Units {
+    /// The pixels of a band of so many, among all `pixels`.
+    #[inline(always)]
+    pub fn band(&self, bands: usize, band: usize, pixels: usize) -> Range<usize> {
+        let units = share(self.units, bands, band);
+        units.start * self.unit..(units.end * self.unit).min(pixels)
+    }
 }
 
 /// How a call is cut. Every cut is between outputs, or between blocks of `k` whose chains continue.

@@ -31,6 +31,7 @@ mod pack;
 mod panels;
 mod patch_gradient;
 mod pixel_lanes;
+mod pixel_runs;
 mod plan;
 mod slide;
 mod spec;

@@ -21,7 +21,7 @@ mod patches;
 
 use super::blocking::{Blocking, MOST_THREADS};
 use super::channel_tile::{ChannelTile, MAX_ROWS, panel_vectors};
-use super::engine::{Context, Cut, Engine, Source};
+use super::engine::{Context, Cut, Engine, Source, Units};
 use super::image_band::ImageBand;
 use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
@@ -35,14 +35,6 @@ use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, round_up};
 use finish::Finish;
 use patches::{Lhs, Patches};
-
-/// The pixels that bands share.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Units {
-    /// Pixels that no cut parts: a row, or a tile of the only one.
-    unit: usize,
-    units: usize,
-}
 
 /// So many tasks come out even by themselves.
 const MANY_TASKS: usize = 512;
@@ -237,10 +229,8 @@ impl Job for Task<'_> {
         let taps = slide.taps.len();
 
         let columns = cut.grid[1];
-        let Units { unit, units } = cut.own;
-        let band = share(units, cut.bands, band);
-        let first_pixel = band.start * unit;
-        let pixels = (band.end * unit).min(cut.grid[0] * columns) - first_pixel;
+        let band = cut.own.band(cut.bands, band, cut.grid[0] * columns);
+        let (first_pixel, pixels) = (band.start, band.len());
         let corner = [first_pixel / columns, first_pixel % columns];
         let tiles = Panels::new(pixels, MAX_ROWS);
 

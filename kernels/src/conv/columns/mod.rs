@@ -41,7 +41,7 @@ use crate::conv::blocking::{Blocking, MOST_THREADS};
 use crate::conv::border::{self, Pixels};
 use crate::conv::dense::PEAK_FLOPS;
 use crate::conv::pack::{PackColumns, packers};
-use crate::conv::spec::{Conv2dSpec, Layout, Shape, Sizes};
+use crate::conv::spec::{Conv2dSpec, Layout, Padding, Shape, Sizes};
 use crate::error::{Error, checked_len};
 use crate::gemm::lhs::ContiguousColumns;
 use crate::gemm::tile::{Ends, Matrix, NV, PackedBlock, max_height, strip_across};
@@ -86,8 +86,7 @@ enum Target {
 
 impl Target {
     fn of(spec: &Conv2dSpec) -> Self {
-        let padding = spec.padding;
-        let alone = spec.kernel == [1, 1] && [padding.top, padding.bottom, padding.left, padding.right] == [0; 4];
+        let alone = spec.kernel == [1, 1] && spec.padding == Padding::default();
         match (spec.layout == Layout::Nchw && alone, spec.stride) {
             (true, [1, 1]) => Self::Image,
             (true, _) => Self::Spread,

@@ -2,6 +2,7 @@
 
 use super::Context;
 use crate::conv::band::{copy_run, interleave_runs};
+use crate::conv::pixel_runs::PixelRuns;
 use crate::conv::spec::Layout;
 use crate::simd::Simd;
 
@@ -23,19 +24,14 @@ pub(super) unsafe fn add_row<S: Simd>(
     let (kh, kw) = (tap / spec.kernel[1], tap % spec.kernel[1]);
     let column = kw * spec.dilation[1];
     let (phase, shift) = (column % spec.stride[1], column / spec.stride[1]);
-    let (mut oh, mut ow) = (first / cut.grid[1], first % cut.grid[1]);
-    let mut done = 0;
-    while done < count {
-        let len = (cut.grid[1] - ow).min(count - done);
-        let ih = (oh * spec.stride[0] + kh * spec.dilation[0]).wrapping_sub(spec.padding.top);
+    for run in PixelRuns::new(cut.grid, first..first + count) {
+        let ih = (run.oh * spec.stride[0] + kh * spec.dilation[0]).wrapping_sub(spec.padding.top);
         if ih < context.sizes.input[0] {
-            let at = (ih * spec.stride[1] + phase) * cut.pitch + shift + ow;
-            debug_assert!(at + len <= cut.plane_len);
+            let at = (ih * spec.stride[1] + phase) * cut.pitch + shift + run.ow;
+            debug_assert!(at + run.len <= cut.plane_len);
             // SAFETY: `shift + ow + len` is at most the pitch, which the last output and the last tap set.
-            unsafe { add_run(simd, columns.add(done), plane.add(at), len) };
+            unsafe { add_run(simd, columns.add(run.at), plane.add(at), run.len) };
         }
-        done += len;
-        (oh, ow) = (oh + 1, 0);
     }
 }
 

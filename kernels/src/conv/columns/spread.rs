@@ -9,6 +9,7 @@
 
 use super::Context;
 use crate::conv::band::{copy_run, interleave_runs, zero_run};
+use crate::conv::pixel_runs::PixelRuns;
 use crate::simd::Simd;
 
 /// Zeros to interleave with, as many as a piece of a row is written with.
@@ -32,22 +33,17 @@ pub(super) unsafe fn spread_row<S: Simd>(
     let (spec, grid) = (&context.plan.spec, context.cut.grid);
     let ([height, width], [down, along]) = (context.sizes.input, spec.stride);
     let plane = context.dx.wrapping_add((n * spec.in_channels + channel) * height * width);
-    let (mut oh, mut ow) = (first / grid[1], first % grid[1]);
-    let mut done = 0;
-    while done < count {
-        let len = (grid[1] - ow).min(count - done);
-        let (row, left) = (oh * down, ow * along);
+    for run in PixelRuns::new(grid, first..first + count) {
+        let (row, left) = (run.oh * down, run.ow * along);
         // SAFETY: without padding every output has a pixel, and the strides after the last ones end with the image.
         unsafe {
             let to = plane.add(row * width + left);
-            spread_run(simd, columns.add(done), along, to, (len * along).min(width - left));
-            if ow + len == grid[1] {
+            spread_run(simd, columns.add(run.at), along, to, (run.len * along).min(width - left));
+            if run.ow + run.len == grid[1] {
                 let below = down.min(height - row) - 1;
                 zero_run(simd, plane.add((row + 1) * width), below * width);
             }
         }
-        done += len;
-        (oh, ow) = (oh + 1, 0);
     }
 }
 

@@ -28,14 +28,17 @@
 //! Source: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for document processing"
 //! (2006).
 
+mod patches;
+mod sums;
+
 use std::ops::Range;
 
-use super::algorithm::BackwardWeightsCall;
-use super::band::{copy_run, zero_run};
-use super::blocking::Blocking;
-use super::border;
-use super::dense::PEAK_FLOPS;
-use super::spec::{Conv2dSpec, Layout, Padding, Shape, Sizes};
+use crate::conv::algorithm::BackwardWeightsCall;
+use crate::conv::blocking::Blocking;
+use crate::conv::border;
+use crate::conv::dense::PEAK_FLOPS;
+use crate::conv::pixel_runs::PixelRuns;
+use crate::conv::spec::{Conv2dSpec, Layout, Padding, Shape, Sizes};
 use crate::gemm::lhs::{ContiguousRows, RowsAhead};
 use crate::gemm::tile::{Ends, MAX_HEIGHT, Matrix, NV, PackedBlock, max_height, strip_across};
 use crate::gemm::{Strips, pack_panels};
@@ -43,6 +46,8 @@ use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, aligned, round_up};
+use patches::{Together, copy_patches};
+use sums::{Merge, write};
 
 /// Pieces of the pixels, at most.
 const MAX_PIECES: usize = 8;
@@ -241,36 +246,6 @@ impl PatchGradient {
     }
 }
 
-/// Brings the pixels of a channel together that a single tap meets.
-///
-/// Whoever makes one vouches that the channel is at `from`, and that `to` has room for the output's pixels.
-struct Together<'a> {
-    plan: &'a PatchGradient,
-    from: *const f32,
-    to: *mut f32,
-    input: [usize; 2],
-    output: [usize; 2],
-}
-
-impl Job for Together<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { plan, from, to, input, output } = self;
-        let [down, along] = plan.spec.stride;
-        let mut laps = Laps::start();
-        for row in 0..output[0] {
-            // SAFETY: the maker's promise; without padding every output has a pixel.
-            unsafe {
-                let (from, to) = (from.add(row * down * input[1]), to.add(row * output[1]));
-                copy_run(simd, from, along, to, output[1]);
-            }
-        }
-        laps.lap(Stage::Pack);
-    }
-}
-
 struct Context<'a> {
     plan: &'a PatchGradient,
     cut: Cut,
@@ -288,51 +263,6 @@ struct Context<'a> {
 // SAFETY: tasks write disjoint output channels and rows of `dw` and of the pieces' sums, and disjoint parts of
 // `scratch` (a slot belongs to one running task); everything else is only read.
 unsafe impl Sync for Context<'_> {}
-
-/// Some pixels of an image that are neighbours in a row of its grid, number `at ..` of their block.
-#[derive(Clone, Copy)]
-struct Run {
-    n: usize,
-    oh: usize,
-    ow: usize,
-    len: usize,
-    at: usize,
-}
-
-/// The runs of some pixels of the batch, whose images have `grid[0]` rows of `grid[1]`.
-struct Runs {
-    grid: [usize; 2],
-    next: Run,
-    left: usize,
-}
-
-impl Runs {
-    #[inline(always)]
-    fn new(grid: [usize; 2], pixels: Range<usize>) -> Self {
-        let plane = grid[0] * grid[1];
-        let (n, rest) = (pixels.start / plane, pixels.start % plane);
-        let next = Run { n, oh: rest / grid[1], ow: rest % grid[1], len: 0, at: 0 };
-        Self { grid, next, left: pixels.len() }
-    }
-}
-
-impl Iterator for Runs {
-    type Item = Run;
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Run> {
-        if self.left == 0 {
-            return None;
-        }
-        let run = Run { len: (self.grid[1] - self.next.ow).min(self.left), ..self.next };
-        self.left -= run.len;
-        self.next = Run { oh: run.oh + 1, ow: 0, at: run.at + run.len, ..run };
-        if self.next.oh == self.grid[0] {
-            self.next = Run { n: run.n + 1, oh: 0, ..self.next };
-        }
-        Some(run)
-    }
-}
 
 struct Task<'a> {
     context: &'a Context<'a>,
@@ -442,7 +372,7 @@ unsafe fn pack_dy<S: Simd>(
     for panel in 0..channels.len().div_ceil(nr) {
         let width = nr.min((channels.len() - panel * nr).next_multiple_of(S::LANES));
         // Rows of an image follow each other in `dy`: runs are images.
-        for run in Runs::new([1, plane], pixels.clone()) {
+        for run in PixelRuns::new([1, plane], pixels.clone()) {
             let (start, row_stride, column_stride) = match plan.spec.layout {
                 Layout::Nchw => ((run.n * all_channels + oc) * plane + run.ow, 1, plane),
                 Layout::Nhwc => ((run.n * plane + run.ow) * all_channels + oc, all_channels, 1),
@@ -453,138 +383,6 @@ unsafe fn pack_dy<S: Simd>(
             // SAFETY: the caller's contract.
             unsafe { pack_panels(simd, dy, channels.len(), panel..panel + 1, 0..run.len, to) };
         }
-    }
-}
-
-/// Copies row `row` of the patches of a block of pixels, zeros where the tap falls into the padding.
-///
-/// # Safety
-/// - `to` is writable for the pixels; row and pixels exist.
-#[inline(always)]
-unsafe fn copy_patches<S: Simd>(
-    simd: S,
-    context: &Context<'_>,
-    group: usize,
-    row: usize,
-    pixels: Range<usize>,
-    to: *mut f32,
-) {
-    let (plan, cut) = (context.plan, &context.cut);
-    let spec = &plan.spec;
-    let taps = plan.taps();
-    let (ic, kh, kw) = (group * plan.group_in() + row / taps, row % taps / spec.kernel[1], row % spec.kernel[1]);
-    let ([height, width], [stride_h, stride_w]) =
-        if cut.flat { ([1, cut.grid[1]], [1, 1]) } else { (context.sizes.input, spec.stride) };
-    let (channel, step) = match spec.layout {
-        Layout::Nchw => (ic * height * width, 1),
-        Layout::Nhwc => (ic, spec.in_channels),
-    };
-    let image = spec.in_channels * height * width;
-    let (tap_h, tap_w, left) = (kh * spec.dilation[0], kw * spec.dilation[1], spec.padding.left);
-    // Outputs whose tap lies inside of a row of the image.
-    let inside = left.saturating_sub(tap_w).div_ceil(stride_w)..(width + left).saturating_sub(tap_w).div_ceil(stride_w);
-    let x = context.x.as_ptr();
-    for run in Runs::new(cut.grid, pixels) {
-        let ih = (run.oh * stride_h + tap_h).wrapping_sub(spec.padding.top);
-        let to = to.wrapping_add(run.at);
-        let start = inside.start.clamp(run.ow, run.ow + run.len);
-        let end = inside.end.clamp(start, run.ow + run.len);
-        // SAFETY: the run is inside of `to`; columns `start .. end` of row `ih` are inside of the image.
-        unsafe {
-            if ih >= height || start == end {
-                zero_run(simd, to, run.len);
-                continue;
-            }
-            if start > run.ow {
-                zero_run(simd, to, start - run.ow);
-            }
-            let iw = start * stride_w + tap_w - left;
-            let from = x.add(run.n * image + channel + (ih * width + iw) * step);
-            copy_run(simd, from, stride_w * step, to.add(start - run.ow), end - start);
-            if end < run.ow + run.len {
-                zero_run(simd, to.add(end - run.ow), run.ow + run.len - end);
-            }
-        }
-    }
-}
-
-/// Writes rows of sums, transposed, as gradients.
-///
-/// # Safety
-/// - `sums` holds the rows of the channels, `cut.pitch` apart; nobody else writes these gradients.
-#[inline(always)]
-unsafe fn write<S: Simd>(
-    simd: S,
-    context: &Context<'_>,
-    group: usize,
-    rows: Range<usize>,
-    channels: Range<usize>,
-    sums: *const f32,
-) {
-    let (plan, cut) = (context.plan, &context.cut);
-    let all_rows = plan.group_in() * plan.taps();
-    let start = (group * plan.group_out() + channels.start) * all_rows + rows.start;
-    for row in (0..rows.len()).step_by(S::LANES) {
-        let height = S::LANES.min(rows.len() - row);
-        for channel in (0..channels.len()).step_by(S::LANES) {
-            let width = S::LANES.min(channels.len() - channel);
-            // SAFETY: the caller's contract; whole squares are inside of both.
-            unsafe {
-                let from = sums.add(row * cut.pitch + channel);
-                let to = context.dw.add(start + channel * all_rows + row);
-                if height == S::LANES && width == S::LANES {
-                    simd.transpose(from, cut.pitch as isize, to, all_rows as isize);
-                    continue;
-                }
-                for i in 0..width {
-                    for j in 0..height {
-                        *to.add(i * all_rows + j) = *from.add(j * cut.pitch + i);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Adds the pieces' sums of some rows, then writes them.
-struct Merge<'a> {
-    context: &'a Context<'a>,
-    group: usize,
-    block: usize,
-}
-
-impl Job for Merge<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Merge { context, group, block } = self;
-        let (plan, cut) = (context.plan, &context.cut);
-        let all_rows = plan.group_in() * plan.taps();
-        let rows = block * MERGED_ROWS..all_rows.min((block + 1) * MERGED_ROWS);
-        let len = rows.len() * cut.pitch;
-        let piece = |piece: usize| {
-            let at = (group * cut.pieces + piece) * cut.piece_len + rows.start * cut.pitch;
-            context.sums.wrapping_add(at)
-        };
-        let mut distance = 1;
-        while distance < cut.pieces {
-            for first in (0..cut.pieces - distance).step_by(2 * distance) {
-                let (to, from) = (piece(first), piece(first + distance));
-                let mut at = 0;
-                while at < len {
-                    // SAFETY: both pieces hold these rows, which are whole lines, so whole vectors.
-                    unsafe {
-                        let sum = simd.add(simd.load(to.add(at)), simd.load(from.add(at)));
-                        simd.store(to.add(at), sum);
-                    }
-                    at += S::LANES;
-                }
-            }
-            distance *= 2;
-        }
-        // SAFETY: the sums are complete, and these rows are this task's.
-        unsafe { write(simd, context, group, rows.clone(), 0..plan.group_out(), piece(0)) };
     }
 }
 

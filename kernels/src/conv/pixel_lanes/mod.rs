@@ -30,14 +30,14 @@ mod tile;
 
 use super::band::{BandLayout, fill_channel};
 use super::blocking::{Blocking, MOST_THREADS};
-use super::engine::{Context, Cut, Engine, Source};
+use super::engine::{Context, Cut, Engine, Source, Units};
 use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
 use super::slide::Slide;
 use crate::error::Error;
 use crate::gemm::rhs::{BrokenRhs, OffsetRhs, PackingRhs, StridedRhs};
 use crate::parallel::Parallelism;
-use crate::parts::{Shared, share};
+use crate::parts::Shared;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace};
@@ -89,9 +89,7 @@ pub(super) struct PixelLanes {
 /// How pixels are cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PixelCut {
-    /// Pixels that no cut parts, and the number of such units, which the bands share.
-    unit: usize,
-    units: usize,
+    units: Units,
     /// Tiles that meet a panel one after the other, so that neighbouring results are written together.
     strip_tiles: usize,
     rows: TileRows,
@@ -271,7 +269,7 @@ impl Engine for PixelLanes {
             sums_len: sums_len.next_multiple_of(LINE),
             band_len,
             tiles_len: if packs { (strip_tiles * depth * tile_pixels + MAX_PIXELS).next_multiple_of(LINE) } else { 0 },
-            own: PixelCut { unit, units, strip_tiles, rows },
+            own: PixelCut { units: Units { unit, units }, strip_tiles, rows },
         }
     }
 }
@@ -301,8 +299,8 @@ impl Job for Task<'_> {
 
         let [_, columns] = cut.grid;
         let pixels = cut.grid[0] * columns;
-        let band = share(cut.own.units, cut.bands, band);
-        let (first_pixel, last_pixel) = (band.start * cut.own.unit, (band.end * cut.own.unit).min(pixels));
+        let band = cut.own.units.band(cut.bands, band, pixels);
+        let (first_pixel, last_pixel) = (band.start, band.end);
         let [first_row, first_column] = [first_pixel / columns, first_pixel % columns];
         let (TileRows::Flat { pitch } | TileRows::Aligned { pitch, .. } | TileRows::Broken { pitch }) = cut.own.rows;
         let tiles = cut.own.rows.tiles(last_pixel - first_pixel, columns, tile_pixels);
