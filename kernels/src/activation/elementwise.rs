@@ -37,8 +37,54 @@ pub(super) trait Work<F> {
     fn with<S: Simd>(self, simd: S, function: F);
 }
 
+/// `y = function(x)`; both are of one length.
+pub(super) fn forward(function: impl Function, x: &[f32], y: &mut [f32], execution: Execution) -> Result<(), Error> {
+    debug_assert_eq!(x.len(), y.len());
+    for_each_part(function, y, execution, &|at, y, past| Forward { function, x: x[at..].as_ptr(), y, past })
+}
+
+/// `x = function(x)`
+pub(super) fn forward_in_place(function: impl Function, x: &mut [f32], execution: Execution) -> Result<(), Error> {
+    for_each_part(function, x, execution, &|_, y, past| Forward { function, x: y.as_ptr(), y, past })
+}
+
+/// `dx = dy function'(kept)`; all are of one length.
+pub(super) fn backward(
+    function: impl Function,
+    kept: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    execution: Execution,
+) -> Result<(), Error> {
+    debug_assert!(kept.len() == dx.len() && dy.len() == dx.len());
+    for_each_part(function, dx, execution, &|at, dx, past| Backward {
+        function,
+        kept: kept[at..].as_ptr(),
+        dy: dy[at..].as_ptr(),
+        dx,
+        past,
+    })
+}
+
+/// `gradient = gradient function'(kept)`; both are of one length.
+pub(super) fn backward_in_place(
+    function: impl Function,
+    kept: &[f32],
+    gradient: &mut [f32],
+    execution: Execution,
+) -> Result<(), Error> {
+    debug_assert_eq!(kept.len(), gradient.len());
+    for_each_part(function, gradient, execution, &|at, dx, past| Backward {
+        function,
+        kept: kept[at..].as_ptr(),
+        dy: dx.as_ptr(),
+        dx,
+        past,
+    })
+}
+
 /// Runs `job(start, part, past)` for each part of an output, which goes past the caches or not.
-pub(super) fn for_each_part<'a, J: Job<Output = ()>>(
+fn for_each_part<'a, J: Job<Output = ()>>(
     function: impl Function,
     output: &'a mut [f32],
     execution: Execution,
@@ -58,12 +104,12 @@ pub(super) fn for_each_part<'a, J: Job<Output = ()>>(
 }
 
 /// `y = function(x)`. Whoever makes one vouches that `x` has as many elements as `y`, possibly the same ones.
-pub(super) struct Forward<'a, F> {
-    pub function: F,
-    pub x: *const f32,
-    pub y: &'a mut [f32],
+struct Forward<'a, F> {
+    function: F,
+    x: *const f32,
+    y: &'a mut [f32],
     /// Whether `y` goes past the caches, unless that is `x`.
-    pub past: bool,
+    past: bool,
 }
 
 impl<F: Function> Job for Forward<'_, F> {
@@ -104,13 +150,13 @@ impl<F: Function> Step for Map<F> {
 
 /// `dx = dy * function'`. Whoever makes one vouches that what is kept and `dy` have as many elements as `dx`; `dy` may
 /// be the same ones.
-pub(super) struct Backward<'a, F> {
-    pub function: F,
-    pub kept: *const f32,
-    pub dy: *const f32,
-    pub dx: &'a mut [f32],
+struct Backward<'a, F> {
+    function: F,
+    kept: *const f32,
+    dy: *const f32,
+    dx: &'a mut [f32],
     /// Whether `dx` goes past the caches, unless that is `dy`.
-    pub past: bool,
+    past: bool,
 }
 
 impl<F: Function> Job for Backward<'_, F> {

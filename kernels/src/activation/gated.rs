@@ -25,7 +25,7 @@ use crate::error::{Error, check_len};
 use crate::execution::Execution;
 use crate::simd::{Simd, math};
 
-use super::elementwise::{Backward, Forward, Function, Work, for_each_part};
+use super::elementwise::{self, Function, Work};
 
 /// sqrt(2 / pi) * 2, so that the argument of the exponential is `-GELU_TANH (x + 0.044715 x^3)`.
 const GELU_TANH: f32 = 1.595_769;
@@ -78,12 +78,7 @@ pub fn forward<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     check_len("y", x.len(), y.len())?;
-    for_each_part(activation, y, execution.into(), &|at, y, past| Forward {
-        function: activation,
-        x: x[at..].as_ptr(),
-        y,
-        past,
-    })
+    elementwise::forward(activation, x, y, execution.into())
 }
 
 /// `x = activation(x)`, element by element: for inference, as [`backward`] needs what this overwrites.
@@ -95,12 +90,7 @@ pub fn forward_in_place<'t>(
     x: &mut [f32],
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
-    for_each_part(activation, x, execution.into(), &|_, y, past| Forward {
-        function: activation,
-        x: y.as_ptr(),
-        y,
-        past,
-    })
+    elementwise::forward_in_place(activation, x, execution.into())
 }
 
 /// `dx = dy * activation'(x)`, the derivative taken at the input `x` of the forward pass.
@@ -129,13 +119,7 @@ pub fn backward<'t>(
 ) -> Result<(), Error> {
     check_len("dy", x.len(), dy.len())?;
     check_len("dx", x.len(), dx.len())?;
-    for_each_part(activation, dx, execution.into(), &|at, dx, past| Backward {
-        function: activation,
-        kept: x[at..].as_ptr(),
-        dy: dy[at..].as_ptr(),
-        dx,
-        past,
-    })
+    elementwise::backward(activation, x, dy, dx, execution.into())
 }
 
 /// As [`backward`], `gradient` being `dy` before and `dx` after the call.
@@ -149,13 +133,7 @@ pub fn backward_in_place<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     check_len("gradient", x.len(), gradient.len())?;
-    for_each_part(activation, gradient, execution.into(), &|at, dx, past| Backward {
-        function: activation,
-        kept: x[at..].as_ptr(),
-        dy: dx.as_ptr(),
-        dx,
-        past,
-    })
+    elementwise::backward_in_place(activation, x, gradient, execution.into())
 }
 
 /// `s = 1 / (1 + exp(-a))` and `s (1 - s)`.

@@ -21,7 +21,7 @@ pub mod gated;
 use crate::error::{Error, check_len};
 use crate::execution::Execution;
 use crate::simd::{Job, Simd, dispatch, math};
-use elementwise::{Backward, Forward, Function, Work, for_each_part};
+use elementwise::{Function, Work};
 
 /// A function applied to each element.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -81,12 +81,7 @@ pub fn forward<'t>(
 ) -> Result<(), Error> {
     check_len("y", x.len(), y.len())?;
     activation.check()?;
-    for_each_part(activation, y, execution.into(), &|at, y, past| Forward {
-        function: activation,
-        x: x[at..].as_ptr(),
-        y,
-        past,
-    })
+    elementwise::forward(activation, x, y, execution.into())
 }
 
 /// `x = activation(x)`, element by element. See [`forward`].
@@ -99,12 +94,7 @@ pub fn forward_in_place<'t>(
     execution: impl Into<Execution<'t>>,
 ) -> Result<(), Error> {
     activation.check()?;
-    for_each_part(activation, x, execution.into(), &|_, y, past| Forward {
-        function: activation,
-        x: y.as_ptr(),
-        y,
-        past,
-    })
+    elementwise::forward_in_place(activation, x, execution.into())
 }
 
 /// `dx = dy * activation'`, the derivative taken from the output `y` of the forward pass.
@@ -133,13 +123,7 @@ pub fn backward<'t>(
     check_len("dy", y.len(), dy.len())?;
     check_len("dx", y.len(), dx.len())?;
     activation.check()?;
-    for_each_part(activation, dx, execution.into(), &|at, dx, past| Backward {
-        function: activation,
-        kept: y[at..].as_ptr(),
-        dy: dy[at..].as_ptr(),
-        dx,
-        past,
-    })
+    elementwise::backward(activation, y, dy, dx, execution.into())
 }
 
 /// As [`backward`], `gradient` being `dy` before and `dx` after the call.
@@ -154,13 +138,7 @@ pub fn backward_in_place<'t>(
 ) -> Result<(), Error> {
     check_len("gradient", y.len(), gradient.len())?;
     activation.check()?;
-    for_each_part(activation, gradient, execution.into(), &|at, dx, past| Backward {
-        function: activation,
-        kept: y[at..].as_ptr(),
-        dy: dx.as_ptr(),
-        dx,
-        past,
-    })
+    elementwise::backward_in_place(activation, y, gradient, execution.into())
 }
 
 /// One activation of one vector: for kernels that end with it.
