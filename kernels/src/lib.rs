@@ -9,6 +9,9 @@ pub mod embedding;
 mod error;
 mod execution;
 pub mod gemm;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 pub mod linear;
 mod local_response;
 pub mod loss;

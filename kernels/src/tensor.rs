@@ -237,7 +237,8 @@ fn flat<const N: usize>(layout: &Layout<N>, index: [usize; N]) -> usize {
         if index[d] >= layout.shape[d] {
             outside(&index, &layout.shape);
         }
-        at += index[d] as isize * layout.strides[d];
+        // An index of the shape is inside of the slice, which was checked when the view was made.
+        at = at.wrapping_add((index[d] as isize).wrapping_mul(layout.strides[d]));
     }
     at as usize
 }

@@ -128,7 +128,7 @@ impl<const M: usize, const MASK: bool, const STRIDE: usize> Job for ScoreTile<'_
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        if S::REGISTERS >= 32 { self.panels::<S, 4>(simd) } else { self.panels::<S, 2>(simd) }
+        if const { S::REGISTERS >= 32 } { self.panels::<S, 4>(simd) } else { self.panels::<S, 2>(simd) }
     }
 }
 
@@ -297,10 +297,10 @@ pub(super) unsafe fn fold_rows<S: Simd, const MAX: bool, const M: usize>(simd: S
         let here = S::LANES.min(M - first);
         folded[..here].copy_from_slice(&rows[first..first + here]);
         let mut count = here.next_power_of_two();
-        if S::LANES >= 16 {
+        if const { S::LANES >= 16 } {
             count = fold_groups::<S, MAX, 8>(simd, &mut folded, count);
         }
-        if S::LANES >= 8 {
+        if const { S::LANES >= 8 } {
             count = fold_groups::<S, MAX, 4>(simd, &mut folded, count);
         }
         count = fold_groups::<S, MAX, 2>(simd, &mut folded, count);

@@ -123,7 +123,7 @@ impl<L: Weights, const M: usize> Job for ValueTile<'_, L, M> {
     type Output = bool;
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
-        if S::REGISTERS >= 32 { self.columns::<S, 4>(simd) } else { self.columns::<S, 2>(simd) }
+        if const { S::REGISTERS >= 32 } { self.columns::<S, 4>(simd) } else { self.columns::<S, 2>(simd) }
     }
 }
 

@@ -85,7 +85,7 @@ impl<P: Products, const ROWS: usize, const V: usize> Job for FixedTile<P, ROWS, 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         // Tiles that do not fit the registers are never asked for: this keeps their code from being generated.
-        if ROWS * V + V + 1 > S::REGISTERS {
+        if const { ROWS * V + V + 1 > S::REGISTERS } {
             return;
         }
         let ChannelTile { products, sums, first } = self.0;

@@ -36,11 +36,9 @@ mod plan;
 mod slide;
 mod spec;
 mod sums;
-#[cfg(test)]
-mod tests;
 mod transposed;
 mod weight_gradient;
-mod winograd;
+pub(crate) mod winograd;
 
 pub use algorithm::Algorithm;
 pub use backward::Conv2dBackward;

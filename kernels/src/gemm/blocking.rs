@@ -29,7 +29,7 @@ use crate::simd::{Cpu, cpu};
 
 /// Where the loops are cut.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Blocking {
+pub struct Blocking {
     /// Depth of a block, at most.
     pub kc: usize,
     /// Columns of a block of rhs, KC x NC floats, a third or half of L2: what a task packs for itself, and reads once

@@ -22,14 +22,14 @@
 //! F. Van Zee, R. van de Geijn, "BLIS", ACM TOMS 41 (2015).
 
 mod ahead;
-mod blocking;
+pub(crate) mod blocking;
 mod driver;
 mod epilogue;
 mod few_rows;
 pub(crate) mod lhs;
 pub(crate) mod micro;
 mod pack;
-mod packed;
+pub(crate) mod packed;
 mod plan;
 mod rectangle;
 pub(crate) mod rhs;
@@ -44,6 +44,7 @@ use blocking::Blocking;
 use epilogue::RawEpilogue;
 pub use epilogue::{Bias, Epilogue};
 pub(crate) use pack::{Strips, pack_panels, pack_strip, pack_transposed};
+use packed::Input;
 pub use packed::{PackedLhs, PackedRhs};
 use plan::Operand;
 pub use plan::workspace_len;
@@ -119,13 +120,6 @@ pub fn gemm(lhs: View<'_, f32, 2>, rhs: View<'_, f32, 2>, out: &mut ViewMut<'_, 
     // SAFETY: as above.
     unsafe { driver::run(&product, &plan, isa, workspace.as_mut_ptr(), threads, parallelism) };
     Ok(())
-}
-
-/// An operand of a call.
-#[derive(Clone, Copy)]
-enum Input<'a, P> {
-    Matrix(View<'a, f32, 2>),
-    Packed(&'a P),
 }
 
 fn chosen(isa: Option<Isa>) -> Result<Isa, Error> {
@@ -211,7 +205,7 @@ impl Gemm<'_> {
         self.run_batched_with(lhs, rhs, out, workspace, parallelism, Blocking::for_this_cpu())
     }
 
-    fn run_batched_with(
+    pub(crate) fn run_batched_with(
         &self,
         lhs: View<'_, f32, 3>,
         rhs: View<'_, f32, 3>,
@@ -315,7 +309,7 @@ impl Gemm<'_> {
         Ok(Product { m, n, k, lhs, rhs, out: out.as_mut_ptr(), row_stride, column_stride, accumulate, epilogue })
     }
 
-    fn run_with(
+    pub(crate) fn run_with(
         &self,
         lhs: Input<'_, PackedLhs>,
         rhs: Input<'_, PackedRhs>,

@@ -9,6 +9,15 @@ use crate::simd::{Isa, dispatch};
 use crate::tensor::View;
 use crate::workspace::Workspace;
 
+/// An operand of a call.
+#[derive(Clone, Copy)]
+pub enum Input<'a, P> {
+    /// As it lies in memory.
+    Matrix(View<'a, f32, 2>),
+    /// Packed ahead of time.
+    Packed(&'a P),
+}
+
 /// A left-hand matrix in strips, for one instruction set.
 ///
 /// Products with it have the bits of products with the matrix itself.

@@ -177,8 +177,8 @@ pub(crate) unsafe fn tiles_of<S: Simd, L: LhsAddress, const RHS: u8>(
             10 => simd.call(Tiles::<L, 10, 1, RHS> { lhs, rhs, depth, ends, ahead }),
             11 => simd.call(Tiles::<L, 11, 1, RHS> { lhs, rhs, depth, ends, ahead }),
             12 => simd.call(Tiles::<L, 12, 1, RHS> { lhs, rhs, depth, ends, ahead }),
-            13 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 13, 1, RHS> { lhs, rhs, depth, ends, ahead }),
-            14 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 14, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            13 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 13, 1, RHS> { lhs, rhs, depth, ends, ahead }),
+            14 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 14, 1, RHS> { lhs, rhs, depth, ends, ahead }),
             _ => {}
         }
         return;
@@ -190,14 +190,14 @@ pub(crate) unsafe fn tiles_of<S: Simd, L: LhsAddress, const RHS: u8>(
         4 => simd.call(Tiles::<L, 4, 2, RHS> { lhs, rhs, depth, ends, ahead }),
         5 => simd.call(Tiles::<L, 5, 2, RHS> { lhs, rhs, depth, ends, ahead }),
         6 => simd.call(Tiles::<L, 6, 2, RHS> { lhs, rhs, depth, ends, ahead }),
-        7 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 7, 2, RHS> { lhs, rhs, depth, ends, ahead }),
-        8 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 8, 2, RHS> { lhs, rhs, depth, ends, ahead }),
-        9 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 9, 2, RHS> { lhs, rhs, depth, ends, ahead }),
-        10 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 10, 2, RHS> { lhs, rhs, depth, ends, ahead }),
-        11 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 11, 2, RHS> { lhs, rhs, depth, ends, ahead }),
-        12 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 12, 2, RHS> { lhs, rhs, depth, ends, ahead }),
-        13 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 13, 2, RHS> { lhs, rhs, depth, ends, ahead }),
-        14 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 14, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        7 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 7, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        8 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 8, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        9 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 9, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        10 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 10, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        11 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 11, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        12 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 12, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        13 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 13, 2, RHS> { lhs, rhs, depth, ends, ahead }),
+        14 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 14, 2, RHS> { lhs, rhs, depth, ends, ahead }),
         _ => {}
     }
 }
@@ -221,10 +221,10 @@ pub(super) unsafe fn wide_tiles_of<S: Simd, L: LhsAddress>(
     match height {
         1 => simd.call(Tiles::<L, 1, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
         2 => simd.call(Tiles::<L, 2, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        3 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 3, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        4 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 4, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        5 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 5, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
-        6 if S::REGISTERS >= 32 => simd.call(Tiles::<L, 6, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        3 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 3, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        4 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 4, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        5 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 5, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
+        6 if const { S::REGISTERS >= 32 } => simd.call(Tiles::<L, 6, WIDE, IN_PLACE> { lhs, rhs, depth, ends, ahead }),
         _ => {}
     }
 }

@@ -100,8 +100,9 @@ impl Tiles {
                     for oc in group * group_out..(group + 1) * group_out {
                         m.fill(UNDERFLOW);
                         for ic in 0..group_in {
-                            for f in 0..points {
-                                m[f] += u[(oc * group_in + ic) * points + f] * v[ic * points + f];
+                            let u = &u[(oc * group_in + ic) * points..];
+                            for ((m, u), v) in m.iter_mut().zip(u).zip(&v[ic * points..]) {
+                                *m += u * v;
                             }
                         }
                         both_sides(&a, &m, &mut outputs);
@@ -311,8 +312,9 @@ pub fn winograd_shadow_backward_weights(
                     });
                     both_sides(&a, &outputs, &mut d);
                     for ic in 0..group_in {
-                        for f in 0..points {
-                            sums[(oc * group_in + ic) * points + f] += d[f] * v[ic * points + f];
+                        let sums = &mut sums[(oc * group_in + ic) * points..];
+                        for ((sum, d), v) in sums.iter_mut().zip(&d).zip(&v[ic * points..]) {
+                            *sum += d * v;
                         }
                     }
                 }

@@ -194,6 +194,3 @@ impl DepthwiseBackwardWeights {
         self.gradient.run(call, seconds);
     }
 }
-
-#[cfg(test)]
-mod tests;

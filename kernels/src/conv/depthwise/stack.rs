@@ -113,7 +113,7 @@ impl Job for Stack<'_> {
     fn run<S: Simd>(self, simd: S) {
         match (self.image, self.columns.len()) {
             (None, _) => self.sweep::<S, PADDED, 0>(simd, [0; 2]),
-            (Some(image), 3) if S::REGISTERS < 32 => self.sweep::<S, IMAGE, 3>(simd, image.origin),
+            (Some(image), 3) if const { S::REGISTERS < 32 } => self.sweep::<S, IMAGE, 3>(simd, image.origin),
             (Some(image), 5) => self.sweep::<S, IMAGE, 5>(simd, image.origin),
             (Some(image), 7) => self.sweep::<S, IMAGE, 7>(simd, image.origin),
             (Some(_), other) => unreachable!("a kernel for {other} tap columns in place"),

@@ -202,7 +202,7 @@ impl<R: Onward, const ROWS: usize, const V: usize> Job for FixedTiles<R, ROWS, V
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         // Tiles that do not fit the registers are never asked for: this keeps their code from being generated.
-        if ROWS * V + V + 1 > S::REGISTERS {
+        if const { ROWS * V + V + 1 > S::REGISTERS } {
             return;
         }
         let Self(Tile { lhs, mut rhs, depth, mut sums, first, mut whole }, Series { count, rhs_step, sums_step }) =

@@ -26,13 +26,11 @@ mod output;
 mod pack;
 mod points;
 mod products;
-#[cfg(all(test, feature = "rayon"))]
-mod quality;
 mod scheme;
 #[cfg(test)]
 mod tests;
 mod tiling;
-mod weights;
+pub(crate) mod weights;
 
 use std::ops::Range;
 

@@ -20,14 +20,15 @@ use crate::workspace::{LINE, round_up};
 
 /// What bounds the parts. Tests have smaller ones; none changes a bit.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub struct Limits {
     /// Floats of scratch memory: so many times what input and output hold, and so many for each slot.
     pub floats: [usize; 2],
-    /// Channels of a block, in and out, of a task alone, whose sums of all frequencies stay in the second-level cache;
-    /// of one of a long pass, which is bound by the tiles that come from the third; and where a task has one
-    /// frequency of the block. Whole panels of any instruction set.
+    /// Channels of a block, in and out, of a task alone, whose sums of all frequencies stay in the second-level cache.
+    /// Like the next two, whole panels of any instruction set.
     pub alone: usize,
+    /// The same in a long pass, which is bound by the tiles that come from the third.
     pub alone_long: usize,
+    /// The same where a task has one frequency of the block.
     pub shared: usize,
     /// Tiles from which a pass is long.
     pub long: usize,

@@ -18,11 +18,13 @@
 //!
 //! Source: A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, section 4.3.
 
-mod cut;
+pub(crate) mod cut;
 mod output;
 mod products;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "internals")]
+pub(crate) mod toy;
 
 use std::ops::Range;
 

@@ -1,8 +1,7 @@
-use super::super::grouped::{GroupedBackwardData, GroupedBackwardWeights};
-use super::*;
-use crate::conv::{Algorithm, Conv2dBackward, Layout, Options, Padding};
-use crate::parallel::Parallelism;
-use crate::reference;
+//! The kernels for few channels a group, of every kernel size, stride and dilation, against the loops of the reference.
+
+use kernels::conv::{Algorithm, Conv2d, Conv2dBackward, Conv2dSpec, Layout, Options, Padding, Shape};
+use kernels::{Activation, Execution, Isa, Parallelism, reference};
 
 /// Numbers that repeat from run to run.
 struct Random(u64);
@@ -23,13 +22,21 @@ impl Random {
     }
 }
 
-/// The three passes of either algorithm.
+/// The algorithms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Family {
     Depthwise,
     Grouped,
 }
 use Family::*;
+
+fn options(family: Family, isa: Isa) -> Options {
+    let algorithm = match family {
+        Depthwise => Algorithm::Depthwise,
+        Grouped => Algorithm::Grouped,
+    };
+    Options { isa: Some(isa), algorithm, ..Options::default() }
+}
 
 fn forward(
     family: Family,
@@ -41,38 +48,25 @@ fn forward(
     residual: Option<&[f32]>,
     slots: usize,
 ) -> Vec<f32> {
-    fn run<F: Forward>(
-        isa: Isa,
-        spec: &Conv2dSpec,
-        shape: Shape,
-        (x, w): (&[f32], &[f32]),
-        bias: Option<&[f32]>,
-        residual: Option<&[f32]>,
-        slots: usize,
-    ) -> Vec<f32> {
-        let sizes = spec.sizes(shape).unwrap();
-        assert!(F::cost(spec, shape, &sizes, isa).unwrap() >= 0.0);
-        let mut algorithm = F::new(spec, shape, isa).unwrap();
-        algorithm.pack(w);
-        let mut y = vec![f32::NAN; sizes.y_len];
-        let mut workspace = vec![f32::NAN; algorithm.workspace_len(shape, &sizes, slots)];
-        algorithm.forward(ForwardCall {
-            shape,
-            sizes,
-            x,
-            bias,
-            residual,
-            y: &mut y,
-            workspace: &mut workspace,
-            slots,
-            parallelism: Parallelism::Current,
-        });
-        y
-    }
-    match family {
-        Depthwise => run::<super::Depthwise>(isa, spec, shape, (x, w), bias, residual, slots),
-        Grouped => run::<super::super::grouped::Grouped>(isa, spec, shape, (x, w), bias, residual, slots),
-    }
+    let plan = Conv2d::with_options(*spec, w, bias, shape, options(family, isa)).unwrap();
+    let mut y = vec![f32::NAN; spec.sizes(shape).unwrap().y_len];
+    let mut workspace = vec![f32::NAN; plan.workspace_len(shape, slots).unwrap()];
+    plan.forward(shape, x, residual, &mut y, &mut workspace, Parallelism::Current).unwrap();
+    y
+}
+
+fn backward(
+    family: Family,
+    isa: Isa,
+    spec: &Conv2dSpec,
+    shape: Shape,
+    w: &[f32],
+    slots: usize,
+) -> (Conv2dBackward, Vec<f32>) {
+    let plan = Conv2dBackward::with_options(*spec, w, shape, options(family, isa)).unwrap();
+    assert_eq!(plan.algorithms(), [options(family, isa).algorithm; 2]);
+    let workspace = vec![f32::NAN; plan.workspace_len(shape, slots).unwrap()];
+    (plan, workspace)
 }
 
 fn backward_data(
@@ -84,32 +78,9 @@ fn backward_data(
     w: &[f32],
     slots: usize,
 ) -> Vec<f32> {
-    let sizes = spec.sizes(shape).unwrap();
-    let mut dx = vec![f32::NAN; sizes.x_len];
-    let mut run = |len: usize, run: &dyn Fn(BackwardDataCall<'_>)| {
-        let mut workspace = vec![f32::NAN; len];
-        run(BackwardDataCall {
-            shape,
-            sizes,
-            dy,
-            dx: &mut dx,
-            workspace: &mut workspace,
-            slots,
-            parallelism: Parallelism::Current,
-        });
-    };
-    match family {
-        Depthwise => {
-            let mut algorithm = DepthwiseBackwardData::new(spec, shape, isa).unwrap();
-            algorithm.pack(w);
-            run(algorithm.workspace_len(shape, &sizes, slots), &|call| algorithm.run(call));
-        }
-        Grouped => {
-            let mut algorithm = GroupedBackwardData::new(spec, shape, isa).unwrap();
-            algorithm.pack(w);
-            run(algorithm.workspace_len(shape, &sizes, slots), &|call| algorithm.run(call));
-        }
-    }
+    let (plan, mut workspace) = backward(family, isa, spec, shape, w, slots);
+    let mut dx = vec![f32::NAN; spec.sizes(shape).unwrap().x_len];
+    plan.data(shape, dy, &mut dx, &mut workspace, Parallelism::Current).unwrap();
     dx
 }
 
@@ -122,31 +93,10 @@ fn backward_weights(
     dy: &[f32],
     slots: usize,
 ) -> Vec<f32> {
-    let sizes = spec.sizes(shape).unwrap();
-    let mut dw = vec![f32::NAN; sizes.w_len];
-    let mut run = |len: usize, run: &dyn Fn(BackwardWeightsCall<'_>)| {
-        let mut workspace = vec![f32::NAN; len];
-        run(BackwardWeightsCall {
-            shape,
-            sizes,
-            x,
-            dy,
-            dw: &mut dw,
-            workspace: &mut workspace,
-            slots,
-            parallelism: Parallelism::Current,
-        });
-    };
-    match family {
-        Depthwise => {
-            let algorithm = DepthwiseBackwardWeights::new(spec, shape, isa).unwrap();
-            run(algorithm.workspace_len(shape, &sizes, slots), &|call| algorithm.run(call));
-        }
-        Grouped => {
-            let algorithm = GroupedBackwardWeights::new(spec, shape, isa).unwrap();
-            run(algorithm.workspace_len(shape, &sizes, slots), &|call| algorithm.run(call));
-        }
-    }
+    let w_len = spec.sizes(shape).unwrap().w_len;
+    let (plan, mut workspace) = backward(family, isa, spec, shape, &vec![0.0; w_len], slots);
+    let mut dw = vec![f32::NAN; w_len];
+    plan.weights(shape, x, dy, &mut dw, None, &mut workspace, Parallelism::Current).unwrap();
     dw
 }
 
@@ -407,8 +357,8 @@ fn activations_come_last_and_keep_nan() {
                     Activation::Tanh,
                 ][index % 4];
                 let mut expected = plain;
-                let execution = crate::Execution::on(isa);
-                crate::activation::forward_in_place(activation, &mut expected, execution).unwrap();
+                let execution = Execution::on(isa);
+                kernels::activation::forward_in_place(activation, &mut expected, execution).unwrap();
                 let active = Conv2dSpec { activation, ..spec };
                 let y = forward(family, isa, &active, shape, (&x, &w), Some(&bias), None, 1);
                 assert!(bits(&y) == bits(&expected), "{family:?} {isa} {spec} {shape:?} {activation:?}");

@@ -1,5 +1,8 @@
-use super::*;
-use crate::{Error, Isa, Parallelism, Workspace, reference};
+//! Every algorithm but Winograd's, by block sizes so small that small cases cross every border, against the loops of
+//! the reference, bit for bit on integers.
+
+use kernels::conv::{Algorithm, Blocking, Conv2d, Conv2dBackward, Conv2dSpec, Layout, Options, Padding, Shape};
+use kernels::{Error, Isa, Parallelism, Workspace, reference};
 
 /// Small integers that repeat late, so that swapped taps and channels change a sum.
 fn integers(len: usize, range: usize) -> Vec<f32> {

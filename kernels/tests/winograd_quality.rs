@@ -1,11 +1,11 @@
 //! What each accuracy admits errs by no more than it says: rms errors over a direct convolution's, which no bound for
 //! any data tells.
 
+use kernels::Parallelism;
+use kernels::conv::{Accuracy, Algorithm, Conv2d, Conv2dBackward, Conv2dSpec, Options, Padding, Shape};
+use kernels::internals::admits;
+use kernels::reference::{conv2d_backward_data, conv2d_backward_weights, conv2d_forward};
 use rayon::prelude::*;
-
-use crate::conv::{Accuracy, Algorithm, Conv2d, Conv2dBackward, Conv2dSpec, Options, Padding, Shape};
-use crate::parallel::Parallelism;
-use crate::reference::{conv2d_backward_data, conv2d_backward_weights, conv2d_forward};
 
 /// The most rms error over a direct convolution's of outputs and of inputs' gradients, and of weights' gradients.
 const LIMITS: [(Accuracy, f64, f64); 3] =
@@ -94,20 +94,15 @@ fn failures(problem: &Problem, algorithm: Algorithm, direct: [f64; 3]) -> Vec<St
     let mut failures = Vec::new();
     for (accuracy, limit, weights_limit) in LIMITS {
         let spec = problem.spec.accuracy(accuracy);
-        let output = spec.sizes(problem.shape).unwrap().output;
-        let weights = algorithm.is_allowed_for_weights(&spec, problem.shape.batch, output);
-        for (at, name, allowed, limit) in [
-            (0, "y", algorithm.is_allowed(&spec), limit),
-            (1, "dx", algorithm.is_allowed_for_data(&spec), limit),
-            (2, "dw", weights, weights_limit),
-        ] {
+        let allowed = admits(&spec, problem.shape, algorithm).unwrap();
+        for (at, (name, limit)) in [("y", limit), ("dx", limit), ("dw", weights_limit)].into_iter().enumerate() {
             let ratio = errors[at].map_or(0.0, |error| error / direct[at]);
-            if allowed && ratio > limit {
+            if allowed[at] && ratio > limit {
                 failures
                     .push(format!("{accuracy:?} admits {algorithm} for {spec}, whose {name} errs {ratio:.2} times"));
             }
-            // The table of errors in `docs/convolution.md` is from `cargo test -p kernels --lib quality --
-            // --nocapture`.
+            // The table of errors in `docs/convolution.md` is from `cargo test -p kernels --features internals --test
+            // winograd_quality -- --nocapture`.
             if accuracy == Accuracy::Direct && ratio > 0.0 {
                 println!("{spec} {algorithm}: {name} {ratio:.2}");
             }
