@@ -19,6 +19,7 @@
 //! | [`oracle`] | references in f64, and what may differ from them |
 //! | [`subject`], [`faults`] | the library; convolutions with a mistake each, to check the checks |
 //! | [`check`] | everything that is checked of a case |
+//! | [`cores`] | independent problems side by side |
 //! | [`crash`] | which case it was that crashed |
 //! | [`stats`] | what was checked, and what was not |
 //! | [`targets`] | functions of bytes, for fuzzing and replay |
@@ -33,6 +34,7 @@ pub mod allocations;
 pub mod attention;
 pub mod case;
 pub mod check;
+pub mod cores;
 pub mod crash;
 pub mod data;
 pub mod decode;

@@ -1,8 +1,11 @@
 //! Transposed convolutions, forward and backward, against loops that add each pixel times the kernel.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use kernels::conv::{Algorithm, ConvTranspose2d, ConvTranspose2dSpec, Layout, Options, Padding, Shape};
 use kernels::reference::{WINOGRAD_ROUNDINGS, conv_transpose2d_forward, winograd_shadow_backward_data};
 use kernels::{Activation, Error, Isa, Parallelism};
+use tests::cores;
 use tests::data::random;
 use tests::oracle::{Expected, Rule, compare, same_bits};
 
@@ -115,9 +118,9 @@ impl Problem {
 #[test]
 fn forward_agrees_with_the_definition() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    let mut judged = 0;
-    for seed in 0..CASES {
-        let Some(problem) = Problem::new(seed * 10) else { continue };
+    let judged = AtomicU64::new(0);
+    cores::for_each(0..CASES, |seed| {
+        let Some(problem) = Problem::new(seed * 10) else { return };
         let expected = problem.expected();
         let rule = if (seed * 10).is_multiple_of(2) { Rule::Exact { quantum: 1.0 } } else { Rule::Bound };
         for isa in Isa::available() {
@@ -133,10 +136,11 @@ fn forward_agrees_with_the_definition() {
                 }
                 let threads = pool.install(|| problem.forward(&plan, 3, Parallelism::Current));
                 same_bits("y", &threads, &y).unwrap();
-                judged += 1;
+                judged.fetch_add(1, Ordering::Relaxed);
             }
         }
-    }
+    });
+    let judged = judged.into_inner();
     assert!(judged > CASES, "only {judged} results were judged");
 }
 

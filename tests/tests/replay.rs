@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use tests::cores;
 use tests::decode::{Kinds, VERSION, conv, random_bytes};
 use tests::targets;
 
@@ -45,10 +46,10 @@ fn replay(target: &str, run: fn(&[u8]), kinds: Option<Kinds>) {
 }
 
 fn random_inputs(run: fn(&[u8]), numbers: std::ops::Range<u64>) {
-    for number in numbers {
+    cores::for_each(numbers, |number| {
         let _input = Input(format!("random {number}"));
         run(&random_bytes(number));
-    }
+    });
 }
 
 #[test]
