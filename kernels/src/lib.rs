@@ -9,6 +9,7 @@ pub mod embedding;
 mod error;
 mod execution;
 pub mod gemm;
+mod huge_pages;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
@@ -36,6 +37,7 @@ pub use activation::Activation;
 pub use dropout::Dropout;
 pub use error::Error;
 pub use execution::Execution;
+pub use huge_pages::zeros;
 pub use local_response::LocalResponse;
 pub use parallel::{Parallelism, Team, TeamOptions};
 pub use simd::Isa;

@@ -6,6 +6,7 @@
 use std::ops::{Deref, DerefMut};
 
 use crate::error::Error;
+use crate::huge_pages;
 
 /// The size of a cache line, in `f32`s.
 pub(crate) const LINE: usize = 16;
@@ -50,6 +51,7 @@ impl Workspace {
             self.lines
                 .try_reserve_exact(lines - self.lines.len())
                 .map_err(|_| Error::OutOfMemory { bytes: len.saturating_mul(size_of::<f32>()) })?;
+            huge_pages::ask_for(self.lines.as_mut_ptr().cast(), self.lines.capacity() * size_of::<Line>());
             self.lines.resize(lines, Line([0.0; LINE]));
         }
         Ok(self)

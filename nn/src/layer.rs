@@ -165,7 +165,8 @@ impl Parameter {
     /// A parameter with a gradient of zeros. Elements are brought into row-major order.
     pub fn new(value: ArrayD<f32>) -> Self {
         let value = if value.is_standard_layout() { value } else { value.as_standard_layout().into_owned() };
-        let gradient = ArrayD::zeros(value.raw_dim());
+        let zeros = kernels::zeros(value.len());
+        let gradient = ArrayD::from_shape_vec(value.raw_dim(), zeros).expect("as many elements");
         Self { value, gradient, is_cleared: true, zeros: OnceLock::new(), version: 0 }
     }
 

@@ -63,7 +63,7 @@ pub(crate) fn room(len: usize) -> Vec<f32> {
     } else {
         LENT.with_borrow_mut(|lent| lent.as_mut().and_then(|Pool(pool)| pool.get_mut(&len)?.pop()))
     };
-    used.unwrap_or_else(|| vec![0.0; len])
+    used.unwrap_or_else(|| kernels::zeros(len))
 }
 
 /// Takes the memory of a value back, if nobody else has it.

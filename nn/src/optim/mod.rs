@@ -142,7 +142,7 @@ impl<R: Rule> Optimizer<R> {
             seen += 1;
             let shape = parameter.value().shape();
             if new {
-                let states = vec![vec![0.0; parameter.value().len()]; R::STATES.len()];
+                let states = R::STATES.iter().map(|_| kernels::zeros(parameter.value().len())).collect::<Vec<_>>();
                 slots.insert(name.to_string(), Slot { shape: shape.to_vec(), states });
             }
             let known = slots.get(name).map(|slot| slot.shape.as_slice());
