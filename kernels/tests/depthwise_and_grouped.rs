@@ -199,11 +199,15 @@ fn squares_end_where_rows_of_any_width_end() {
             let shape = Shape::new(1, 1 + width % 12, width);
             let Ok(sizes) = spec.sizes(shape) else { continue };
             let (x, w) = (random.integers(sizes.x_len), random.integers(sizes.w_len));
-            let mut y = vec![0.0; sizes.y_len];
+            let dy = random.integers(sizes.y_len);
+            let (mut y, mut dx) = (vec![0.0; sizes.y_len], vec![0.0; sizes.x_len]);
             reference::conv2d_forward(&spec, shape, &x, &w, None, None, &mut y).unwrap();
+            reference::conv2d_backward_data(&spec, shape, &dy, &w, &mut dx).unwrap();
             for isa in Isa::available() {
                 let given = forward(Depthwise, isa, &spec, shape, (&x, &w), None, None, 1);
                 assert!(given == y, "{isa} {spec} {shape:?}");
+                let given = backward_data(Depthwise, isa, &spec, shape, &dy, &w, 1);
+                assert!(given == dx, "backward-data {isa} {spec} {shape:?}");
             }
         }
     }

@@ -1,23 +1,37 @@
-//! The gradient of the input at a stride of 2, straight from the planes: even and odd columns of a row together, taps
+//! The gradient of the input at a stride of 2, straight from the planes: even and odd columns of two rows together, taps
 //! known when compiled.
 //!
 //! ```text
-//! dy     y0  y1  y2  y3 ...                   loads at y + each tap
+//! dy     row m - 1   y0  y1  y2  y3 ...       loads at y + each tap, kept while two pairs of rows see them
+//!        row m       y0  y1  y2  y3 ...
+//!
 //! even   x0  x2  x4  x6 ...   of some taps  ┐
 //! odd    x1  x3  x5  x7 ...   of the others ┘ interleaved: x0 x1 x2 x3 ...    whole rows are written
 //! ```
 //!
-//! A 3 x 3 kernel leaves one to four products for each pixel, so loops over taps would take longer than the products.
-//! Each target is one chain of fused multiply-adds over tap rows and tap columns in order; lanes whose column is
-//! padding are masked, rows that are padding left out.
+//! Of the taps of an odd kernel, every other target along an axis sees one more than its neighbours do: it is *wide*.
+//! The *narrow* one below a wide row sees the same source rows but the first, so they are a pair; so are the two columns.
+//! A 3 x 3 kernel leaves one to four products for each pixel, so loops over taps would take longer than the products, and
+//! so would a load for each of them.
+//!
+//! Each target is one chain of fused multiply-adds over tap rows and tap columns in order; lanes whose column is padding
+//! are masked, rows that are padding are zeros.
 
-use super::axis::{Axis, Phase, Taps};
+use super::axis::{Axis, Taps};
 use super::finish::Finish;
 use super::source::inside;
+use crate::activation::Activation;
 use crate::simd::{Job, Simd};
 
-/// Target rows of a block, two of the plane's apart.
-const ROWS: usize = 4;
+/// Up to so many columns, strips of a vector are computed from the top down, their masks made once; wider planes in bands
+/// of rows: vectors of a strip would be too far apart to be foreseen.
+const MOST_COLUMNS: usize = 64;
+
+/// Pairs of target rows of a band.
+const BAND: usize = 4;
+
+/// Wide taps whose weights stay in registers; those of larger kernels are broadcast from memory.
+const KEPT: usize = 2;
 
 /// Rows `begin .. end` of a plane of targets.
 ///
@@ -38,25 +52,21 @@ pub(super) struct Halves<'a> {
     pub finish: Finish,
 }
 
-/// The tap rows of a row phase, and the tap columns of even and odd columns, if they are neighbours.
-fn counts(row_phase: &Phase, columns: &Axis) -> Option<[usize; 3]> {
-    let [a, b] = &columns.phases[..] else { return None };
-    let [even, odd] = if a.first == 0 { [a, b] } else { [b, a] };
-    let phases = [row_phase, even, odd];
-    let neighbours = phases.iter().all(|phase| phase.taps.windows(2).all(|pair| pair[1].offset == pair[0].offset + 1));
-    neighbours.then(|| phases.map(|phase| phase.taps.len()))
+/// The taps of the wide targets along an axis, and whether those are the even ones, if there are two phases whose taps
+/// are neighbours.
+fn wide(axis: &Axis) -> Option<(Taps, bool)> {
+    let [a, b] = &axis.phases[..] else { return None };
+    let neighbours = [a, b].iter().all(|phase| phase.taps.windows(2).all(|pair| pair[1].offset == pair[0].offset + 1));
+    let (wide, narrow) = if a.taps.len() > b.taps.len() { (a, b) } else { (b, a) };
+    let odd = wide.taps.len() == narrow.taps.len() + 1;
+    let fits = axis.step == 1 && axis.out_step == 2 && neighbours && odd;
+    fits.then(|| (Taps::new(axis, &wide.taps), wide.first == 0))
 }
 
 /// Whether there are kernels for all phases.
 pub(super) fn fits(rows: &Axis, columns: &Axis) -> bool {
-    let gradient = columns.step == 1 && columns.out_step == 2 && rows.step == 1;
-    let known = |phase: &Phase| {
-        matches!(
-            counts(phase, columns),
-            Some([1, 1, 2] | [1, 2, 1] | [2, 1, 2] | [2, 2, 1] | [2, 2, 3] | [2, 3, 2] | [3, 2, 3] | [3, 3, 2])
-        )
-    };
-    gradient && rows.phases.iter().all(known)
+    let counts = [rows, columns].map(|axis| wide(axis).map(|(taps, _)| taps.count));
+    matches!(counts, [Some(2), Some(2)] | [Some(3), Some(3)])
 }
 
 impl Job for Halves<'_> {
@@ -64,186 +74,197 @@ impl Job for Halves<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { rows, columns, .. } = self;
-        let mut weights = self.weights;
-        for row_phase in &rows.phases {
-            // The phase's targets below a row of the plane.
-            let below = |row: usize| row.saturating_sub(row_phase.first).div_ceil(rows.out_step);
-            let row_taps = Taps::new(rows, &row_phase.taps);
-            let mut halves = [Half { taps: row_taps, weights }; 2];
-            for column_phase in &columns.phases {
-                let taps = Taps::new(columns, &column_phase.taps);
-                halves[column_phase.first] = Half { taps, weights };
-                weights = weights.wrapping_add(row_taps.count * taps.count);
+        let (Some((rows, even_rows)), Some((columns, even_columns))) = (wide(self.rows), wide(self.columns)) else {
+            unreachable!("two phases along each axis, as `fits` says")
+        };
+        let mut weights = [[self.weights; 2]; 2];
+        let mut at = self.weights;
+        for row_phase in &self.rows.phases {
+            for column_phase in &self.columns.phases {
+                weights[usize::from((row_phase.first == 0) != even_rows)][column_phase.first] = at;
+                at = at.wrapping_add(row_phase.taps.len() * column_phase.taps.len());
             }
-            let strip = Strip {
-                call: &self,
-                rows: row_taps,
-                row_first: row_phase.first,
-                begin: below(self.begin),
-                end: below(self.end),
-                halves,
-                count: self.size[1].div_ceil(2),
-            };
-            match (row_taps.count, halves[0].taps.count, halves[1].taps.count) {
-                (1, 1, 2) => simd.call(Sweep::<1, 1, 2>(strip)),
-                (1, 2, 1) => simd.call(Sweep::<1, 2, 1>(strip)),
-                (2, 1, 2) => simd.call(Sweep::<2, 1, 2>(strip)),
-                (2, 2, 1) => simd.call(Sweep::<2, 2, 1>(strip)),
-                (2, 2, 3) => simd.call(Sweep::<2, 2, 3>(strip)),
-                (2, 3, 2) => simd.call(Sweep::<2, 3, 2>(strip)),
-                (3, 2, 3) => simd.call(Sweep::<3, 2, 3>(strip)),
-                (3, 3, 2) => simd.call(Sweep::<3, 3, 2>(strip)),
-                other => unreachable!("a kernel for {other:?} taps, as `fits` says"),
-            }
+        }
+        let strips = Strips {
+            row: rows.first,
+            column: columns.first,
+            wide_row: isize::from(!even_rows),
+            weights,
+            count: self.size[1].div_ceil(2),
+            call: self,
+        };
+        match (rows.count, even_columns) {
+            (2, true) => simd.call(Sweep::<2, true>(strips)),
+            (2, false) => simd.call(Sweep::<2, false>(strips)),
+            (_, true) => simd.call(Sweep::<3, true>(strips)),
+            (_, false) => simd.call(Sweep::<3, false>(strips)),
         }
     }
 }
 
-/// Even or odd columns.
-#[derive(Clone, Copy)]
-struct Half {
-    taps: Taps,
-    weights: *const f32,
-}
-
-/// The rows of a row phase.
-struct Strip<'a> {
-    call: &'a Halves<'a>,
-    rows: Taps,
-    /// The row of the phase's first target.
-    row_first: usize,
-    /// Targets of the phase, down.
-    begin: usize,
-    end: usize,
-    halves: [Half; 2],
+/// What the kernels know of a call.
+struct Strips<'a> {
+    call: Halves<'a>,
+    /// The source row and column of the first taps of the first wide targets.
+    row: isize,
+    column: isize,
+    /// The first wide row.
+    wide_row: isize,
+    /// Those of wide and narrow rows, for even and odd columns.
+    weights: [[*const f32; 2]; 2],
     /// Pairs of columns.
     count: usize,
 }
 
-impl Strip<'_> {
-    /// Finishes and writes neighbouring targets, from column `c` of the plane on, as far as the row goes.
-    ///
-    /// # Safety
-    /// - The row is a target.
-    #[inline(always)]
-    unsafe fn write<S: Simd>(&self, simd: S, bias: Option<S::F>, row: usize, c: usize, sums: S::F) {
-        let width = self.call.size[1];
-        if c < width {
-            // SAFETY: the caller's contract.
-            unsafe { self.call.finish.write(simd, bias, self.call.target, row * width + c, width - c, sums) };
-        }
-    }
-}
-
-/// A strip whose phases have `KH` tap rows, and `KA` and `KB` tap columns. Made by [`Halves`] alone, whose contract it
+/// Strips for `W` taps of wide targets, which even columns are if `EVEN`. Made by [`Halves`] alone, whose contract it
 /// carries.
-struct Sweep<'a, const KH: usize, const KA: usize, const KB: usize>(Strip<'a>);
+struct Sweep<'a, const W: usize, const EVEN: bool>(Strips<'a>);
 
-impl<const KH: usize, const KA: usize, const KB: usize> Job for Sweep<'_, KH, KA, KB> {
+impl<const W: usize, const EVEN: bool> Job for Sweep<'_, W, EVEN> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let strip = &self.0;
-        let [_, width] = strip.call.source_size;
-        let [a, b] = [strip.halves[0].taps.first, strip.halves[1].taps.first];
-        // SAFETY: the maker's promise.
-        let bias = unsafe { strip.call.finish.bias(simd) };
-        let mut j = strip.begin;
-        while j < strip.end {
-            let live = (strip.end - j).min(ROWS);
+        let strips = &self.0;
+        let Halves { begin, end, size, .. } = strips.call;
+        // Pairs that begin or end outside of the rows are among them.
+        let first = (begin as isize - strips.wide_row).div_euclid(2);
+        let last = (end as isize - strips.wide_row + 1).div_euclid(2);
+        let band = if size[1] <= MOST_COLUMNS { last - first } else { BAND as isize };
+        let kept = self.keep(simd);
+        let mut j = first;
+        while j < last {
+            let pairs = [j, last.min(j + band)];
             let mut c = 0;
-            while c < strip.count {
+            while c < strips.count {
                 // A last, partial vector is moved to the left where there is room.
-                let at = if strip.count - c >= S::LANES { c } else { strip.count.saturating_sub(S::LANES) };
-                let column = at as isize;
-                let mut block = Block {
-                    acc: [[simd.zero(); ROWS]; 2],
-                    masks: (masks::<S, KA>(simd, width, column + a), masks::<S, KB>(simd, width, column + b)),
-                    columns: [column + a, column + b],
-                    row: j as isize + strip.rows.first,
-                };
+                let at = if strips.count - c >= S::LANES { c } else { strips.count.saturating_sub(S::LANES) };
                 // SAFETY: the maker's promise.
-                unsafe {
-                    // Written out, so that numbers of accumulators are constants for sure.
-                    block.add::<KH>(simd, strip, 0);
-                    block.add::<KH>(simd, strip, 1);
-                    block.add::<KH>(simd, strip, 2);
-                    block.add::<KH>(simd, strip, 3);
-                    block.add::<KH>(simd, strip, 4);
-                    block.add::<KH>(simd, strip, 5);
-                    block.add::<KH>(simd, strip, 6);
-                    for q in 0..ROWS {
-                        if q < live {
-                            let row = strip.row_first + (j + q) * strip.call.rows.out_step;
-                            let (low, high) = simd.interleave(block.acc[0][q], block.acc[1][q]);
-                            strip.write(simd, bias, row, 2 * at, low);
-                            strip.write(simd, bias, row, 2 * at + S::LANES, high);
+                unsafe { self.strip(simd, pairs, at, &kept) };
+                c += S::LANES;
+            }
+            j += band;
+        }
+    }
+}
+
+/// The weights of wide and narrow rows, for even and odd columns.
+type Kept<S> = [[[<S as Simd>::F; KEPT * KEPT]; 2]; 2];
+
+/// `W` neighbouring vectors of each of `W` rows of the source.
+type Seen<S, const W: usize> = [[<S as Simd>::F; W]; W];
+
+impl<const W: usize, const EVEN: bool> Sweep<'_, W, EVEN> {
+    /// How many taps columns see, even or odd ones.
+    const fn taps(odd: usize) -> usize {
+        if EVEN == (odd == 0) { W } else { W - 1 }
+    }
+
+    /// Weights as vectors, where they fit into registers.
+    #[inline(always)]
+    fn keep<S: Simd>(&self, simd: S) -> Kept<S> {
+        let mut kept = [[[simd.zero(); KEPT * KEPT]; 2]; 2];
+        if W <= KEPT {
+            for narrow in 0..2 {
+                for odd in 0..2 {
+                    for tap in 0..(W - narrow) * Self::taps(odd) {
+                        // SAFETY: a weight for each tap.
+                        kept[narrow][odd][tap] = simd.splat(unsafe { *self.0.weights[narrow][odd].add(tap) });
+                    }
+                }
+            }
+        }
+        kept
+    }
+
+    /// Pairs of rows `pairs[0] .. pairs[1]`, for the pairs of columns from `at` on.
+    ///
+    /// # Safety
+    /// - The source is readable, and the rows of the call are targets.
+    #[inline(always)]
+    unsafe fn strip<S: Simd>(&self, simd: S, pairs: [isize; 2], at: usize, kept: &Kept<S>) {
+        let strips = &self.0;
+        let &Halves { source, source_size: [height, width], target, size, begin, end, finish, .. } = &strips.call;
+        let column = strips.column + at as isize;
+        let mut masks = [simd.mask_first(S::LANES); W];
+        for k in 0..W {
+            masks[k] = inside(simd, width, column + k as isize);
+        }
+        let load = |row: isize| {
+            let mut x = [simd.zero(); W];
+            // Negative rows are large.
+            if (row as usize) < height {
+                let start = source.wrapping_offset(row * width as isize + column);
+                for k in 0..W {
+                    // SAFETY: the lanes of the masks are columns of the row.
+                    x[k] = unsafe { simd.load_masked(start.wrapping_add(k), masks[k]) };
+                }
+            }
+            x
+        };
+        let whole = 2 * (at + S::LANES) <= size[1];
+        let plain = finish.bias.is_none() && finish.residual.is_none() && finish.activation == Activation::Identity;
+        // SAFETY: the caller's contract.
+        unsafe {
+            let bias = finish.bias(simd);
+            let mut x = [[simd.zero(); W]; W];
+            for i in 0..W - 1 {
+                x[i + 1] = load(strips.row + pairs[0] + i as isize);
+            }
+            for j in pairs[0]..pairs[1] {
+                for i in 0..W - 1 {
+                    x[i] = x[i + 1];
+                }
+                x[W - 1] = load(strips.row + j + W as isize - 1);
+                let rows = [self.row::<S, 0>(simd, &x, kept), self.row::<S, 1>(simd, &x, kept)];
+                for narrow in 0..2 {
+                    let row = (strips.wide_row + 2 * j) as usize;
+                    let row = row.wrapping_add(narrow);
+                    if row < begin || row >= end {
+                        continue;
+                    }
+                    let (low, high) = rows[narrow];
+                    let (first, c) = (row * size[1], 2 * at);
+                    if whole && plain {
+                        simd.store(target.add(first + c), low);
+                        simd.store(target.add(first + c + S::LANES), high);
+                    } else {
+                        finish.write(simd, bias, target, first + c, size[1] - c, low);
+                        let c = c + S::LANES;
+                        if c < size[1] {
+                            finish.write(simd, bias, target, first + c, size[1] - c, high);
                         }
                     }
                 }
-                c += S::LANES;
             }
-            j += ROWS;
         }
     }
-}
 
-/// Sums of a few rows, even and odd columns apart.
-struct Block<S: Simd, const KA: usize, const KB: usize> {
-    acc: [[S::F; ROWS]; 2],
-    /// Lanes that are columns of the source, for each tap column.
-    masks: ([S::M; KA], [S::M; KB]),
-    /// The source columns of the first taps.
-    columns: [isize; 2],
-    /// The source row of the first tap row.
-    row: isize,
-}
-
-impl<S: Simd, const KA: usize, const KB: usize> Block<S, KA, KB> {
-    /// Adds the products of source row `p` to the rows that see it, with tap row `p - q` in row `q`.
+    /// A wide row (`NARROW` is 0) or the narrow one below, as two vectors, from what they see of the source.
     ///
     /// # Safety
-    /// - The strip's source and weights are readable.
+    /// - There are weights for all taps.
     #[inline(always)]
-    unsafe fn add<const KH: usize>(&mut self, simd: S, strip: &Strip<'_>, p: usize) {
-        let [height, width] = strip.call.source_size;
-        let row = self.row + p as isize;
-        if p >= ROWS - 1 + KH || row < 0 || row >= height as isize {
-            return;
-        }
-        let start = strip.call.source.wrapping_add(row as usize * width);
-        let (mut even, mut odd) = ([simd.zero(); KA], [simd.zero(); KB]);
-        // SAFETY: the caller's contract; masked lanes are columns of the row.
-        unsafe {
-            for k in 0..KA {
-                even[k] = simd.load_masked(start.wrapping_offset(self.columns[0] + k as isize), self.masks.0[k]);
-            }
-            for k in 0..KB {
-                odd[k] = simd.load_masked(start.wrapping_offset(self.columns[1] + k as isize), self.masks.1[k]);
-            }
-            for q in 0..ROWS {
-                if p >= q && p - q < KH {
-                    for k in 0..KA {
-                        let weight = simd.splat(*strip.halves[0].weights.add((p - q) * KA + k));
-                        self.acc[0][q] = simd.fma(weight, even[k], self.acc[0][q]);
-                    }
-                    for k in 0..KB {
-                        let weight = simd.splat(*strip.halves[1].weights.add((p - q) * KB + k));
-                        self.acc[1][q] = simd.fma(weight, odd[k], self.acc[1][q]);
-                    }
+    unsafe fn row<S: Simd, const NARROW: usize>(&self, simd: S, x: &Seen<S, W>, kept: &Kept<S>) -> (S::F, S::F) {
+        let mut sums = [simd.zero(); 2];
+        for odd in 0..2 {
+            let weights = self.0.weights[NARROW][odd];
+            let taps = Self::taps(odd);
+            // Of the columns that wide targets see, narrow ones to the right of those see all but the first.
+            let first = if EVEN && odd == 1 { 1 } else { 0 };
+            for i in 0..W - NARROW {
+                for k in 0..taps {
+                    let tap = i * taps + k;
+                    let weight = if W <= KEPT {
+                        kept[NARROW][odd][tap]
+                    } else {
+                        // SAFETY: the caller's contract.
+                        simd.splat(unsafe { *weights.add(tap) })
+                    };
+                    sums[odd] = simd.fma(weight, x[i + NARROW][first + k], sums[odd]);
                 }
             }
         }
+        simd.interleave(sums[0], sums[1])
     }
-}
-
-#[inline(always)]
-fn masks<S: Simd, const K: usize>(simd: S, width: usize, at: isize) -> [S::M; K] {
-    let mut masks = [simd.mask_first(S::LANES); K];
-    for k in 0..K {
-        masks[k] = inside(simd, width, at + k as isize);
-    }
-    masks
 }

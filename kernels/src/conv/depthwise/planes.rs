@@ -3,7 +3,7 @@
 //! ```text
 //! image n, channel c ──► Square: 3 x 3 neighbours, 5 x 5 at a stride of 2 ──► plane of targets
 //!                        Stack: 5 or 7 neighbouring tap columns, 3 too with AVX2, at a stride of 1
-//!                        Halves: the gradient at a stride of 2
+//!                        Halves: the gradient of 3 x 3 and 5 x 5 taps at a stride of 2
 //! ```
 //!
 //! Planes are read where they are, and written once. Where they are few they are cut into bands of rows.
