@@ -5,15 +5,16 @@ use crate::conv::{Algorithm, Conv2dSpec, Shape};
 use crate::error::Error;
 use crate::gemm::{Gemm, PackedLhs, PackedRhs};
 use crate::parallel::Parallelism;
+use crate::simd::Isa;
 use crate::tensor::{View, ViewMut};
 
-pub use crate::conv::winograd::weights::{cut::Limits as GradientLimits, toy::gradient_within};
+pub use crate::conv::winograd::weights::{cut::Limits as GradientLimits, within::gradient_within};
 pub use crate::gemm::{blocking::Blocking as GemmBlocking, packed::Input as GemmInput};
 
 /// [`Gemm::run`] and its like within blocks of the sizes given.
 ///
 /// # Errors
-/// Those of [`Gemm::run`].
+/// Those of [`Gemm::run`], and [`Error::Invalid`] for blocks without depth.
 pub fn gemm_within(
     blocking: &GemmBlocking,
     options: &Gemm<'_>,
@@ -22,13 +23,20 @@ pub fn gemm_within(
     workspace: &mut [f32],
     parallelism: Parallelism<'_>,
 ) -> Result<(), Error> {
+    check(blocking)?;
     options.run_with(lhs, rhs, out, workspace, parallelism, blocking)
+}
+
+/// A block without depth would never reach the end of `k`.
+fn check(blocking: &GemmBlocking) -> Result<(), Error> {
+    let least = blocking.kc.min(blocking.thin_kc).min(blocking.deep_kc);
+    if least == 0 { Err(Error::invalid("blocking", "depths of at least 1", least)) } else { Ok(()) }
 }
 
 /// [`Gemm::run_batched`] within blocks of the sizes given.
 ///
 /// # Errors
-/// Those of [`Gemm::run`].
+/// Those of [`Gemm::run`], and [`Error::Invalid`] for blocks without depth.
 pub fn gemm_batched_within(
     blocking: &GemmBlocking,
     options: &Gemm<'_>,
@@ -37,6 +45,7 @@ pub fn gemm_batched_within(
     workspace: &mut [f32],
     parallelism: Parallelism<'_>,
 ) -> Result<(), Error> {
+    check(blocking)?;
     options.run_batched_with(lhs, rhs, out, workspace, parallelism, blocking)
 }
 
@@ -48,4 +57,9 @@ pub fn admits(spec: &Conv2dSpec, shape: Shape, algorithm: Algorithm) -> Result<[
     let output = spec.sizes(shape)?.output;
     let weights = algorithm.is_allowed_for_weights(spec, shape.batch, output);
     Ok([algorithm.is_allowed(spec), algorithm.is_allowed_for_data(spec), weights])
+}
+
+/// `a * b + c`, a step of a chain as an instruction set computes it.
+pub fn mul_add(isa: Isa, a: f32, b: f32, c: f32) -> f32 {
+    isa.mul_add(a, b, c)
 }

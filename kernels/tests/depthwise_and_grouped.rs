@@ -1,26 +1,10 @@
 //! The kernels for few channels a group, of every kernel size, stride and dilation, against the loops of the reference.
 
 use kernels::conv::{Algorithm, Conv2d, Conv2dBackward, Conv2dSpec, Layout, Options, Padding, Shape};
-use kernels::{Activation, Execution, Isa, Parallelism, reference};
+use kernels::{Activation, Error, Execution, Isa, Parallelism, reference};
+use random::Random;
 
-/// Numbers that repeat from run to run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        self.0 >> 33
-    }
-    fn below(&mut self, n: usize) -> usize {
-        self.next() as usize % n
-    }
-    fn integers(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.below(15) as f32 - 7.0).collect()
-    }
-    fn reals(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.next() as f32 / (1u64 << 30) as f32 - 1.0).collect()
-    }
-}
+mod random;
 
 /// The algorithms.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,24 +33,32 @@ fn forward(
     slots: usize,
 ) -> Vec<f32> {
     let plan = Conv2d::with_options(*spec, w, bias, shape, options(family, isa)).unwrap();
+    assert_eq!(plan.algorithm(), options(family, isa).algorithm);
     let mut y = vec![f32::NAN; spec.sizes(shape).unwrap().y_len];
     let mut workspace = vec![f32::NAN; plan.workspace_len(shape, slots).unwrap()];
-    plan.forward(shape, x, residual, &mut y, &mut workspace, Parallelism::Current).unwrap();
+    plan.forward(shape, x, residual, &mut y, &mut workspace, on(slots)).unwrap();
     y
 }
 
-fn backward(
-    family: Family,
-    isa: Isa,
-    spec: &Conv2dSpec,
-    shape: Shape,
-    w: &[f32],
-    slots: usize,
-) -> (Conv2dBackward, Vec<f32>) {
+/// As many threads as slots, on pools of so many.
+fn on(slots: usize) -> Parallelism<'static> {
+    if slots == 1 { Parallelism::Serial } else { Parallelism::Current }
+}
+
+fn backward(family: Family, isa: Isa, spec: &Conv2dSpec, shape: Shape, w: &[f32]) -> Conv2dBackward {
     let plan = Conv2dBackward::with_options(*spec, w, shape, options(family, isa)).unwrap();
     assert_eq!(plan.algorithms(), [options(family, isa).algorithm; 2]);
-    let workspace = vec![f32::NAN; plan.workspace_len(shape, slots).unwrap()];
-    (plan, workspace)
+    plan
+}
+
+/// Runs one gradient with as little workspace as it says that it needs; for several slots, with the plan's.
+fn run_within(plan: &Conv2dBackward, shape: Shape, slots: usize, mut run: impl FnMut(&mut [f32]) -> Result<(), Error>) {
+    let least = match run(&mut []) {
+        Ok(()) if slots == 1 => return,
+        Err(Error::Length { argument: "workspace", expected, .. }) if slots == 1 => expected,
+        _ => plan.workspace_len(shape, slots).unwrap(),
+    };
+    run(&mut vec![f32::NAN; least]).unwrap();
 }
 
 fn backward_data(
@@ -78,9 +70,9 @@ fn backward_data(
     w: &[f32],
     slots: usize,
 ) -> Vec<f32> {
-    let (plan, mut workspace) = backward(family, isa, spec, shape, w, slots);
+    let plan = backward(family, isa, spec, shape, w);
     let mut dx = vec![f32::NAN; spec.sizes(shape).unwrap().x_len];
-    plan.data(shape, dy, &mut dx, &mut workspace, Parallelism::Current).unwrap();
+    run_within(&plan, shape, slots, |workspace| plan.data(shape, dy, &mut dx, workspace, on(slots)));
     dx
 }
 
@@ -94,9 +86,9 @@ fn backward_weights(
     slots: usize,
 ) -> Vec<f32> {
     let w_len = spec.sizes(shape).unwrap().w_len;
-    let (plan, mut workspace) = backward(family, isa, spec, shape, &vec![0.0; w_len], slots);
+    let plan = backward(family, isa, spec, shape, &vec![0.0; w_len]);
     let mut dw = vec![f32::NAN; w_len];
-    plan.weights(shape, x, dy, &mut dw, None, &mut workspace, Parallelism::Current).unwrap();
+    run_within(&plan, shape, slots, |workspace| plan.weights(shape, x, dy, &mut dw, None, workspace, on(slots)));
     dw
 }
 
@@ -208,6 +200,49 @@ fn squares_end_where_rows_of_any_width_end() {
                 assert!(given == y, "{isa} {spec} {shape:?}");
                 let given = backward_data(Depthwise, isa, &spec, shape, &dy, &w, 1);
                 assert!(given == dx, "backward-data {isa} {spec} {shape:?}");
+            }
+        }
+    }
+}
+
+/// The rows of a pair see the same source rows, and a band of a thread may begin with its second row.
+#[cfg(feature = "rayon")]
+#[test]
+fn gradients_at_a_stride_of_2_have_the_same_bits_in_bands_of_any_rows() {
+    use kernels::{Team, TeamOptions};
+    let mut random = Random(12);
+    for helpers in [1, 2, 6] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(helpers + 1).build().unwrap();
+        for (taps, top, height, groups) in [3, 5]
+            .into_iter()
+            .flat_map(|taps| [0, 1].map(|top| (taps, top)))
+            .flat_map(|(taps, top)| [33, 34, 65, 67].map(|height| (taps, top, height)))
+            .flat_map(|(taps, top, height)| [1, 2].map(|groups| (taps, top, height, groups)))
+        {
+            let padding = Padding { top, bottom: 1, left: 1, right: 1 };
+            let spec = Conv2dSpec::new(groups, groups, [taps; 2]).stride([2, 2]).padding(padding).groups(groups);
+            let shape = Shape::new(1, height, 100);
+            let sizes = spec.sizes(shape).unwrap();
+            let (dy, w) = (random.integers(sizes.y_len), random.integers(sizes.w_len));
+            let mut wanted = vec![0.0; sizes.x_len];
+            reference::conv2d_backward_data(&spec, shape, &dy, &w, &mut wanted).unwrap();
+            let (real_dy, real_w) = (random.reals(sizes.y_len), random.reals(sizes.w_len));
+            for isa in Isa::available() {
+                let in_team = |dy: &[f32], w: &[f32]| {
+                    let plan = backward(Depthwise, isa, &spec, shape, w);
+                    let mut workspace = vec![f32::NAN; plan.workspace_len(shape, helpers + 1).unwrap()];
+                    let mut dx = vec![f32::NAN; sizes.x_len];
+                    pool.install(|| {
+                        Team::with(TeamOptions::new().helpers(helpers), |team| {
+                            plan.data(shape, dy, &mut dx, &mut workspace, Parallelism::Team(team)).unwrap();
+                        });
+                    });
+                    dx
+                };
+                let line = format!("{isa} {spec} {shape:?}, {helpers} helpers");
+                assert!(in_team(&dy, &w) == wanted, "{line}");
+                let alone = backward_data(Depthwise, isa, &spec, shape, &real_dy, &real_w, 1);
+                assert!(bits(&in_team(&real_dy, &real_w)) == bits(&alone), "{line}");
             }
         }
     }

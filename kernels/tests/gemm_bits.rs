@@ -1,53 +1,11 @@
 //! Products against the definition of their bits: one chain of fused multiply-adds per output, in order of `k`.
 
 use kernels::gemm::{Bias, Epilogue, Gemm, PackedLhs, PackedRhs, workspace_len};
-use kernels::internals::{GemmBlocking as Blocking, GemmInput as Input, gemm_batched_within, gemm_within};
+use kernels::internals::{GemmBlocking as Blocking, GemmInput as Input, gemm_batched_within, gemm_within, mul_add};
 use kernels::{Activation, Execution, Isa, Parallelism, View, ViewMut};
+use random::Random;
 
-/// Blocks so small that tiny products cross every boundary, nothing in place, nothing serial.
-const TOY: Blocking = Blocking {
-    kc: 5,
-    nc: 1,
-    lhs_block: 0,
-    shared: 40,
-    thin_kc: 3,
-    thin_nc: 1,
-    deep_kc: 11,
-    thin_rows: 0,
-    thin_columns: 0,
-    in_place: 0,
-    near: 0,
-    gflops: 1e-12,
-};
-
-/// The same, with operands in place where that is possible.
-const TOY_IN_PLACE: Blocking = Blocking { thin_rows: 1000, thin_columns: 1000, lhs_block: 60, ..TOY };
-
-/// Everything in one block, and shared packing of all.
-const TOY_WHOLE: Blocking = Blocking { kc: 1000, nc: 40, shared: 100_000, ..TOY };
-
-fn blockings() -> [Blocking; 4] {
-    [TOY, TOY_IN_PLACE, TOY_WHOLE, *Blocking::for_this_cpu()]
-}
-
-/// Numbers that follow from a seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-    fn float(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-}
+mod random;
 
 /// How a matrix lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -156,12 +114,6 @@ fn activate(isa: Isa, activation: Activation, x: f32) -> f32 {
     }
 }
 
-/// A step of a chain: the portable code rounds twice, unless it is compiled for fused operations.
-fn mul_add(isa: Isa, a: f32, b: f32, c: f32) -> f32 {
-    let fused = isa != Isa::Portable || cfg!(target_feature = "fma") || cfg!(target_arch = "aarch64");
-    if fused { a.mul_add(b, c) } else { a * b + c }
-}
-
 /// What the output's memory has to be: gaps as they were, each output its chain and its epilogue.
 fn expected(isa: Isa, options: &Gemm<'_>, lhs: View<'_, f32, 2>, rhs: View<'_, f32, 2>, out: &Matrix2) -> Vec<f32> {
     let ([m, k], [_, n]) = (lhs.shape(), rhs.shape());
@@ -232,6 +184,11 @@ fn check(
     );
 }
 
+/// [`check`] of a product into rows, neither operand packed, on one thread.
+fn check_plain(options: Gemm<'_>, operands: [&Matrix2; 2], blocking: &Blocking) {
+    check(options, operands, (Lie::Rows, f32::NAN), blocking, Packing::Neither, Parallelism::Serial);
+}
+
 fn operands(random: &mut Random, [m, n, k]: [usize; 3], [lhs, rhs]: [Lie; 2]) -> [Matrix2; 2] {
     [Matrix2::new(lhs, m, k, || random.float()), Matrix2::new(rhs, k, n, || random.float())]
 }
@@ -246,15 +203,8 @@ fn every_small_size_has_the_bits_of_its_chains() {
             for &n in &sizes {
                 for k in [0, 1, 2, 3, 7, 8, 9, 16, 17, 33] {
                     let [lhs, rhs] = operands(&mut random, [m, n, k], [Lie::Rows, Lie::Rows]);
-                    let blocking = blockings()[random.below(4)];
-                    check(
-                        options,
-                        [&lhs, &rhs],
-                        (Lie::Rows, f32::NAN),
-                        &blocking,
-                        Packing::Neither,
-                        Parallelism::Serial,
-                    );
+                    let blocking = Blocking::of_tests()[random.below(4)];
+                    check_plain(options, [&lhs, &rhs], &blocking);
                 }
             }
         }
@@ -290,7 +240,7 @@ fn strides_blocks_packing_and_epilogues_do_not_change_bits() {
             let options = Gemm { accumulate, epilogue, isa: Some(isa) };
             let packing = [Packing::Neither, Packing::Lhs, Packing::Rhs][random.below(3)];
             let out = (Lie::OUTPUTS[random.below(7)], background);
-            check(options, [&lhs, &rhs], out, &blockings()[random.below(4)], packing, Parallelism::Serial);
+            check(options, [&lhs, &rhs], out, &Blocking::of_tests()[random.below(4)], packing, Parallelism::Serial);
         }
     }
 }
@@ -310,7 +260,14 @@ fn threads_do_not_change_bits() {
                     let options = Gemm { accumulate: random.below(2) == 0, isa: Some(isa), ..Gemm::default() };
                     let out = (Lie::OUTPUTS[random.below(7)], if options.accumulate { 0.0 } else { f32::NAN });
                     let packing = [Packing::Neither, Packing::Lhs, Packing::Rhs][random.below(3)];
-                    check(options, [&lhs, &rhs], out, &blockings()[random.below(4)], packing, Parallelism::Current);
+                    check(
+                        options,
+                        [&lhs, &rhs],
+                        out,
+                        &Blocking::of_tests()[random.below(4)],
+                        packing,
+                        Parallelism::Current,
+                    );
                 }
             }
         });
@@ -327,14 +284,7 @@ fn thin_products_have_the_bits_of_their_chains() {
                 for size in [[thin, 1100, 70], [300, thin, 500]] {
                     let [lhs, rhs] = operands(&mut random, size, lies);
                     let blocking = Blocking::for_this_cpu();
-                    check(
-                        options,
-                        [&lhs, &rhs],
-                        (Lie::Rows, f32::NAN),
-                        blocking,
-                        Packing::Neither,
-                        Parallelism::Serial,
-                    );
+                    check_plain(options, [&lhs, &rhs], blocking);
                 }
             }
         }
@@ -351,7 +301,7 @@ fn rows_that_crowd_the_cache_have_the_bits_of_their_chains() {
             let epilogue = Epilogue { bias: Bias::Columns(&bias), activation: Activation::Relu, ..Epilogue::default() };
             let plain = Gemm { isa: Some(isa), ..Gemm::default() };
             let finished = Gemm { epilogue, accumulate: true, ..plain };
-            for blocking in blockings() {
+            for blocking in Blocking::of_tests() {
                 for packing in [Packing::Neither, Packing::Rhs] {
                     for parallelism in [Parallelism::Serial, Parallelism::Current] {
                         check(plain, [&lhs, &rhs], (Lie::Rows, f32::NAN), &blocking, packing, parallelism);
@@ -378,7 +328,7 @@ fn a_batch_has_the_bits_of_its_products() {
             let options = Gemm { epilogue, isa: Some(isa), accumulate: false };
             let shared = View::strided(&rhs, 0, [batch, k, n], [0, n as isize, 1]).unwrap();
             let mut workspace = vec![f32::NAN; 4 * workspace_len(m, n, k, 1).unwrap()];
-            for blocking in blockings() {
+            for blocking in Blocking::of_tests() {
                 let mut view = ViewMut::new(&mut out, [batch, m, n]).unwrap();
                 let lhs = View::new(&lhs, [batch, m, k]).unwrap();
                 let current = Parallelism::Current;
@@ -412,12 +362,28 @@ fn a_nan_reaches_its_row_or_column_and_nothing_else() {
                 (lhs.data[a], rhs.data[b]) = (special, special);
                 let epilogue = Epilogue { activation, ..Epilogue::default() };
                 let options = Gemm { isa: Some(isa), epilogue, accumulate: false };
-                for blocking in blockings() {
+                for blocking in Blocking::of_tests() {
                     for packing in [Packing::Neither, Packing::Lhs, Packing::Rhs] {
                         check(options, [&lhs, &rhs], (Lie::Rows, f32::NAN), &blocking, packing, Parallelism::Serial);
                     }
                 }
             }
         }
+    }
+}
+
+#[test]
+fn blocks_without_depth_and_blocks_beyond_the_workspace_are_refused() {
+    let (lhs, rhs, mut out) = (vec![1.0; 20 * 400], vec![1.0; 400 * 7000], vec![9.0; 20 * 7000]);
+    let [lhs, rhs] = [View::new(&lhs, [20, 400]).unwrap(), View::new(&rhs, [400, 7000]).unwrap()];
+    let own = *Blocking::for_this_cpu();
+    let wide = Blocking { kc: 1 << 20, nc: 1 << 20, shared: 0, ..own };
+    let mut workspace = vec![0.0; workspace_len(20, 7000, 400, 1).unwrap()];
+    for blocking in [Blocking { kc: 0, ..own }, Blocking { thin_kc: 0, ..own }, Blocking { deep_kc: 0, ..own }, wide] {
+        let mut view = ViewMut::new(&mut out, [20, 7000]).unwrap();
+        let operands = (Input::Matrix(lhs), Input::Matrix(rhs));
+        let given = gemm_within(&blocking, &Gemm::default(), operands, &mut view, &mut workspace, Parallelism::Serial);
+        given.unwrap_err();
+        assert!(out.iter().all(|&x| x == 9.0), "{blocking:?}");
     }
 }

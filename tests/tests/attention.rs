@@ -5,11 +5,11 @@
 //! convolutions.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Gradients, Inputs, Shape};
 use kernels::{Error, Isa, Parallelism, View, ViewMut};
 use tests::attention::{Case, Memory, check};
+use tests::cores;
 use tests::guard::Side;
 
 /// Problems of a usual run; each goes forward and backward on every instruction set.
@@ -23,26 +23,15 @@ fn problems() -> u64 {
 #[test]
 fn every_feature_stays_within_its_bound_forward_and_backward() {
     tests::crash::report_faults();
-    let (next, worst) = (AtomicU64::new(0), Mutex::new([0.0f64; 2]));
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                let mut memory = Memory::default();
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= problems() {
-                        return;
-                    }
-                    let case = Case::new(seed);
-                    match check(&case, &mut memory) {
-                        Ok(error) => {
-                            let mut worst = worst.lock().unwrap();
-                            *worst = [worst[0].max(error[0]), worst[1].max(error[1])];
-                        }
-                        Err(message) => panic!("seed {seed}, {}: {message}", case.spec),
-                    }
-                }
-            });
+    let worst = Mutex::new([0.0f64; 2]);
+    cores::for_each_with(0..problems(), Memory::default, |memory, seed| {
+        let case = Case::new(seed);
+        match check(&case, memory) {
+            Ok(error) => {
+                let mut worst = worst.lock().unwrap();
+                *worst = [worst[0].max(error[0]), worst[1].max(error[1])];
+            }
+            Err(message) => panic!("seed {seed}, {}: {message}", case.spec),
         }
     });
     println!("worst errors as shares of their bounds, forward and backward: {:?}", worst.into_inner().unwrap());

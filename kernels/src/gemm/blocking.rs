@@ -94,6 +94,29 @@ impl Blocking {
     /// The largest `shared` of all CPUs.
     pub const LARGEST_SHARED: usize = ZEN3.shared;
 
+    /// Sizes for tests: so small that tiny products cross every boundary, nothing in place, nothing serial; the same with
+    /// operands in place where that is possible; everything in one block, and shared packing of all; and this CPU's.
+    #[cfg(any(test, feature = "internals"))]
+    pub fn of_tests() -> [Self; 4] {
+        let toy = Self {
+            kc: 5,
+            nc: 1,
+            lhs_block: 0,
+            shared: 40,
+            thin_kc: 3,
+            thin_nc: 1,
+            deep_kc: 11,
+            thin_rows: 0,
+            thin_columns: 0,
+            in_place: 0,
+            near: 0,
+            gflops: 1e-12,
+        };
+        let in_place = Self { thin_rows: 1000, thin_columns: 1000, lhs_block: 60, ..toy };
+        let whole = Self { kc: 1000, nc: 40, shared: 100_000, ..toy };
+        [toy, in_place, whole, *Self::for_this_cpu()]
+    }
+
     /// The sizes for this CPU.
     pub fn for_this_cpu() -> &'static Self {
         match cpu() {

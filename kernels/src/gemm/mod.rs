@@ -267,7 +267,7 @@ impl Gemm<'_> {
             return Ok(());
         }
         let plan = driver::plan(&first.oriented(), isa, blocking, threads);
-        let slots = slots_in(workspace.len(), &plan, threads);
+        let slots = slots_in(workspace.len(), &plan, threads)?;
         for b in 0..batch {
             // SAFETY: the shapes agree, so every product is inside of the views; the workspace is as long as it says.
             unsafe { driver::run(&nth(&first, b), &plan, isa, workspace.as_mut_ptr(), slots, parallelism) };
@@ -337,7 +337,7 @@ impl Gemm<'_> {
         let threads = parallelism.threads();
         let plan = driver::plan(&product, isa, blocking, threads);
         let workspace = aligned(workspace);
-        let slots = slots_in(workspace.len(), &plan, threads);
+        let slots = slots_in(workspace.len(), &plan, threads)?;
         // SAFETY: as above, and the workspace is as long as `slots_in` was told.
         unsafe { driver::run(&product, &plan, isa, workspace.as_mut_ptr(), slots, parallelism) };
         Ok(())
@@ -361,10 +361,13 @@ unsafe fn run_at_once(product: &Product, isa: Isa, blocking: &Blocking, parallel
     true
 }
 
-/// How many tasks may run at once in a workspace of `len` floats.
-fn slots_in(len: usize, plan: &plan::Plan, threads: usize) -> usize {
-    debug_assert!(len + LINE > plan.least_workspace());
-    (len - plan.shared_lhs - plan.shared_rhs).checked_div(plan.private).unwrap_or(threads).clamp(1, threads)
+/// How many tasks may run at once in a workspace of `len` floats from a cache line on.
+fn slots_in(len: usize, plan: &plan::Plan, threads: usize) -> Result<usize, Error> {
+    let least = plan.least_workspace();
+    if len < least {
+        return Err(Error::Length { argument: "workspace", expected: least + LINE, given: len });
+    }
+    Ok((len - plan.shared_lhs - plan.shared_rhs).checked_div(plan.private).unwrap_or(threads).clamp(1, threads))
 }
 
 fn expect<const N: usize>(argument: &'static str, expected: [usize; N], given: [usize; N]) -> Result<(), Error> {

@@ -2,40 +2,9 @@
 
 use super::*;
 
-/// Blocks so small that tiny products cross every boundary, nothing in place, nothing serial.
-const TOY: Blocking = Blocking {
-    kc: 5,
-    nc: 1,
-    lhs_block: 0,
-    shared: 40,
-    thin_kc: 3,
-    thin_nc: 1,
-    deep_kc: 11,
-    thin_rows: 0,
-    thin_columns: 0,
-    in_place: 0,
-    near: 0,
-    gflops: 1e-12,
-};
-
-/// Everything in one block, and shared packing of all.
-const TOY_WHOLE: Blocking = Blocking { kc: 1000, nc: 40, shared: 100_000, ..TOY };
-
-/// Numbers that follow from a seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-}
+#[path = "../../tests/random/mod.rs"]
+mod random;
+use random::Random;
 
 #[test]
 fn strips_are_as_few_as_possible_and_nearly_the_same() {
@@ -55,7 +24,7 @@ fn strips_are_as_few_as_possible_and_nearly_the_same() {
 #[test]
 fn the_workspace_is_enough_for_every_plan() {
     let mut random = Random(8);
-    let tables = [*Blocking::for_this_cpu(), TOY, TOY_WHOLE];
+    let tables = Blocking::of_tests();
     for _ in 0..20_000 {
         let mut size = || 1usize << random.below(13);
         let (m, n, k) = (size() + size() / 3, size() + size() / 3, size());
@@ -66,7 +35,7 @@ fn the_workspace_is_enough_for_every_plan() {
         let threads = 1 + random.below(9);
         for isa in Isa::ALL {
             let operands = (matrix(lhs[0], lhs[1]), matrix(rhs[0], rhs[1]));
-            let blocking = &tables[random.below(3)];
+            let blocking = &tables[random.below(4)];
             let plan = plan::Plan::new([m, n, k], &operands.0, &operands.1, isa, blocking, threads);
             let needed = plan.least_workspace() + (threads - 1) * plan.private;
             assert!(needed + LINE <= workspace_len(m, n, k, threads).unwrap(), "{m}x{n}x{k} {plan:?}");

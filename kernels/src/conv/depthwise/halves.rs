@@ -20,7 +20,6 @@
 use super::axis::{Axis, Taps};
 use super::finish::Finish;
 use super::source::inside;
-use crate::activation::Activation;
 use crate::simd::{Job, Simd};
 
 /// Up to so many columns, strips of a vector are computed from the top down, their masks made once; wider planes in bands
@@ -36,7 +35,7 @@ const KEPT: usize = 2;
 /// Rows `begin .. end` of a plane of targets.
 ///
 /// Whoever makes one vouches that [`fits`] holds, that the source is readable, that there are weights for all taps, and
-/// that the rows of the targets, and what `finish` names for them, belong to it.
+/// that the rows of the targets belong to it.
 pub(super) struct Halves<'a> {
     pub source: *const f32,
     pub source_size: [usize; 2],
@@ -49,7 +48,6 @@ pub(super) struct Halves<'a> {
     pub size: [usize; 2],
     pub begin: usize,
     pub end: usize,
-    pub finish: Finish,
 }
 
 /// The taps of the wide targets along an axis, and whether those are the even ones, if there are two phases whose taps
@@ -184,7 +182,7 @@ impl<const W: usize, const EVEN: bool> Sweep<'_, W, EVEN> {
     #[inline(always)]
     unsafe fn strip<S: Simd>(&self, simd: S, pairs: [isize; 2], at: usize, kept: &Kept<S>) {
         let strips = &self.0;
-        let &Halves { source, source_size: [height, width], target, size, begin, end, finish, .. } = &strips.call;
+        let &Halves { source, source_size: [height, width], target, size, begin, end, .. } = &strips.call;
         let column = strips.column + at as isize;
         let mut masks = [simd.mask_first(S::LANES); W];
         for k in 0..W {
@@ -202,11 +200,8 @@ impl<const W: usize, const EVEN: bool> Sweep<'_, W, EVEN> {
             }
             x
         };
-        let whole = 2 * (at + S::LANES) <= size[1];
-        let plain = finish.bias.is_none() && finish.residual.is_none() && finish.activation == Activation::Identity;
         // SAFETY: the caller's contract.
         unsafe {
-            let bias = finish.bias(simd);
             let mut x = [[simd.zero(); W]; W];
             for i in 0..W - 1 {
                 x[i + 1] = load(strips.row + pairs[0] + i as isize);
@@ -224,15 +219,9 @@ impl<const W: usize, const EVEN: bool> Sweep<'_, W, EVEN> {
                         continue;
                     }
                     let (low, high) = rows[narrow];
-                    let (first, c) = (row * size[1], 2 * at);
-                    if whole && plain {
-                        simd.store(target.add(first + c), low);
-                        simd.store(target.add(first + c + S::LANES), high);
-                    } else {
-                        finish.write(simd, bias, target, first + c, size[1] - c, low);
-                        let c = c + S::LANES;
+                    for (sums, c) in [(low, 2 * at), (high, 2 * at + S::LANES)] {
                         if c < size[1] {
-                            finish.write(simd, bias, target, first + c, size[1] - c, high);
+                            Finish::NOTHING.write(simd, None, target, row * size[1] + c, size[1] - c, sums);
                         }
                     }
                 }

@@ -162,18 +162,14 @@ impl Planes<'_> {
                     let source = Source { start: source, size: source_size, origin };
                     simd.call(Square::<5, 2> { source, weights, target, size, begin, end, finish });
                 }
-                None => simd.call(Halves {
-                    source,
-                    source_size,
-                    rows: &windows.rows,
-                    columns: &windows.columns,
-                    weights,
-                    target,
-                    size,
-                    begin,
-                    end,
-                    finish,
-                }),
+                None => {
+                    debug_assert!(
+                        finish.bias.is_none() && finish.residual.is_none(),
+                        "gradients end with nothing else"
+                    );
+                    let (rows, columns) = (&windows.rows, &windows.columns);
+                    simd.call(Halves { source, source_size, rows, columns, weights, target, size, begin, end });
+                }
             }
         }
     }

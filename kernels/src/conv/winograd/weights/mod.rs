@@ -24,7 +24,7 @@ mod products;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "internals")]
-pub(crate) mod toy;
+pub(crate) mod within;
 
 use std::ops::Range;
 
