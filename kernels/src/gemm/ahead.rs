@@ -1,20 +1,19 @@
 //! What will be needed soon, asked for a little with each tile.
 //!
-//! Rows of lhs that are read in place are runs of a few cache lines, and so are the rows of a block of rhs that is
-//! packed next: too short for the hardware to foresee. While one strip is multiplied the next arrives, while one block
-//! is multiplied the next, and while a tile is computed the lines of its output.
+//! The rows of a block of rhs that is packed next are runs of a few cache lines: too short for the hardware to foresee.
+//! While one block is multiplied the next arrives, and while a tile is computed the lines of its output. The next strip
+//! of lhs is asked for step by step instead ([`super::lhs::RowsAhead`]).
 //!
 //! ```text
-//! strip:  tile | tile | tile | tile         each asks for its output, and a share of
-//!         next strip's rows ............    the next strip (L1)
-//!         next block of rhs ............    and of the next block (L2)
+//! block:  tile | tile | tile | tile         each asks for its output, and for
+//!         next block of rhs ............    a share of the next block (L2)
 //! ```
 //!
-//! Strips are asked for step by step instead, [`super::lhs::RowsAhead`], where steps have time for it: few wide tiles
-//! would have to ask for hundreds of lines at once.
+//! Only where tiles are large, [`asks_ahead`].
 
 use std::ops::Range;
 
+use super::lhs::asks_ahead;
 use super::tile::Matrix;
 use crate::simd::Simd;
 use crate::workspace::LINE;
@@ -90,25 +89,18 @@ impl Rows {
     }
 }
 
-/// The next strip of lhs and the next block of rhs, and whether a tile's outputs come from beyond L1.
+/// The next block of rhs, and whether a tile's outputs come from beyond L1.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
-    strip: Lines,
     block: Lines,
     outputs: bool,
 }
 
 impl Ahead {
     /// Only outputs are asked for.
-    pub const OUTPUTS: Self = Self { strip: Lines::NONE, block: Lines::NONE, outputs: true };
+    pub const OUTPUTS: Self = Self { block: Lines::NONE, outputs: true };
     /// Nothing is asked for: all is in L1.
     pub const NONE: Self = Self { outputs: false, ..Self::OUTPUTS };
-
-    /// With each of the following `steps` tiles a share of a strip that is read in place: `height` rows from `row` on.
-    #[inline(always)]
-    pub fn strip(&mut self, lhs: Matrix, [row, height]: [usize; 2], ks: Range<usize>, steps: usize) {
-        self.strip = Lines::new(lhs.at(row, ks.start), height, lhs.row_stride, ks.len(), steps);
-    }
 
     /// With each of the following `steps` tiles a share of a block of rhs.
     pub fn block(&mut self, rhs: Matrix, ks: Range<usize>, columns: Range<usize>, steps: usize) {
@@ -124,7 +116,7 @@ impl Ahead {
     /// registers.
     #[inline(always)]
     pub fn step<S: Simd>(&mut self, simd: S, outputs: [Rows; 2]) {
-        if self.outputs {
+        if asks_ahead::<S>() && self.outputs {
             self.ask(simd, outputs);
         }
     }
@@ -135,7 +127,6 @@ impl Ahead {
         for rows in outputs {
             rows.ask(simd);
         }
-        self.strip.step(simd);
         self.block.step(simd);
     }
 }

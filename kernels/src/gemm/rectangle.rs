@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::ahead::Ahead;
 use super::blocking::Blocking;
 use super::epilogue::{Finish, RawEpilogue};
-use super::lhs::{ContiguousColumns, ContiguousRows, RowsAhead, asks_in_steps};
+use super::lhs::{ContiguousColumns, ContiguousRows, RowsAhead};
 use super::pack::{pack_panels, panel_vectors};
 use super::plan::{Operand, Plan, RhsPacking};
 use super::rhs::Later;
@@ -228,13 +228,6 @@ unsafe fn strips<S: Simd, const RHS: u8>(
     let next_k = if ks.end < rectangle.ks.end { ks.end } else { rectangle.ks.start };
     for strip in strips {
         let (row, height) = (plan.strips.start(strip), plan.strips.height(strip));
-        if let (None, Operand::Matrix(lhs)) = (rectangle.lhs, product.lhs)
-            && !asks_in_steps::<S>()
-            && lhs.column_stride == 1
-            && strip + 1 < rectangle.strips.end
-        {
-            ahead.strip(lhs, [row + height, plan.strips.height(strip + 1)], ks.clone(), panels.len());
-        }
         let next_strip = rectangle.lhs.map(|p| {
             let after = if strip + 1 < rectangle.strips.end { strip + 1 } else { rectangle.strips.start };
             p.at(plan.strips.start(after), plan.strips.height(after), ks.start)

@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 /// Families of CPUs that have blocking sizes of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cpu {
-    /// AMD family 19h without AVX-512: 32 KiB L1d, 512 KiB L2.
+    /// AMD family 19h: 32 KiB L1d, 512 KiB L2.
     Zen3,
-    /// AMD family 19h with AVX-512, and later: 32 to 48 KiB L1d, 1 MiB L2.
+    /// AMD family 19h, and later: 32 to 48 KiB L1d, 1 MiB L2. Virtual machines may hide its AVX-512.
     Zen4,
     /// Intel's servers with AVX-512 and AMX: 48 KiB L1d, 2 MiB L2, a slow L3.
     SapphireRapids,
@@ -34,7 +34,8 @@ fn detect() -> Cpu {
     let family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
     let avx512 = is_x86_feature_detected!("avx512f");
     if is(b"AuthenticAMD") && family >= 0x19 {
-        return if avx512 { Cpu::Zen4 } else { Cpu::Zen3 };
+        let l2_kib = if __cpuid(0x8000_0000).eax >= 0x8000_0006 { __cpuid(0x8000_0006).ecx >> 16 } else { 0 };
+        return if avx512 || l2_kib >= 1024 { Cpu::Zen4 } else { Cpu::Zen3 };
     }
     let amx_tile = vendor.eax >= 7 && __cpuid_count(7, 0).edx >> 24 & 1 == 1;
     if is(b"GenuineIntel") && avx512 && amx_tile { Cpu::SapphireRapids } else { Cpu::Other }
