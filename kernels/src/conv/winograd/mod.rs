@@ -160,15 +160,17 @@ impl Winograd {
         let lanes = isa.lanes();
         let tiles = [0, 1].map(|axis| Tiling::new(axes[axis], out_size[axis]).all());
         let frequencies = (axes[0].points() * axes[1].points()) as f64;
-        let images = (batch * spec.groups) as f64;
-        let tiles = images * (tiles[0] * tiles[1]) as f64;
+        let group_tiles = (batch * tiles[0] * tiles[1]) as f64;
+        let (groups, tiles) = (spec.groups as f64, spec.groups as f64 * group_tiles);
         let vectors = |channels: f64| (channels / lanes as f64).ceil();
-        let products = frequencies * tiles * ic * vectors(oc) * (2 * lanes) as f64 / PEAK_FLOPS;
-        let transforms = frequencies * tiles * (vectors(ic) + vectors(oc)) * lanes as f64 * TRANSFORM_SECONDS;
+        let rows = groups * group_tiles.max(FEWEST_TILES);
+        let products = frequencies * rows * ic * vectors(oc) * (2 * lanes) as f64 / PEAK_FLOPS;
+        let seconds = if isa == Isa::Avx512 { TRANSFORM_SECONDS } else { NARROW_TRANSFORMS * TRANSFORM_SECONDS };
+        let transforms = frequencies * tiles * (vectors(ic) + vectors(oc)) * lanes as f64 * seconds;
         // Each block of tiles reads all weights of its group once.
         let most = Cut::most_tiles(axes, Self::channels(spec, direction), isa) as f64;
-        let passes = (tiles / spec.groups as f64 / most).max(1.0).ceil();
-        let weights = spec.groups as f64 * frequencies * ic * oc;
+        let passes = (group_tiles / most).max(1.0).ceil();
+        let weights = groups * frequencies * ic * oc;
         let beyond = (weights * 4.0 / (1 << 20) as f64 - WEIGHTS_NEAR) / (WEIGHTS_FAR - WEIGHTS_NEAR);
         let [near, far] = WEIGHT_SECONDS;
         let weights = weights * passes * (near + (far - near) * beyond.clamp(0.0, 1.0));
@@ -358,6 +360,10 @@ fn plane(in_channels: usize, out_channels: usize, isa: Isa) -> usize {
 /// What a channel of a tile costs in each transform, per frequency: 2.2 to 3.2 ns a vector of 16, 5 where a block
 /// leaves the second-level cache.
 const TRANSFORM_SECONDS: f64 = 0.2e-9;
+/// So much more with vectors of 8 and 16 registers (AVX2 on Zen 4).
+const NARROW_TRANSFORMS: f64 = 1.25;
+/// Fewer tiles take as long: their chains, two vectors of outputs for each, wait for their latency.
+const FEWEST_TILES: f64 = 4.0;
 /// What a transformed weight costs to read where all of them stay near, and where they come from memory.
 const WEIGHT_SECONDS: [f64; 2] = [0.02e-9, 0.12e-9];
 /// MiB of weights up to which they stay near, and from which they come from memory.
