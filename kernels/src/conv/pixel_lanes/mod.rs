@@ -43,6 +43,7 @@ use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace};
 use finish::{Finish, Place, Places};
 use patches::{Runs, Vectors, gather_tile, pack_tile};
+use rows::BROKEN_LANES;
 pub(super) use rows::TileRows;
 use tile::{Series, Tile};
 
@@ -306,7 +307,7 @@ impl Job for Task<'_> {
         let tiles = cut.own.rows.tiles(last_pixel - first_pixel, columns, tile_pixels);
         // Im2col tiles run through the results alone, direct tiles mostly through the band as it lies in memory.
         let in_band = matches!(cut.source, Source::Band(_)) && !plan.im2col;
-        let broken = matches!(cut.own.rows, TileRows::Broken { .. });
+        let broken = const { S::LANES >= BROKEN_LANES } && matches!(cut.own.rows, TileRows::Broken { .. });
         let gaps = in_band && !broken && pitch > columns;
         let flat_pixels = match gaps {
             true => ((last_pixel - first_pixel) / columns - 1) * pitch + columns,

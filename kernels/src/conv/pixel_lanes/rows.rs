@@ -17,6 +17,10 @@ const FINISH_STEPS: usize = 24;
 /// Loads of second pieces take one part in so many of a step's time, at most.
 const BROKEN_PART: usize = 32;
 
+/// Vectors of fewer lanes have 16 registers: two masks and two further loads find no room beside a tile of 6 x 2, and
+/// 64 to 12 channels of 14 x 14 take twice as long broken as aligned (AVX2 on Zen 4).
+pub(super) const BROKEN_LANES: usize = 16;
+
 /// How tiles follow the rows of a band.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::conv) enum TileRows {
@@ -36,7 +40,8 @@ impl TileRows {
         let flat = Self::Flat { pitch };
         let choices = [Self::Aligned { pitch, tiles: grid[1].div_ceil(NV * lanes) }, Self::Broken { pitch }, flat];
         // A vector has two pieces at most.
-        let possible = |tiles: Self| tiles != choices[1] || (pitch > grid[1] && grid[1] + 1 >= lanes);
+        let breaks = lanes >= BROKEN_LANES && pitch > grid[1] && grid[1] + 1 >= lanes;
+        let possible = |tiles: Self| tiles != choices[1] || breaks;
         let steps = |&tiles: &Self| tiles.steps(lanes, grid, depth);
         choices.into_iter().filter(|&tiles| possible(tiles)).min_by_key(steps).unwrap_or(flat)
     }
