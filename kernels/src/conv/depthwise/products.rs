@@ -171,16 +171,12 @@ impl Tile<'_> {
                     d[q] = if c + S::LANES <= width { simd.load(from) } else { simd.load_first(from, width - c) };
                 }
                 let see = Sight { x, size, row: first_row, pitch: self.taps[1].pitch, stride, at };
-                // Written out, so that numbers of accumulators are constants for sure.
-                see.add::<S, STEP, H, K, R>(simd, 0, &masks, &d, acc);
-                see.add::<S, STEP, H, K, R>(simd, 1, &masks, &d, acc);
-                see.add::<S, STEP, H, K, R>(simd, 2, &masks, &d, acc);
-                see.add::<S, STEP, H, K, R>(simd, 3, &masks, &d, acc);
-                see.add::<S, STEP, H, K, R>(simd, 4, &masks, &d, acc);
-                see.add::<S, STEP, H, K, R>(simd, 5, &masks, &d, acc);
-                see.add::<S, STEP, H, K, R>(simd, 6, &masks, &d, acc);
-                see.add::<S, STEP, H, K, R>(simd, 7, &masks, &d, acc);
-                see.add::<S, STEP, H, K, R>(simd, 8, &masks, &d, acc);
+                // With 16 registers the masks have no room beside the taps, and most columns need none.
+                if const { S::REGISTERS < 32 } && see.is_inside::<S, STEP, K>() {
+                    see.add_all::<S, STEP, H, K, R, false>(simd, &masks, &d, acc);
+                } else {
+                    see.add_all::<S, STEP, H, K, R, true>(simd, &masks, &d, acc);
+                }
             }
             c += LANES;
         }
@@ -200,12 +196,53 @@ struct Sight {
 }
 
 impl Sight {
+    /// Whether all that a row's vectors read is columns of `x`.
+    #[inline(always)]
+    fn is_inside<S: Simd, const STEP: usize, const K: usize>(&self) -> bool {
+        let len = if STEP == 1 { (K - 1) * self.pitch + S::LANES } else { K.next_multiple_of(2) - 2 + 2 * S::LANES };
+        self.at >= 0 && self.at as usize + len <= self.size[1]
+    }
+
+    /// Adds the products of all rows.
+    ///
+    /// # Safety
+    /// - As for [`Sight::add`].
+    #[inline(always)]
+    unsafe fn add_all<
+        S: Simd,
+        const STEP: usize,
+        const H: usize,
+        const K: usize,
+        const R: usize,
+        const MASKED: bool,
+    >(
+        &self,
+        simd: S,
+        masks: &[[S::M; STEP]; K],
+        d: &[S::F; R],
+        acc: &mut [[S::F; K]; H],
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            // Written out, so that numbers of accumulators are constants for sure.
+            self.add::<S, STEP, H, K, R, MASKED>(simd, 0, masks, d, acc);
+            self.add::<S, STEP, H, K, R, MASKED>(simd, 1, masks, d, acc);
+            self.add::<S, STEP, H, K, R, MASKED>(simd, 2, masks, d, acc);
+            self.add::<S, STEP, H, K, R, MASKED>(simd, 3, masks, d, acc);
+            self.add::<S, STEP, H, K, R, MASKED>(simd, 4, masks, d, acc);
+            self.add::<S, STEP, H, K, R, MASKED>(simd, 5, masks, d, acc);
+            self.add::<S, STEP, H, K, R, MASKED>(simd, 6, masks, d, acc);
+            self.add::<S, STEP, H, K, R, MASKED>(simd, 7, masks, d, acc);
+            self.add::<S, STEP, H, K, R, MASKED>(simd, 8, masks, d, acc);
+        }
+    }
+
     /// Adds the products of row number `i`, if there is one, to the taps that meet it.
     ///
     /// # Safety
-    /// - The plane is readable; the masks are those of the columns.
+    /// - The plane is readable; the masks are those of the columns, all of them whole unless `MASKED`.
     #[inline(always)]
-    unsafe fn add<S: Simd, const STEP: usize, const H: usize, const K: usize, const R: usize>(
+    unsafe fn add<S: Simd, const STEP: usize, const H: usize, const K: usize, const R: usize, const MASKED: bool>(
         &self,
         simd: S,
         i: usize,
@@ -221,7 +258,7 @@ impl Sight {
         // SAFETY: the row is one of the plane.
         let x = unsafe {
             let row = self.x.add(row as usize * self.size[1]);
-            columns::<S, STEP, K>(simd, row, self.at, self.pitch, masks)
+            columns::<S, STEP, K, MASKED>(simd, row, self.at, self.pitch, masks)
         };
         for q in 0..R {
             if i >= q * step && i - q * step < H {
@@ -253,9 +290,10 @@ fn masks<S: Simd, const STEP: usize, const K: usize>(
 /// What `K` taps read in a row for a vector of columns of which the first is at `at`.
 ///
 /// # Safety
-/// - The masked lanes are columns of the row; at a step of 2 with more than one tap, taps are neighbours.
+/// - The masked lanes, or all unless `MASKED`, are columns of the row; at a step of 2 with more than one tap, taps are
+///   neighbours.
 #[inline(always)]
-unsafe fn columns<S: Simd, const STEP: usize, const K: usize>(
+unsafe fn columns<S: Simd, const STEP: usize, const K: usize, const MASKED: bool>(
     simd: S,
     row: *const f32,
     at: isize,
@@ -263,22 +301,21 @@ unsafe fn columns<S: Simd, const STEP: usize, const K: usize>(
     masks: &[[S::M; STEP]; K],
 ) -> [S::F; K] {
     let from = |offset: usize| row.wrapping_offset(at).wrapping_add(offset);
-    let mut x = [simd.zero(); K];
     // SAFETY: the caller's contract.
-    unsafe {
-        if STEP == 1 {
-            for k in 0..K {
-                x[k] = simd.load_masked(from(k * pitch), masks[k][0]);
-            }
-        } else {
-            for k in (0..K).step_by(2) {
-                let a = simd.load_masked(from(k), masks[k][0]);
-                let b = simd.load_masked(from(k + S::LANES), masks[k][STEP - 1]);
-                let (even, odd) = simd.even_odd(a, b);
-                x[k] = even;
-                if k + 1 < K {
-                    x[k + 1] = odd;
-                }
+    let load = |from: *const f32, mask| unsafe { if MASKED { simd.load_masked(from, mask) } else { simd.load(from) } };
+    let mut x = [simd.zero(); K];
+    if STEP == 1 {
+        for k in 0..K {
+            x[k] = load(from(k * pitch), masks[k][0]);
+        }
+    } else {
+        for k in (0..K).step_by(2) {
+            let a = load(from(k), masks[k][0]);
+            let b = load(from(k + S::LANES), masks[k][STEP - 1]);
+            let (even, odd) = simd.even_odd(a, b);
+            x[k] = even;
+            if k + 1 < K {
+                x[k + 1] = odd;
             }
         }
     }

@@ -1,10 +1,12 @@
 //! The same products for 3 x 3 taps at a step of 1 or 2 in planes so narrow that each column has a lane of its own.
 //!
 //! ```text
-//! row r of dy      meets rows r, r + 1, r + 2 of x (2 r and on at a step of 2): those that the next row meets again stay
+//! row r of x       meets rows r, r - 1, r - 2 of dy, which stay for the next (r / 2 and r / 2 - 1 at a step of 2)
 //! ```
 //!
-//! All nine sums stay in registers over all rows of all images. They have the order of [`products`](super::products).
+//! All nine sums stay in registers over all rows of all images; with rows of x kept instead of those of dy, 16 registers
+//! were too few, and sums in memory took up to twice the time, by where the stack lay. They have the order of
+//! [`products`](super::products).
 
 use super::source::Source;
 use crate::simd::{Job, Simd};
@@ -41,22 +43,28 @@ impl<const STEP: usize> Job for SmallProducts<STEP> {
                 let dy = dy.wrapping_add(image * dy_step);
                 // SAFETY: the maker's promise.
                 unsafe {
-                    let mut x = [source.row::<S, false>(simd, 0, c, &masks), [simd.zero(); 3], [simd.zero(); 3]];
-                    if STEP == 1 {
-                        x[1] = source.row::<S, false>(simd, 1, c, &masks);
-                    }
-                    for r in 0..height {
-                        if STEP == 2 {
-                            x[1] = source.row::<S, false>(simd, 2 * r + 1, c, &masks);
+                    // Rows of dy from the newest on.
+                    let mut d = [simd.zero(); 3];
+                    for r in 0..height + 2 / STEP {
+                        d = [d[0], d[0], d[1]];
+                        if r < height {
+                            d[0] = simd.load_first(dy.add(r * width + c), width - c);
                         }
-                        x[2] = source.row::<S, false>(simd, r * STEP + 2, c, &masks);
-                        let dy = simd.load_first(dy.add(r * width + c), width - c);
-                        for tap in 0..9 {
-                            acc[tap] = simd.fma(x[tap / 3][tap % 3], dy, acc[tap]);
+                        if source.has_row(r * STEP) {
+                            let x = source.row::<S, false>(simd, r * STEP, c, &masks);
+                            if r < height {
+                                add(simd, &mut acc, 0, x, d[0]);
+                            }
+                            if STEP == 1 && r >= 1 && r <= height {
+                                add(simd, &mut acc, 1, x, d[1]);
+                            }
+                            if r >= 2 / STEP {
+                                add(simd, &mut acc, 2, x, d[2 / STEP]);
+                            }
                         }
-                        x[0] = x[STEP];
-                        if STEP == 1 {
-                            x[1] = x[2];
+                        if STEP == 2 && r < height && source.has_row(2 * r + 1) {
+                            let x = source.row::<S, false>(simd, 2 * r + 1, c, &masks);
+                            add(simd, &mut acc, 1, x, d[0]);
                         }
                     }
                 }
@@ -67,5 +75,13 @@ impl<const STEP: usize> Job for SmallProducts<STEP> {
             }
             c += S::LANES;
         }
+    }
+}
+
+/// Adds the products of a row of x and one of dy to the taps of row `h`.
+#[inline(always)]
+fn add<S: Simd>(simd: S, acc: &mut [S::F; 9], h: usize, x: [S::F; 3], d: S::F) {
+    for k in 0..3 {
+        acc[3 * h + k] = simd.fma(x[k], d, acc[3 * h + k]);
     }
 }
