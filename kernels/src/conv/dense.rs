@@ -135,7 +135,7 @@ pub(super) fn cost(
                 Form::Im2col => pixels as f64 * 1.5,
                 Form::Direct if wide => 0.0,
                 Form::Direct => {
-                    PIXEL_OPERATIONS * (pixels * slide.phases.len()) as f64 / slide.taps.len().max(1) as f64
+                    PIXEL_OPERATIONS * pixels as f64 * slide.phases.len() as f64 / slide.taps.len().max(1) as f64
                 }
             };
             let start = tiles * (vectors / panel_vectors as f64).ceil() * TILE_OPERATIONS / depth;

@@ -41,3 +41,45 @@ impl Products for Patches<'_> {
         }
     }
 }
+
+/// Packs the patches of a tile of `rows` pixels, whose windows start at `windows`: `to[k * rows + i] = windows[i] +
+/// offsets[k]`.
+///
+/// # Safety
+/// - All of these elements are readable, and `to` has room for them; `rows` is 1 to `MAX_ROWS`.
+pub(super) unsafe fn pack_windows(windows: &[*const f32; MAX_ROWS], rows: usize, offsets: &[usize], to: *mut f32) {
+    debug_assert!((1..=MAX_ROWS).contains(&rows));
+    // SAFETY: passed on.
+    unsafe {
+        match rows {
+            5 => pack_rows::<5>(windows, offsets, to),
+            6 => pack_rows::<6>(windows, offsets, to),
+            _ => {
+                for (k, offset) in offsets.iter().enumerate() {
+                    for i in 0..rows {
+                        *to.add(k * rows + i) = *windows[i].add(*offset);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// [`pack_windows`] of as many rows as most tiles have.
+///
+/// # Safety
+/// - As for [`pack_windows`].
+unsafe fn pack_rows<const ROWS: usize>(windows: &[*const f32; MAX_ROWS], offsets: &[usize], to: *mut f32) {
+    let neighbours = (1..ROWS).all(|i| windows[i] == windows[0].wrapping_add(i));
+    for (k, offset) in offsets.iter().enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let to = to.add(k * ROWS).cast::<[f32; ROWS]>();
+            to.write(if neighbours {
+                windows[0].add(*offset).cast::<[f32; ROWS]>().read()
+            } else {
+                std::array::from_fn(|i| *windows[i].add(*offset))
+            });
+        }
+    }
+}

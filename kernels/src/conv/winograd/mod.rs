@@ -160,7 +160,7 @@ impl Winograd {
         let lanes = isa.lanes();
         let tiles = [0, 1].map(|axis| Tiling::new(axes[axis], out_size[axis]).all());
         let frequencies = (axes[0].points() * axes[1].points()) as f64;
-        let group_tiles = (batch * tiles[0] * tiles[1]) as f64;
+        let group_tiles = batch as f64 * tiles[0] as f64 * tiles[1] as f64;
         let (groups, tiles) = (spec.groups as f64, spec.groups as f64 * group_tiles);
         let vectors = |channels: f64| (channels / lanes as f64).ceil();
         let rows = groups * group_tiles.max(FEWEST_TILES);
