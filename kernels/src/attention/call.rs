@@ -95,8 +95,8 @@ pub(super) struct Call<'a> {
     pub kv_lens: Option<&'a [usize]>,
     pub dropout: Option<Dropout>,
     pub pages: Option<Pages>,
-    /// Whether inputs and outputs are so large that it pays to ask for them early.
-    pub fetches: bool,
+    /// Floats of all inputs: large ones are asked for early.
+    pub floats: usize,
 }
 
 /// Which rows of `k` and `v` the keys of a sequence are, where these lie in pages.
@@ -133,7 +133,7 @@ impl<'a> Call<'a> {
                 strides: table.strides(),
                 rows: inputs.k.shape()[2],
             }),
-            fetches: super::ahead::pays(&inputs.q, &inputs.k),
+            floats: super::ahead::floats(&inputs.q, &inputs.k),
         }
     }
 
@@ -142,7 +142,7 @@ impl<'a> Call<'a> {
         let nothing = Raw { start: std::ptr::null(), strides: [0; 4] };
         let extras = Extras { bias: None, keep: None, alibi: None, sinks: None };
         let (q, k, v) = (nothing, nothing, nothing);
-        Self { spec: *spec, shape, q, k, v, extras, kv_lens: None, dropout: None, pages: None, fetches: false }
+        Self { spec: *spec, shape, q, k, v, extras, kv_lens: None, dropout: None, pages: None, floats: 0 }
     }
 
     /// How likely a weight is not left out.

@@ -281,7 +281,7 @@ impl<'a> Unit<'a> {
                     pack_transposed(simd, k, count, spec.head_dim, packed);
                 }
                 let v = call.rows(&call.v, place, keys_at, spec.v_dim, values, true);
-                let mut ahead = Ahead::new(call.fetches && !few);
+                let mut ahead = Ahead::new(ahead::pays::<S>(call.floats) && !few);
                 if ahead.fetches() {
                     let steps = self.block_steps(keys, [start, end]);
                     ahead.block(match next {

@@ -9,7 +9,7 @@
 //! them, queries are read where they lie, and nothing is prepared that only longer heads need. The same operations in
 //! the same order as block by block: the same bits.
 
-use super::ahead::Ahead;
+use super::ahead::{self, Ahead};
 use super::call::{MR, QUERY_STRIDE, SCORE_STRIDE, block_keys};
 use super::forward::{Forward, Tile, Unit, steps};
 use super::pack::pack_transposed;
@@ -109,7 +109,7 @@ impl Unit<'_> {
             let k = call.rows(&call.k, place, keys_at, spec.head_dim, values, false);
             pack_transposed(simd, k, count, spec.head_dim, packed);
             let v = call.rows(&call.v, place, keys_at, spec.v_dim, values, true);
-            let mut ahead = Ahead::new(call.fetches);
+            let mut ahead = Ahead::new(ahead::pays::<S>(call.floats));
             if let (true, Some(next)) = (ahead.fetches(), next) {
                 let some = block_keys(spec).min(call.keys(next.batch));
                 ahead.block(next.ahead(0, some, self.block_steps(keys, [0, keys])));

@@ -128,7 +128,7 @@ impl<'a> Unit<'a> {
                 scratch.add(layout.dv).write_bytes(0, all * layout.v_stride);
                 if keys > 0 {
                     let block = self.pack(simd, start, keys, careful);
-                    let mut ahead = Ahead::new(call.fetches);
+                    let mut ahead = Ahead::new(ahead::pays::<S>(call.floats));
                     if ahead.fetches() {
                         let left = self.length.saturating_sub(start + keys_of).min(keys_of);
                         // Each tile takes its pieces twice: with scores, and with the gradients of weights.
