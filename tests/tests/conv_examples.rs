@@ -1,6 +1,6 @@
 //! Convolutions by hand, and shapes that other libraries have got wrong.
 
-use kernels::conv::{Conv2d, Conv2dBackward, Conv2dSpec, Layout, Padding, Shape, flip_filter};
+use kernels::conv::{Accuracy, Conv2d, Conv2dBackward, Conv2dSpec, Layout, Padding, Shape, flip_filter};
 use kernels::{Activation, Error, Parallelism};
 use tests::case::ConvCase;
 use tests::data::DataKind;
@@ -188,6 +188,16 @@ fn images_larger_than_the_address_space_are_refused() {
     ] {
         assert!(Conv2d::new(spec, &[0.0; 4], None, shape).is_err(), "{shape:?}");
         assert!(Conv2dBackward::new(spec, &[0.0; 4], shape).is_err(), "{shape:?}");
+    }
+}
+
+#[test]
+fn no_images_of_any_size_are_no_work() {
+    for spec in [Conv2dSpec::new(2, 2, [1, 1]), Conv2dSpec::new(2, 2, [3, 3]).accuracy(Accuracy::Direct)] {
+        let weights = vec![0.0; 4 * spec.kernel[0] * spec.kernel[1]];
+        let shape = Shape::new(0, 1 << 40, 1 << 40);
+        assert!(Conv2d::new(spec, &weights, None, shape).is_ok(), "{spec:?}");
+        assert!(Conv2dBackward::new(spec, &weights, shape).is_ok(), "{spec:?}");
     }
 }
 

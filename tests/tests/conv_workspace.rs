@@ -68,3 +68,8 @@ fn workspaces_hold_no_more_than_images_and_four_mebibytes_a_slot() {
         }
     }
 }
+
+#[test]
+fn a_wide_image_with_a_stride_keeps_to_the_bound() {
+    check("wide", &ConvCase::new(64, 256, [3, 3]).image(5, 4801).stride(2, 2));
+}

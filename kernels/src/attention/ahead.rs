@@ -28,8 +28,8 @@ const RESIDENT_NARROW: usize = 1 << 21;
 
 /// Floats of all inputs of a call.
 pub(super) fn floats(q: &View<'_, f32, 4>, k: &View<'_, f32, 4>) -> usize {
-    let len = |view: &View<'_, f32, 4>| view.shape().iter().product::<usize>();
-    2 * (len(q) + len(k))
+    let len = |view: &View<'_, f32, 4>| view.shape().iter().fold(1, |len: usize, size| len.saturating_mul(*size));
+    len(q).saturating_add(len(k)).saturating_mul(2)
 }
 
 /// Whether inputs of so many floats are worth asking for.

@@ -10,7 +10,7 @@ use super::gradients::{Gradients, check_gradients, fill};
 use super::inputs::{Inputs, check_shape};
 use super::merge::Merge;
 use super::spec::{AttentionSpec, Shape};
-use crate::error::{Error, check_len};
+use crate::error::{Error, check_len, checked_len};
 use crate::parallel::Parallelism;
 use crate::parts::{Shared, dealt};
 use crate::simd::Isa;
@@ -119,7 +119,7 @@ impl Attention {
     ) -> Result<(), Error> {
         let shape = inputs.check(&self.spec)?;
         check_shape("out", [shape.batch, self.spec.heads, shape.q_len, self.spec.v_dim], out.shape())?;
-        let rows = shape.batch * self.spec.heads * shape.q_len;
+        let rows = checked_len("lse", &[shape.batch, self.spec.heads, shape.q_len])?;
         check_len("lse", rows, lse.as_ref().map_or(rows, |lse| lse.len()))?;
         let call = Call::new(&self.spec, shape, inputs);
         let slots = slots(parallelism, workspace.len(), |slots| Self::forward_len(&call, slots))?;
@@ -189,7 +189,7 @@ impl Attention {
         let of_out = [shape.batch, self.spec.heads, shape.q_len, self.spec.v_dim];
         check_shape("out", of_out, out.shape())?;
         check_shape("dout", of_out, dout.shape())?;
-        check_len("lse", shape.batch * self.spec.heads * shape.q_len, lse.len())?;
+        check_len("lse", checked_len("lse", &[shape.batch, self.spec.heads, shape.q_len])?, lse.len())?;
         check_gradients(&self.spec, inputs, shape, &gradients)?;
         let call = Call::new(&self.spec, shape, inputs);
         let copies = [inputs.q.strides(), dout.strides(), inputs.k.strides(), gradients.dq.strides()];

@@ -100,7 +100,7 @@ impl Algorithm {
         }
         let [rows, columns] = out_size.map(|size| size.div_ceil(2));
         let small = self == Self::Winograd2 || spec.stride == [2, 2];
-        taps < 5 && small && batch.saturating_mul(rows * columns) >= 256
+        taps < 5 && small && batch.saturating_mul(rows.saturating_mul(columns)) >= 256
     }
 
     /// [`Algorithm::is_allowed`] for the gradient of the input, which at stride 2 has fewer products, and errors of its

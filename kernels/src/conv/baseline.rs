@@ -32,7 +32,7 @@ impl Patches {
     }
 
     fn len(&self, sizes: &Sizes) -> usize {
-        self.rows().saturating_mul(sizes.output[0] * sizes.output[1])
+        self.rows().saturating_mul(sizes.output[0].saturating_mul(sizes.output[1]))
     }
 
     /// Calls `visit(patch index, image index)` for each element that is not padding.

@@ -149,13 +149,13 @@ pub(super) fn cost(
 /// What a tile costs beside its products: the call, the sums on their way out, bias and activation.
 const TILE_OPERATIONS: f64 = 120.0;
 
-/// What a tile's pixels of one phase of a band cost to copy. This and the next: fitted to two dozen layers on one core
-/// of Zen 4 with AVX-512, to within 5 %.
+/// What a tile's pixels of one phase of a band cost to copy. This and `STORE_OPERATIONS`: fitted to two dozen layers on
+/// one core of Zen 4 with AVX-512, to within 5 %.
 const BAND_OPERATIONS: f64 = 48.0;
-/// The same for a pixel where channels lie in the lanes, and what a tile costs whose pixels are packed on the way from
-/// where they are. Fitted, with the number of chains, to 400 layers of `kernelbench conv --random` with AVX2 on Zen 4:
+/// What a pixel of one phase costs to copy where channels lie in the lanes. Fitted, with the number of chains, to 400 layers of `kernelbench conv --random` with AVX2 on Zen 4:
 /// the choice costs 3.5 % over the best of each, and 9 % without.
 const PIXEL_OPERATIONS: f64 = 1.5;
+/// What a tile costs whose pixels are packed on the way from where they are; fitted with the same layers.
 const IN_PLACE_OPERATIONS: f64 = 4.0;
 /// What a vector of results costs that is transposed on its way out.
 const STORE_OPERATIONS: f64 = 14.0;

@@ -34,9 +34,10 @@ use crate::gemm::rhs::StridedRhs;
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::workspace::{LINE, aligned, round_up, split_indices};
 
-/// What a row of pixels costs to start, in its pixels, and a tile of a single vector in others, where vectors have fewer
-/// lanes than 16: fitted to 80 layers of `kernelbench conv --random` with AVX2 on Zen 4.
+/// What a row of pixels costs to start, in pixels, with AVX2: this and the next are fitted to 80 layers of `kernelbench
+/// conv --random` on Zen 4.
 const NARROW_START: f64 = 6.0;
+/// So many times what it has to compute takes a tile of a single vector.
 const NARROW_SINGLE: f64 = 1.6;
 
 /// The gradient of the weights of a dense or grouped convolution.
@@ -95,7 +96,7 @@ impl WeightGradient {
         let chains = if isa == Isa::Avx512 { 4 } else { 8 };
         let least = chains / group_out.div_ceil(isa.lanes()).clamp(1, chains);
         let rows = (spec.groups * (group_in * spec.kernel[0] * spec.kernel[1]).max(least)) as f64;
-        // A row of a tile takes its lanes whether they are used or not, and each row of pixels some ten steps to start.
+        // A row of a tile takes its lanes whether they are used or not, and each row of pixels as long as some more to start.
         let lanes = group_out.next_multiple_of(isa.lanes()) as f64;
         // Steps of small tiles are shorter, and a tile of one vector needs as many broadcasts as products.
         let (start, single) = if isa == Isa::Avx512 { (1.0, 1.0) } else { (NARROW_START, NARROW_SINGLE) };

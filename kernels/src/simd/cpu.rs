@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 /// Families of CPUs that have blocking sizes of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cpu {
-    /// AMD family 19h: 32 KiB L1d, 512 KiB L2.
+    /// AMD family 19h and later with less than 1 MiB of L2: 32 KiB L1d, 512 KiB L2.
     Zen3,
-    /// AMD family 19h, and later: 32 to 48 KiB L1d, 1 MiB L2. Virtual machines may hide its AVX-512.
+    /// AMD family 19h and later with AVX-512, which virtual machines may hide, or 1 MiB of L2: 32 to 48 KiB L1d.
     Zen4,
     /// Intel's servers with AVX-512 and AMX: 48 KiB L1d, 2 MiB L2, a slow L3.
     SapphireRapids,

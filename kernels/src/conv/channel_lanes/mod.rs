@@ -86,12 +86,19 @@ impl ChannelLanes {
     /// and all of them are more than the first-level cache holds. Tiles of 16 registers have no time to wait: on one core,
     /// 2048 to 512 channels of 7 x 7 run at 69 GFLOP/s in place and at 82 packed, 256 to 512 of 56 x 56 at stride 2 at 70
     /// and 75; 512 to 512 of 10 x 10 at 84 and 81 (AVX2 on Zen 4, peak 91).
-    fn packs_planes(&self, source: Source<ImageBand>, depth: usize, grid: [usize; 2]) -> bool {
+    fn packs_planes(&self, source: Source<ImageBand>, depth: usize, grid: [usize; 2], unit: usize) -> bool {
         let narrow = self.isa != Isa::Avx512;
         let apart = self.layout == Layout::Nchw && matches!(source, Source::InPlace(_));
         let pixels = grid[0].saturating_mul(grid[1]);
         let scattered = pixels <= FEW_PIXELS || self.slide.stride[1] > 1;
-        narrow && apart && scattered && depth.saturating_mul(pixels) > FIRST_LEVEL && self.panels() >= LEAST_PANELS
+        // A task packs a unit at least: a row, however long.
+        let fits = depth.saturating_mul(unit) <= self.blocking.band_limit;
+        narrow
+            && apart
+            && scattered
+            && fits
+            && depth.saturating_mul(pixels) > FIRST_LEVEL
+            && self.panels() >= LEAST_PANELS
     }
 
     /// Elements of a row of a panel.
@@ -165,7 +172,12 @@ impl Engine for ChannelLanes {
             (None, Some(band)) if band.len <= blocking.band_limit => Source::Band(band),
             _ => Source::Gather,
         };
-        let packs = self.im2col || source == Source::Gather || self.packs_planes(source, depth, grid);
+        // Pixels that are gathered one by one need no whole rows, which may be longer than a slot has room for.
+        let (unit, units) = match source {
+            Source::Gather => (MAX_ROWS, grid[0].saturating_mul(columns).div_ceil(MAX_ROWS)),
+            _ => (unit, units),
+        };
+        let packs = self.im2col || source == Source::Gather || self.packs_planes(source, depth, grid, unit);
 
         let images = batch.saturating_mul(self.groups);
         let mut panel_blocks = slide.out_channels.div_ceil(blocking.out_channels).max(1);

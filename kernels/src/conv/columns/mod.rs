@@ -438,7 +438,7 @@ impl Columns {
         let vector = isa.lanes();
         let (group_in, group_out) = (spec.in_channels / spec.groups, spec.out_channels / spec.groups);
         let rows = group_in as f64 * (spec.kernel[0] * spec.kernel[1]) as f64;
-        let pixels = sizes.output[0].saturating_mul(sizes.output[1]).next_multiple_of(vector) as f64;
+        let pixels = sizes.output[0].saturating_mul(sizes.output[1]).div_ceil(vector) as f64 * vector as f64;
         let images = hint.batch as f64 * spec.groups as f64;
         let per_run = RUN_OPERATIONS / sizes.output[1].max(1) as f64;
         let extra = match Target::of(spec) {

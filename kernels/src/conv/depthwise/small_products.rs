@@ -1,8 +1,11 @@
 //! The same products for 3 x 3 taps at a step of 1 or 2 in planes so narrow that each column has a lane of its own.
 //!
 //! ```text
-//! row r of x       meets rows r, r - 1, r - 2 of dy, which stay for the next (r / 2 and r / 2 - 1 at a step of 2)
+//! row r of x       meets rows r, r - 1, r - 2 of dy, which stay for the next
+//!                  at a step of 2: if r is even, rows r / 2 and r / 2 - 1, else row (r - 1) / 2 alone
 //! ```
+//!
+//! Rows of x count from the first that a window meets, padding included.
 //!
 //! All nine sums stay in registers over all rows of all images; with rows of x kept instead of those of dy, 16 registers
 //! were too few, and sums in memory took up to twice the time, by where the stack lay. They have the order of

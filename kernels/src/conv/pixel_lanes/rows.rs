@@ -5,7 +5,7 @@
 //!
 //! flat      |a a a a|a a a . . |b b b b| ...        the elements between the rows are computed, too
 //! aligned   |a a a a|a a a  |  |b b b b|b b b  |    a part of each row's last vector is empty
-//! broken    |a a a a|a a a b|b b b b|b b c c| ...   the second vector is read in two pieces
+//! broken    |a a a a|a a a b|b b b b|b b c c| ...   the second vector is read in two pieces (of 16 lanes only)
 //! ```
 
 use super::NV;
@@ -17,7 +17,7 @@ const FINISH_STEPS: usize = 24;
 /// Loads of second pieces take one part in so many of a step's time, at most.
 const BROKEN_PART: usize = 32;
 
-/// Vectors of fewer lanes have 16 registers: two masks and two further loads find no room beside a tile of 6 x 2, and
+/// AVX2, and portable vectors on x86-64, have 16 registers: two masks and two further loads find no room beside a tile of 6 x 2, and
 /// 64 to 12 channels of 14 x 14 take twice as long broken as aligned (AVX2 on Zen 4).
 pub(super) const BROKEN_LANES: usize = 16;
 
