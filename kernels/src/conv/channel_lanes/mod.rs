@@ -174,7 +174,7 @@ impl Engine for ChannelLanes {
         };
         // Pixels that are gathered one by one need no whole rows, which may be longer than a slot has room for.
         let (unit, units) = match source {
-            Source::Gather => (MAX_ROWS, grid[0].saturating_mul(columns).div_ceil(MAX_ROWS)),
+            Source::Gather => (MAX_ROWS, grid[0].max(1).saturating_mul(columns).div_ceil(MAX_ROWS)),
             _ => (unit, units),
         };
         let packs = self.im2col || source == Source::Gather || self.packs_planes(source, depth, grid, unit);
