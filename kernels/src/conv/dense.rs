@@ -152,8 +152,8 @@ const TILE_OPERATIONS: f64 = 120.0;
 /// What a tile's pixels of one phase of a band cost to copy. This and `STORE_OPERATIONS`: fitted to two dozen layers on
 /// one core of Zen 4 with AVX-512, to within 5 %.
 const BAND_OPERATIONS: f64 = 48.0;
-/// What a pixel of one phase costs to copy where channels lie in the lanes. Fitted, with the number of chains, to 400 layers of `kernelbench conv --random` with AVX2 on Zen 4:
-/// the choice costs 3.5 % over the best of each, and 9 % without.
+/// What a pixel of one phase costs to copy where channels lie in the lanes. Fitted, with the number of chains, to 400
+/// layers of `kernelbench conv --random` with AVX2 on Zen 4: the choice costs 3.5 % over the best of each, and 9 % without.
 const PIXEL_OPERATIONS: f64 = 1.5;
 /// What a tile costs whose pixels are packed on the way from where they are; fitted with the same layers.
 const IN_PLACE_OPERATIONS: f64 = 4.0;

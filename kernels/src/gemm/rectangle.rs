@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::ahead::Ahead;
 use super::blocking::Blocking;
 use super::epilogue::{Finish, RawEpilogue};
-use super::lhs::{ContiguousColumns, ContiguousRows, RowsAhead};
+use super::lhs::{ContiguousColumns, ContiguousRows, RowsAhead, asks_ahead};
 use super::pack::{pack_panels, panel_vectors};
 use super::plan::{Operand, Plan, RhsPacking};
 use super::rhs::Later;
@@ -142,7 +142,7 @@ unsafe fn blocks<S: Simd>(simd: S, rectangle: &Rectangle<'_>) {
                         let deeper = ks.end < rectangle.ks.end;
                         let next_k = if deeper { ks.end } else { rectangle.ks.start };
                         let next_panel = if deeper { panels.start } else { panels.end };
-                        if next_panel < rectangle.panels.end {
+                        if asks_ahead::<S>() && next_panel < rectangle.panels.end {
                             let next_ks = next_k..rectangle.ks.end.min(next_k + plan.kc);
                             let end = rectangle.panels.end.min(next_panel + plan.block_panels) * nr;
                             let steps = rectangle.strips.len() * panels.len();

@@ -427,10 +427,10 @@ unsafe fn multiply_unit<S: Simd>(
 /// vector on one element. Measured on Zen 4, one thread: 10 to 17 an element where runs are 28 to 112 long, 44 where
 /// they are 10 long.
 const COLUMN_OPERATIONS: f64 = 10.0;
+const RUN_OPERATIONS: f64 = 250.0;
 /// What an element of `dy` costs to pack where tiles are small: AVX2 on Zen 4, fitted to 80 layers of `kernelbench conv
 /// --random`.
 const NARROW_PACKING: f64 = 13.0;
-const RUN_OPERATIONS: f64 = 250.0;
 
 impl Columns {
     /// The expected seconds on one thread.

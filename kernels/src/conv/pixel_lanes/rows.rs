@@ -17,8 +17,9 @@ const FINISH_STEPS: usize = 24;
 /// Loads of second pieces take one part in so many of a step's time, at most.
 const BROKEN_PART: usize = 32;
 
-/// AVX2, and portable vectors on x86-64, have 16 registers: two masks and two further loads find no room beside a tile of 6 x 2, and
-/// 64 to 12 channels of 14 x 14 take twice as long broken as aligned (AVX2 on Zen 4).
+/// Lanes of vectors that may be read in two pieces. Fewer come with 16 registers on x86-64: two masks and two further
+/// loads find no room beside a tile of 6 x 2, and 64 to 12 channels of 14 x 14 take twice as long broken as aligned (AVX2
+/// on Zen 4).
 pub(super) const BROKEN_LANES: usize = 16;
 
 /// How tiles follow the rows of a band.
