@@ -48,7 +48,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn times_power(self, m: __mmask16, a: __m512, power: __m512) -> __m512 {
-        unsafe { _mm512_maskz_scalef_ps(m, a, power) }
+        unsafe { _mm512_maskz_scalef_ps(!m, a, power) }
     }
 
     #[inline(always)]

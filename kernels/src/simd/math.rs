@@ -94,9 +94,8 @@ const EXP2: [f32; 6] =
 pub(crate) fn exp2_nonpositive<S: Simd>(simd: S, x: S::F) -> S::F {
     let (power, f) = simd.split_power(x);
     let fraction = simd.fma(f, polynomial(simd, EXP2, f), simd.splat(1.0));
-    // True for NaN, and what is below does not reach the product: the subnormal numbers are slow.
-    let normal = simd.not(simd.lt(x, simd.splat(-126.0)));
-    simd.times_power(normal, fraction, power)
+    // False for NaN, and what is below does not reach the product: the subnormal numbers are slow.
+    simd.times_power(simd.lt(x, simd.splat(-126.0)), fraction, power)
 }
 
 /// The natural logarithm: at most 1 ULP. `ln(1) = +0`; -infinity for either zero, NaN below and for NaN.

@@ -208,13 +208,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         (power, self.sub(x, self.sub(power, round)))
     }
 
-    /// `a` times 2 to the whole power where the mask is true, +0 elsewhere. NaN for the power of NaN.
+    /// `a` times 2 to the whole power where the mask is false, +0 where it is true. NaN for the power of NaN.
     #[inline(always)]
     fn times_power(self, m: Self::M, a: Self::F, power: Self::F) -> Self::F {
         // A product, not a sum of integers: whatever the power is for NaN, the product with NaN is NaN.
         let biased = self.add_int(self.bits_to_int(power), self.splat_int(127));
         let power = self.int_to_bits(self.shl_int::<23>(biased));
-        self.select(m, self.mul(a, power), self.zero())
+        self.select(m, self.zero(), self.mul(a, power))
     }
 
     /// All lanes +0.
