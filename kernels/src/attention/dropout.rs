@@ -108,7 +108,7 @@ impl Dropout {
     }
 }
 
-/// Factors of the keys `at..end` of a block, multiples of 16: `kept` where the weight counts, else 0.
+/// Factors of the keys `at..end` of a block, whole vectors: `kept` where the weight counts, else 0.
 ///
 /// Whoever makes one vouches that `at..end` is within a block, whose first key is a multiple of 64, and that `factors`
 /// has room for [`MAX_BLOCK`].
@@ -169,7 +169,7 @@ static LANES: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
 
 const _: () = assert!(MAX_BLOCK.is_multiple_of(RUN));
 
-/// Multiplies the weights `at..end` of a row, multiples of 16, with its mask.
+/// Multiplies the weights `at..end` of a row, whole vectors, with its mask.
 ///
 /// # Safety
 /// - They are readable and writable, the factors readable.

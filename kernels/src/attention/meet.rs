@@ -83,7 +83,7 @@ impl Unit<'_> {
             let q = if few { self.copied(simd, tile) } else { self.queries(simd, tile) };
             let packed = scratch.add(layout.packed);
             let mut maxima = [f32::NEG_INFINITY; 16];
-            let (at, end) = (first_score(simd, seen), seen.outer.end.next_multiple_of(16));
+            let (at, end) = (first_score(simd, seen), seen.outer.end.next_multiple_of(S::LANES));
             let (keys, maxima_at) = (block.keys, maxima.as_mut_ptr());
             let job: ScoreTile<'_, MR, false, SCORE_STRIDE> =
                 ScoreTile { q, packed, dim, keys, seen, scores, maxima: maxima_at, ahead };

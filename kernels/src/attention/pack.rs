@@ -6,8 +6,10 @@
 //! k1: d0 d1 d2 ...             ──►        d1: k0 k1 k2 ... k15 | k16 k17 ...
 //! ```
 
+use std::mem::MaybeUninit;
+
 use super::call::Rows;
-use crate::simd::Simd;
+use crate::simd::{Job, Simd};
 
 /// Vectors of a full panel: a tile of 6 rows leaves registers for one row of the panel and a broadcast.
 pub(super) const fn panel_vectors(registers: usize) -> usize {
@@ -22,66 +24,88 @@ pub(super) const fn panel_vectors(registers: usize) -> usize {
 #[inline(always)]
 pub(super) unsafe fn pack_transposed<S: Simd>(simd: S, rows: Rows<f32>, keys: usize, dim: usize, to: *mut f32) {
     let panel = panel_vectors(S::REGISTERS) * S::LANES;
-    let mut first = 0;
-    while first < keys {
+    for first in (0..keys).step_by(panel) {
         let count = panel.min(keys - first);
         let width = count.next_multiple_of(S::LANES);
-        // SAFETY: the panel starts after those before it, and holds `width * dim` elements.
-        unsafe {
-            let to = to.add(first * dim);
-            let mut key = 0;
-            while key < count {
-                let lanes = S::LANES.min(count - key);
-                let mut d = 0;
-                while d < dim {
-                    // So many short runs side by side are foreseen by no hardware.
-                    if rows.step == 1 && first + key + S::LANES < keys {
-                        for row in 0..S::LANES {
-                            simd.prefetch(rows.at(first + key + S::LANES + row, d));
-                        }
-                    }
-                    let (from, to) = (rows.at(first + key, d), to.add(d * width + key));
-                    if lanes == S::LANES && rows.step == 1 && d + S::LANES <= dim {
-                        simd.transpose(from, rows.row_stride, to, width as isize);
-                    } else {
-                        let rows = Rows { start: from, ..rows };
-                        transpose_edge(simd, rows, [lanes, S::LANES.min(dim - d)], to, width);
-                    }
-                    d += S::LANES;
-                }
-                key += S::LANES;
+        for key in (0..count).step_by(S::LANES) {
+            let lanes = S::LANES.min(count - key);
+            for d in (0..dim).step_by(S::LANES) {
+                // The panel starts after those before it, and holds `width * dim` elements.
+                simd.call(Square {
+                    rows: Rows { start: rows.at(first + key, d), ..rows },
+                    size: [lanes, S::LANES.min(dim - d)],
+                    following: S::LANES.min(keys - first - key - lanes),
+                    to: to.wrapping_add(first * dim + d * width + key),
+                    width,
+                });
             }
         }
-        first += panel;
     }
 }
 
-/// Transposes `count` rows of `dim` elements, at most as many as there are lanes. Lanes beyond the last row are 0.
+/// At most as many keys as there are lanes, and as many elements of each. A function of its own: inside of loops the
+/// compiler keeps the address of every row in memory, and counts all of them up each time (a third of all the time that
+/// 17 keys of 16 elements took).
 ///
-/// # Safety
-/// - These elements are readable, and `dim` vectors writable, `width` apart.
-#[inline(always)]
-unsafe fn transpose_edge<S: Simd>(simd: S, rows: Rows<f32>, [count, dim]: [usize; 2], to: *mut f32, width: usize) {
-    let [mut whole, mut columns] = [[0.0f32; 16 * 16]; 2];
-    let stride = S::LANES as isize;
-    // SAFETY: the caller's contract; the squares have room for as many vectors as the widest has lanes.
-    unsafe {
-        for row in 0..count {
-            let line = whole.as_mut_ptr().add(row * S::LANES);
-            if rows.step == 1 {
-                simd.store(line, simd.load_first(rows.at(row, 0), dim));
-            } else {
-                for d in 0..dim {
-                    *line.add(d) = *rows.at(row, d);
-                }
+/// Whoever makes one vouches that these elements are readable, and a vector for each of the elements of a key is
+/// writable, `width` apart.
+struct Square {
+    rows: Rows<f32>,
+    /// Keys, and elements.
+    size: [usize; 2],
+    /// The keys behind these that come next.
+    following: usize,
+    to: *mut f32,
+    width: usize,
+}
+
+impl Job for Square {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { rows, size: [count, dim], following, to, width } = self;
+        if rows.step == 1 {
+            // So many short runs side by side are foreseen by no hardware.
+            for row in 0..following {
+                simd.prefetch(rows.at(count + row, 0));
             }
         }
-        simd.transpose(whole.as_ptr(), stride, columns.as_mut_ptr(), stride);
-        for d in 0..dim {
-            simd.store(to.add(d * width), simd.load(columns.as_ptr().add(d * S::LANES)));
+        let stride = S::LANES as isize;
+        let (mut whole, mut columns) = (SquareBuffer::uninit(), SquareBuffer::uninit());
+        let (whole, columns) = (whole.as_mut_ptr().cast::<f32>(), columns.as_mut_ptr().cast::<f32>());
+        // SAFETY: the job's contract; the squares have room for as many vectors as the widest has lanes, and all of
+        // what is read of them has been written.
+        unsafe {
+            let (mut from, mut from_stride) = (rows.start, rows.row_stride);
+            if rows.step != 1 || [count, dim] != [S::LANES; 2] {
+                for row in 0..S::LANES {
+                    let line = whole.add(row * S::LANES);
+                    if row >= count {
+                        simd.store(line, simd.zero());
+                    } else if rows.step == 1 {
+                        simd.store(line, simd.load_first(rows.at(row, 0), dim));
+                    } else {
+                        simd.store(line, simd.zero());
+                        for d in 0..dim {
+                            *line.add(d) = *rows.at(row, d);
+                        }
+                    }
+                }
+                (from, from_stride) = (whole, stride);
+            }
+            if dim == S::LANES {
+                return simd.transpose(from, from_stride, to, width as isize);
+            }
+            simd.transpose(from, from_stride, columns, stride);
+            for d in 0..dim {
+                simd.store(to.add(d * width), simd.load(columns.add(d * S::LANES)));
+            }
         }
     }
 }
+
+/// Room for a square of the widest vectors.
+type SquareBuffer = MaybeUninit<[f32; 16 * 16]>;
 
 /// Copies rows whose elements are not neighbours, or whose distance is a bad one, side by side.
 ///

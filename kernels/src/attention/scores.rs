@@ -163,7 +163,6 @@ impl<'a, const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'a, M,
         let mut at = first_score(simd, self.seen);
         // SAFETY: the job's contract covers every panel that the rows see.
         unsafe {
-            let mut end = at;
             while at < self.seen.outer.end {
                 // The last panel of a block may be narrow, and of the last that is seen not all may be.
                 let width = (self.keys - at).div_ceil(S::LANES).min(NV);
@@ -186,18 +185,10 @@ impl<'a, const M: usize, const MASK: bool, const STRIDE: usize> ScoreTile<'a, M,
                         _ => self.panel::<S, NV, false>(simd, at, width, &mut maxima),
                     }
                 }
-                end = at + seen * S::LANES;
                 at += panel;
                 if at.is_multiple_of(PIECE) {
                     self.ahead.step(simd);
                 }
-            }
-            // Where what is seen ends within 16 lanes, the sums go on to their end.
-            while MASK && !end.is_multiple_of(MAX_LANES) {
-                for i in 0..M {
-                    simd.store(self.scores.add(i * STRIDE + end), simd.splat(f32::NEG_INFINITY));
-                }
-                end += S::LANES;
             }
             if MASK {
                 fold_rows::<S, true, M>(simd, &maxima, self.maxima);
@@ -331,8 +322,8 @@ pub(super) const MAX_LANES: usize = 16;
 
 const _: () = assert!(MAX_PANEL.is_multiple_of(MAX_LANES));
 
-/// `scores = exp2((scores - shift) * factor)` over `at..end`, multiples of 16, in each row of a tile, and their sums in
-/// 16 lanes on top of `sums * rescale`.
+/// `scores = exp2((scores - shift) * factor)` over `at..end`, whole vectors, in each row of a tile, and their sums in 16
+/// lanes on top of `sums * rescale`.
 ///
 /// Whoever makes one vouches that the scores and 16 sums of each of `rows` rows are readable and writable.
 pub(super) struct Exponentials {
@@ -374,7 +365,8 @@ impl Job for Exponentials {
     }
 }
 
-/// `row = exp2((row - shift) * factor)` over `at..end`, multiples of 16, added to the sums of 16 lanes.
+/// `row = exp2((row - shift) * factor)` over `at..end`, whole vectors, added to the sums of 16 lanes. Where no more is
+/// seen within the last 16, what those lanes would add is +0.
 ///
 /// # Safety
 /// - These scores are readable and writable.
@@ -387,17 +379,37 @@ pub(super) unsafe fn exponentials<S: Simd>(
     factor: S::F,
     lanes: &mut [S::F; NARROW],
 ) {
-    for at in (at..end).step_by(MAX_LANES) {
-        for v in 0..MAX_LANES / S::LANES {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let place = row.add(at + v * S::LANES);
-                let x = simd.mul(simd.sub(simd.load(place), shift), factor);
-                let p = math::exp2_nonpositive(simd, x);
-                simd.store(place, p);
+    debug_assert!(at.is_multiple_of(S::LANES) && end.is_multiple_of(S::LANES));
+    let rest = end - (end - at) % MAX_LANES;
+    // SAFETY: the caller's contract.
+    unsafe {
+        for at in (at..rest).step_by(MAX_LANES) {
+            for v in 0..MAX_LANES / S::LANES {
+                let p = exponential(simd, row.add(at + v * S::LANES), shift, factor);
                 lanes[v] = simd.add(lanes[v], p);
             }
         }
+        for v in 0..MAX_LANES / S::LANES - 1 {
+            if rest + v * S::LANES < end {
+                let p = exponential(simd, row.add(rest + v * S::LANES), shift, factor);
+                lanes[v] = simd.add(lanes[v], p);
+            }
+        }
+    }
+}
+
+/// One vector of [`exponentials`].
+///
+/// # Safety
+/// - It is readable and writable.
+#[inline(always)]
+unsafe fn exponential<S: Simd>(simd: S, at: *mut f32, shift: S::F, factor: S::F) -> S::F {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let x = simd.mul(simd.sub(simd.load(at), shift), factor);
+        let p = math::exp2_nonpositive(simd, x);
+        simd.store(at, p);
+        p
     }
 }
 

@@ -15,7 +15,7 @@ use super::forward::{Forward, Tile, Unit, steps};
 use super::pack::pack_transposed;
 use super::rows::{OfRows, by_rows};
 use super::scores::{
-    MAX_LANES, ScoreTile, Seen, TileSeen, copy_query, exponentials, first_score, fold_lanes, fold_rows,
+    ScoreTile, Seen, TileSeen, copy_query, exponentials, first_score, fold_lanes, fold_rows,
 };
 use super::values::{ScoreRows, SumEnds, ValueTile, value_tile};
 use crate::gemm::lhs::ContiguousRows;
@@ -53,7 +53,7 @@ impl<const M: usize> Job for WeightTile<'_, M> {
     fn run<S: Simd>(self, simd: S) {
         let Self { mut scores, factor, totals } = self;
         let (start, at, end) =
-            (scores.scores, first_score(simd, scores.seen), scores.seen.outer.end.next_multiple_of(MAX_LANES));
+            (scores.scores, first_score(simd, scores.seen), scores.seen.outer.end.next_multiple_of(S::LANES));
         scores.maxima = totals.maxima.as_mut_ptr();
         scores.run(simd);
         let mut shifts = [0.0f32; 16];
