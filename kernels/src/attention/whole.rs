@@ -14,9 +14,7 @@ use super::call::{MR, QUERY_STRIDE, SCORE_STRIDE, block_keys};
 use super::forward::{Forward, Tile, Unit, steps};
 use super::pack::pack_transposed;
 use super::rows::{OfRows, by_rows};
-use super::scores::{
-    ScoreTile, Seen, TileSeen, copy_query, exponentials, first_score, fold_lanes, fold_rows,
-};
+use super::scores::{ScoreTile, Seen, TileSeen, copy_query, exponentials, first_score, fold_lanes, fold_rows};
 use super::values::{ScoreRows, SumEnds, ValueTile, value_tile};
 use crate::gemm::lhs::ContiguousRows;
 use crate::simd::reduce::NARROW;

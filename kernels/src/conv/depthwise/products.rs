@@ -114,18 +114,9 @@ impl Tile<'_> {
     /// - The planes are readable, the `H` x `K` taps have lanes.
     #[inline(always)]
     unsafe fn run<S: Simd, const STEP: usize, const H: usize, const K: usize>(&self, simd: S) {
-        let lanes = |h: usize, k: usize| {
-            let tap = (self.kh + h) * self.taps[1].count + self.kw + k;
-            self.products.lanes.wrapping_add(tap * LANES + self.lane)
-        };
-        let mut acc = [[simd.zero(); K]; H];
         // SAFETY: the caller's contract.
         unsafe {
-            for h in 0..H {
-                for k in 0..K {
-                    acc[h][k] = simd.load(lanes(h, k));
-                }
-            }
+            let mut acc = self.load(simd);
             let [mut r, end] = self.rows;
             while r + ROW_BLOCK <= end {
                 self.block::<S, STEP, H, K, ROW_BLOCK>(simd, r, &mut acc);
@@ -135,10 +126,39 @@ impl Tile<'_> {
                 self.block::<S, STEP, H, K, 1>(simd, r, &mut acc);
                 r += 1;
             }
-            for h in 0..H {
-                for k in 0..K {
-                    simd.store(lanes(h, k), acc[h][k]);
-                }
+            self.store(simd, &acc);
+        }
+    }
+
+    /// Where the lanes of a tap are.
+    #[inline(always)]
+    fn lanes(&self, h: usize, k: usize) -> *mut f32 {
+        let tap = (self.kh + h) * self.taps[1].count + self.kw + k;
+        self.products.lanes.wrapping_add(tap * LANES + self.lane)
+    }
+
+    /// # Safety
+    /// - The `H` x `K` taps have lanes.
+    #[inline(always)]
+    unsafe fn load<S: Simd, const H: usize, const K: usize>(&self, simd: S) -> [[S::F; K]; H] {
+        let mut acc = [[simd.zero(); K]; H];
+        for h in 0..H {
+            for k in 0..K {
+                // SAFETY: the caller's contract.
+                acc[h][k] = unsafe { simd.load(self.lanes(h, k)) };
+            }
+        }
+        acc
+    }
+
+    /// # Safety
+    /// - As for [`Tile::load`].
+    #[inline(always)]
+    unsafe fn store<S: Simd, const H: usize, const K: usize>(&self, simd: S, acc: &[[S::F; K]; H]) {
+        for h in 0..H {
+            for k in 0..K {
+                // SAFETY: the caller's contract.
+                unsafe { simd.store(self.lanes(h, k), acc[h][k]) };
             }
         }
     }
@@ -159,26 +179,116 @@ impl Tile<'_> {
         let first_column = self.taps[1].first + (self.kw * self.taps[1].pitch) as isize;
         // A tile of one tap row meets one row of x for each of dy; others meet all that lie between.
         let stride = if H == 1 { rows.step } else { 1 };
+        let pitch = self.taps[1].pitch;
         let mut c = self.lane;
         while c < width {
             let at = (c * STEP) as isize + first_column;
-            // SAFETY: columns of dy, and lanes that are columns of x.
+            let see = Sight { x, size, row: first_row, pitch, stride, at };
+            // With 16 registers masks and rows that may be missing have no room beside the taps, and most columns need
+            // neither.
+            let steps = if const { S::REGISTERS < 32 } { see.inside::<S, STEP, K>(R, H, width - c) } else { 0 };
+            // SAFETY: columns of dy, and lanes that are columns of x; the tile's lanes.
             unsafe {
-                let masks = masks::<S, STEP, K>(simd, size[1], at, self.taps[1].pitch);
+                if steps > 0 {
+                    self.store(simd, acc);
+                    simd.call(Run::<STEP, H, K, R> {
+                        x: x.offset(first_row * size[1] as isize + at),
+                        x_stride: stride * size[1],
+                        pitch,
+                        dy: dy.add(r * width + c),
+                        width,
+                        steps,
+                        lanes: self.lanes(0, 0),
+                        tap_columns: self.taps[1].count,
+                    });
+                    *acc = self.load(simd);
+                    c += steps * LANES;
+                    continue;
+                }
+                let masks = masks::<S, STEP, K>(simd, size[1], at, pitch);
                 let mut d = [simd.zero(); R];
                 for q in 0..R {
                     let from = dy.add((r + q) * width + c);
                     d[q] = if c + S::LANES <= width { simd.load(from) } else { simd.load_first(from, width - c) };
                 }
-                let see = Sight { x, size, row: first_row, pitch: self.taps[1].pitch, stride, at };
-                // With 16 registers the masks have no room beside the taps, and most columns need none.
-                if const { S::REGISTERS < 32 } && see.is_inside::<S, STEP, K>() {
-                    see.add_all::<S, STEP, H, K, R, false>(simd, &masks, &d, acc);
-                } else {
-                    see.add_all::<S, STEP, H, K, R, true>(simd, &masks, &d, acc);
-                }
+                see.add_all::<S, STEP, H, K, R>(simd, &masks, &d, acc);
             }
             c += LANES;
+        }
+    }
+}
+
+/// The rows of a block over some steps of columns, all of whose products lie inside of the planes. A function of its own,
+/// which holds nothing but the taps.
+///
+/// Whoever makes one vouches that all rows and columns are readable, and the lanes of `H` x `K` taps writable.
+struct Run<const STEP: usize, const H: usize, const K: usize, const R: usize> {
+    /// What the first tap meets first.
+    x: *const f32,
+    x_stride: usize,
+    pitch: usize,
+    dy: *const f32,
+    width: usize,
+    steps: usize,
+    lanes: *mut f32,
+    tap_columns: usize,
+}
+
+impl<const STEP: usize, const H: usize, const K: usize, const R: usize> Job for Run<STEP, H, K, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { x, x_stride, pitch, dy, width, steps, lanes, tap_columns } = self;
+        // SAFETY: the maker's promise.
+        unsafe {
+            let mut acc = [[simd.zero(); K]; H];
+            for h in 0..H {
+                for k in 0..K {
+                    acc[h][k] = simd.load(lanes.add((h * tap_columns + k) * LANES));
+                }
+            }
+            for step in 0..steps {
+                let mut d = [simd.zero(); R];
+                for q in 0..R {
+                    d[q] = simd.load(dy.add(q * width + step * LANES));
+                }
+                for i in 0..rows_met(R, H, STEP) {
+                    let row = x.add(i * x_stride + step * LANES * STEP);
+                    let x = columns::<S, STEP, K>(simd, row, pitch, None);
+                    add_row::<S, STEP, H, K, R>(simd, i, &x, &d, &mut acc);
+                }
+            }
+            for h in 0..H {
+                for k in 0..K {
+                    simd.store(lanes.add((h * tap_columns + k) * LANES), acc[h][k]);
+                }
+            }
+        }
+    }
+}
+
+/// Rows of `x` that `height` rows of `dy` and so many tap rows meet.
+#[inline(always)]
+const fn rows_met(height: usize, tap_rows: usize, step: usize) -> usize {
+    (height - 1) * if tap_rows == 1 { 1 } else { step } + tap_rows
+}
+
+/// Adds the products of row number `i` of `x` to the taps that meet it.
+#[inline(always)]
+fn add_row<S: Simd, const STEP: usize, const H: usize, const K: usize, const R: usize>(
+    simd: S,
+    i: usize,
+    x: &[S::F; K],
+    d: &[S::F; R],
+    acc: &mut [[S::F; K]; H],
+) {
+    let step = if H == 1 { 1 } else { STEP };
+    for q in 0..R {
+        if i >= q * step && i - q * step < H {
+            for k in 0..K {
+                acc[i - q * step][k] = simd.fma(d[q], x[k], acc[i - q * step][k]);
+            }
         }
     }
 }
@@ -196,11 +306,17 @@ struct Sight {
 }
 
 impl Sight {
-    /// Whether all that a row's vectors read is columns of `x`.
+    /// For how many steps of columns all that `height` rows of `dy` and `tap_rows` taps meet lies inside of `x`, and
+    /// whole vectors inside of the `left` columns of `dy`.
     #[inline(always)]
-    fn is_inside<S: Simd, const STEP: usize, const K: usize>(&self) -> bool {
+    fn inside<S: Simd, const STEP: usize, const K: usize>(&self, height: usize, tap_rows: usize, left: usize) -> usize {
         let len = if STEP == 1 { (K - 1) * self.pitch + S::LANES } else { K.next_multiple_of(2) - 2 + 2 * S::LANES };
-        self.at >= 0 && self.at as usize + len <= self.size[1]
+        let last_row = self.row + ((rows_met(height, tap_rows, STEP) - 1) * self.stride) as isize;
+        let end = self.at.unsigned_abs() + len;
+        if self.row < 0 || last_row >= self.size[0] as isize || self.at < 0 || end > self.size[1] || left < S::LANES {
+            return 0;
+        }
+        ((self.size[1] - end) / (LANES * STEP)).min((left - S::LANES) / LANES) + 1
     }
 
     /// Adds the products of all rows.
@@ -208,14 +324,7 @@ impl Sight {
     /// # Safety
     /// - As for [`Sight::add`].
     #[inline(always)]
-    unsafe fn add_all<
-        S: Simd,
-        const STEP: usize,
-        const H: usize,
-        const K: usize,
-        const R: usize,
-        const MASKED: bool,
-    >(
+    unsafe fn add_all<S: Simd, const STEP: usize, const H: usize, const K: usize, const R: usize>(
         &self,
         simd: S,
         masks: &[[S::M; STEP]; K],
@@ -225,24 +334,24 @@ impl Sight {
         // SAFETY: passed on.
         unsafe {
             // Written out, so that numbers of accumulators are constants for sure.
-            self.add::<S, STEP, H, K, R, MASKED>(simd, 0, masks, d, acc);
-            self.add::<S, STEP, H, K, R, MASKED>(simd, 1, masks, d, acc);
-            self.add::<S, STEP, H, K, R, MASKED>(simd, 2, masks, d, acc);
-            self.add::<S, STEP, H, K, R, MASKED>(simd, 3, masks, d, acc);
-            self.add::<S, STEP, H, K, R, MASKED>(simd, 4, masks, d, acc);
-            self.add::<S, STEP, H, K, R, MASKED>(simd, 5, masks, d, acc);
-            self.add::<S, STEP, H, K, R, MASKED>(simd, 6, masks, d, acc);
-            self.add::<S, STEP, H, K, R, MASKED>(simd, 7, masks, d, acc);
-            self.add::<S, STEP, H, K, R, MASKED>(simd, 8, masks, d, acc);
+            self.add::<S, STEP, H, K, R>(simd, 0, masks, d, acc);
+            self.add::<S, STEP, H, K, R>(simd, 1, masks, d, acc);
+            self.add::<S, STEP, H, K, R>(simd, 2, masks, d, acc);
+            self.add::<S, STEP, H, K, R>(simd, 3, masks, d, acc);
+            self.add::<S, STEP, H, K, R>(simd, 4, masks, d, acc);
+            self.add::<S, STEP, H, K, R>(simd, 5, masks, d, acc);
+            self.add::<S, STEP, H, K, R>(simd, 6, masks, d, acc);
+            self.add::<S, STEP, H, K, R>(simd, 7, masks, d, acc);
+            self.add::<S, STEP, H, K, R>(simd, 8, masks, d, acc);
         }
     }
 
     /// Adds the products of row number `i`, if there is one, to the taps that meet it.
     ///
     /// # Safety
-    /// - The plane is readable; the masks are those of the columns, all of them whole unless `MASKED`.
+    /// - The plane is readable; the masks are those of the columns.
     #[inline(always)]
-    unsafe fn add<S: Simd, const STEP: usize, const H: usize, const K: usize, const R: usize, const MASKED: bool>(
+    unsafe fn add<S: Simd, const STEP: usize, const H: usize, const K: usize, const R: usize>(
         &self,
         simd: S,
         i: usize,
@@ -250,23 +359,16 @@ impl Sight {
         d: &[S::F; R],
         acc: &mut [[S::F; K]; H],
     ) {
-        let step = if H == 1 { 1 } else { STEP };
         let row = self.row + (i * self.stride) as isize;
-        if i >= (R - 1) * step + H || row < 0 || row >= self.size[0] as isize {
+        if i >= rows_met(R, H, STEP) || row < 0 || row >= self.size[0] as isize {
             return;
         }
         // SAFETY: the row is one of the plane.
         let x = unsafe {
-            let row = self.x.add(row as usize * self.size[1]);
-            columns::<S, STEP, K, MASKED>(simd, row, self.at, self.pitch, masks)
+            let row = self.x.add(row as usize * self.size[1]).wrapping_offset(self.at);
+            columns::<S, STEP, K>(simd, row, self.pitch, Some(masks))
         };
-        for q in 0..R {
-            if i >= q * step && i - q * step < H {
-                for k in 0..K {
-                    acc[i - q * step][k] = simd.fma(d[q], x[k], acc[i - q * step][k]);
-                }
-            }
-        }
+        add_row::<S, STEP, H, K, R>(simd, i, &x, d, acc);
     }
 }
 
@@ -287,31 +389,29 @@ fn masks<S: Simd, const STEP: usize, const K: usize>(
     masks
 }
 
-/// What `K` taps read in a row for a vector of columns of which the first is at `at`.
+/// What `K` taps read for a vector of columns, from `start` on.
 ///
 /// # Safety
-/// - The masked lanes, or all unless `MASKED`, are columns of the row; at a step of 2 with more than one tap, taps are
-///   neighbours.
+/// - The masked lanes, or all, are columns of the row; at a step of 2 with more than one tap, taps are neighbours.
 #[inline(always)]
-unsafe fn columns<S: Simd, const STEP: usize, const K: usize, const MASKED: bool>(
+unsafe fn columns<S: Simd, const STEP: usize, const K: usize>(
     simd: S,
-    row: *const f32,
-    at: isize,
+    start: *const f32,
     pitch: usize,
-    masks: &[[S::M; STEP]; K],
+    masks: Option<&[[S::M; STEP]; K]>,
 ) -> [S::F; K] {
-    let from = |offset: usize| row.wrapping_offset(at).wrapping_add(offset);
-    // SAFETY: the caller's contract.
-    let load = |from: *const f32, mask| unsafe { if MASKED { simd.load_masked(from, mask) } else { simd.load(from) } };
     let mut x = [simd.zero(); K];
-    if STEP == 1 {
-        for k in 0..K {
-            x[k] = load(from(k * pitch), masks[k][0]);
+    // SAFETY: the caller's contract.
+    unsafe {
+        if STEP == 1 {
+            for k in 0..K {
+                x[k] = load(simd, start.wrapping_add(k * pitch), masks.map(|masks| masks[k][0]));
+            }
+            return x;
         }
-    } else {
         for k in (0..K).step_by(2) {
-            let a = load(from(k), masks[k][0]);
-            let b = load(from(k + S::LANES), masks[k][STEP - 1]);
+            let a = load(simd, start.wrapping_add(k), masks.map(|masks| masks[k][0]));
+            let b = load(simd, start.wrapping_add(k + S::LANES), masks.map(|masks| masks[k][STEP - 1]));
             let (even, odd) = simd.even_odd(a, b);
             x[k] = even;
             if k + 1 < K {
@@ -320,4 +420,19 @@ unsafe fn columns<S: Simd, const STEP: usize, const K: usize, const MASKED: bool
         }
     }
     x
+}
+
+/// The lanes of the mask, or all.
+///
+/// # Safety
+/// - They are readable.
+#[inline(always)]
+unsafe fn load<S: Simd>(simd: S, from: *const f32, mask: Option<S::M>) -> S::F {
+    // SAFETY: passed on.
+    unsafe {
+        match mask {
+            Some(mask) => simd.load_masked(from, mask),
+            None => simd.load(from),
+        }
+    }
 }

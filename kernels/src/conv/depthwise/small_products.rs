@@ -7,17 +7,18 @@
 //!
 //! Rows of x count from the first that a window meets, padding included.
 //!
-//! All nine sums stay in registers over all rows of all images; with rows of x kept instead of those of dy, 16 registers
-//! were too few, and sums in memory took up to twice the time, by where the stack lay. They have the order of
-//! [`products`](super::products).
+//! All nine sums stay in registers over the rows that meet all of their rows of dy, which are most; at the upper and the
+//! lower edge they are in memory, so that the rows in between are a loop without a branch: with the conditions inside,
+//! 16 registers were too few. They have the order of [`products`](super::products).
 
-use super::source::Source;
+use super::source::{Masks, Source};
 use crate::simd::{Job, Simd};
 
 /// Makes the lanes of 9 taps from planes of one channel.
 ///
 /// Whoever makes one vouches that `count` planes, `source_step` and `dy_step` apart, are readable, that no row of `dy`
 /// is longer than `lanes`, and that `sums` has room.
+#[derive(Clone, Copy)]
 pub(super) struct SmallProducts<const STEP: usize> {
     pub source: Source<3, STEP>,
     pub source_step: usize,
@@ -35,48 +36,140 @@ impl<const STEP: usize> Job for SmallProducts<STEP> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { source, source_step, dy, size: [height, width], dy_step, count, sums, lanes } = self;
+        let Self { source, source_step, size: [height, width], dy_step, count, lanes, .. } = self;
         debug_assert!(width <= lanes && lanes.is_multiple_of(S::LANES));
-        let mut c = 0;
-        while c < lanes {
-            let mut acc = [simd.zero(); 9];
+        // Rows that meet two or three of dy, and are rows of x.
+        let all = height + 2 / STEP;
+        let [above, below] =
+            [-source.origin[0], source.size[0] as isize - source.origin[0]].map(|at| at.max(0) as usize);
+        let first = above.div_ceil(STEP).max(2 / STEP).min(all);
+        let end = height.min(below / STEP).max(first);
+        for c in (0..lanes).step_by(S::LANES) {
+            for tap in 0..9 {
+                // SAFETY: the sums have room.
+                unsafe { simd.store(self.sums.add(tap * lanes + c), simd.zero()) };
+            }
             let masks = source.masks(simd, c);
             for image in 0..if c < width { count } else { 0 } {
-                let source = Source { start: source.start.wrapping_add(image * source_step), ..source };
-                let dy = dy.wrapping_add(image * dy_step);
+                let image = Self {
+                    source: Source { start: source.start.wrapping_add(image * source_step), ..source },
+                    dy: self.dy.wrapping_add(image * dy_step),
+                    ..self
+                };
                 // SAFETY: the maker's promise.
                 unsafe {
-                    // Rows of dy from the newest on.
-                    let mut d = [simd.zero(); 3];
-                    for r in 0..height + 2 / STEP {
-                        d = [d[0], d[0], d[1]];
-                        if r < height {
-                            d[0] = simd.load_first(dy.add(r * width + c), width - c);
-                        }
-                        if source.has_row(r * STEP) {
-                            let x = source.row::<S, false>(simd, r * STEP, c, &masks);
-                            if r < height {
-                                add(simd, &mut acc, 0, x, d[0]);
-                            }
-                            if STEP == 1 && r >= 1 && r <= height {
-                                add(simd, &mut acc, 1, x, d[1]);
-                            }
-                            if r >= 2 / STEP {
-                                add(simd, &mut acc, 2, x, d[2 / STEP]);
-                            }
-                        }
-                        if STEP == 2 && r < height && source.has_row(2 * r + 1) {
-                            let x = source.row::<S, false>(simd, 2 * r + 1, c, &masks);
-                            add(simd, &mut acc, 1, x, d[0]);
-                        }
+                    for r in 0..first {
+                        image.edge(simd, r, c, &masks);
+                    }
+                    if first < end {
+                        simd.call(Inner { image, rows: [first, end], c });
+                    }
+                    for r in end..all {
+                        image.edge(simd, r, c, &masks);
                     }
                 }
             }
-            for tap in 0..9 {
-                // SAFETY: the sums have room.
-                unsafe { simd.store(sums.add(tap * lanes + c), acc[tap]) };
+        }
+    }
+}
+
+impl<const STEP: usize> SmallProducts<STEP> {
+    /// Adds the products of row `r`, and at a step of 2 of the row behind it, for columns from `c` on.
+    ///
+    /// # Safety
+    /// - The contract of the job; the row is one of those that windows meet.
+    #[inline(always)]
+    unsafe fn edge<S: Simd>(&self, simd: S, r: usize, c: usize, masks: &Masks<S>) {
+        let height = self.size[0];
+        // SAFETY: passed on.
+        unsafe {
+            if self.source.has_row(r * STEP) {
+                let x = self.source.row::<S, false>(simd, r * STEP, c, masks);
+                if r < height {
+                    self.add(simd, 0, x, r, c);
+                }
+                if STEP == 1 && r >= 1 && r <= height {
+                    self.add(simd, 1, x, r - 1, c);
+                }
+                if r >= 2 / STEP {
+                    self.add(simd, 2, x, r - 2 / STEP, c);
+                }
             }
-            c += S::LANES;
+            if STEP == 2 && r < height && self.source.has_row(2 * r + 1) {
+                let x = self.source.row::<S, false>(simd, 2 * r + 1, c, masks);
+                self.add(simd, 1, x, r, c);
+            }
+        }
+    }
+
+    /// Adds the products of a row of x and row `r` of dy to the sums of tap row `h`.
+    ///
+    /// # Safety
+    /// - The contract of the job.
+    #[inline(always)]
+    unsafe fn add<S: Simd>(&self, simd: S, h: usize, x: [S::F; 3], r: usize, c: usize) {
+        // SAFETY: passed on.
+        unsafe {
+            let d = self.dy_row(simd, r, c);
+            for k in 0..3 {
+                let sum = self.sums.add((3 * h + k) * self.lanes + c);
+                simd.store(sum, simd.fma(x[k], d, simd.load(sum)));
+            }
+        }
+    }
+
+    /// Row `r` of dy from column `c` on.
+    ///
+    /// # Safety
+    /// - The contract of the job; there is such a column.
+    #[inline(always)]
+    unsafe fn dy_row<S: Simd>(&self, simd: S, r: usize, c: usize) -> S::F {
+        let width = self.size[1];
+        // SAFETY: passed on.
+        unsafe { simd.load_first(self.dy.add(r * width + c), width - c) }
+    }
+}
+
+/// Rows `rows[0] .. rows[1]` of one image, all of which are rows of x and meet rows of dy with each of their taps.
+struct Inner<const STEP: usize> {
+    image: SmallProducts<STEP>,
+    rows: [usize; 2],
+    c: usize,
+}
+
+impl<const STEP: usize> Job for Inner<STEP> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { image, rows: [first, end], c } = self;
+        let SmallProducts { source, sums, lanes, .. } = image;
+        let masks = source.masks(simd, c);
+        let mut acc = [simd.zero(); 9];
+        // SAFETY: the maker's promise.
+        unsafe {
+            for tap in 0..9 {
+                acc[tap] = simd.load(sums.add(tap * lanes + c));
+            }
+            let mut d1 = image.dy_row(simd, first - 1, c);
+            let mut d2 = image.dy_row(simd, first - 2 / STEP, c);
+            for r in first..end {
+                let d = image.dy_row(simd, r, c);
+                let x = source.row_inside(simd, r * STEP, c, Some(&masks));
+                add(simd, &mut acc, 0, x, d);
+                if STEP == 1 {
+                    add(simd, &mut acc, 1, x, d1);
+                    add(simd, &mut acc, 2, x, d2);
+                } else {
+                    add(simd, &mut acc, 2, x, d1);
+                    let x = source.row_inside(simd, 2 * r + 1, c, Some(&masks));
+                    add(simd, &mut acc, 1, x, d);
+                }
+                (d1, d2) = (d, d1);
+            }
+            for tap in 0..9 {
+                simd.store(sums.add(tap * lanes + c), acc[tap]);
+            }
         }
     }
 }

@@ -60,17 +60,37 @@ impl<const K: usize, const STEP: usize> Source<K, STEP> {
         c: usize,
         masks: &Masks<S>,
     ) -> [S::F; K] {
-        let mut x = [simd.zero(); K];
         if !self.has_row(position) {
-            return x;
+            return [simd.zero(); K];
         }
+        // SAFETY: passed on.
+        unsafe { self.row_inside(simd, position, c, if INNER { None } else { Some(masks) }) }
+    }
+
+    /// [`Source::row`] of a row that is one of the image.
+    ///
+    /// # Safety
+    /// - The plane is readable, and has the row.
+    #[inline(always)]
+    pub unsafe fn row_inside<S: Simd>(
+        &self,
+        simd: S,
+        position: usize,
+        c: usize,
+        masks: Option<&Masks<S>>,
+    ) -> [S::F; K] {
+        debug_assert!(self.has_row(position));
+        let mut x = [simd.zero(); K];
         let row = position as isize + self.origin[0];
         let start = self.start.wrapping_offset(row * self.size[1] as isize + self.origin[1]).wrapping_add(c * STEP);
         // SAFETY: the masked lanes lie inside of the row.
         unsafe {
             let vector = |offset: usize, mask: usize| {
                 let from = start.wrapping_add(offset);
-                if INNER { simd.load(from) } else { simd.load_masked(from, masks[mask]) }
+                match masks {
+                    None => simd.load(from),
+                    Some(masks) => simd.load_masked(from, masks[mask]),
+                }
             };
             if STEP == 1 {
                 for k in 0..K {
