@@ -73,3 +73,25 @@ fn workspaces_hold_no_more_than_images_and_four_mebibytes_a_slot() {
 fn a_wide_image_with_a_stride_keeps_to_the_bound() {
     check("wide", &ConvCase::new(64, 256, [3, 3]).image(5, 4801).stride(2, 2));
 }
+
+#[test]
+fn lines_wide_rows_and_tall_images_keep_to_the_bound() {
+    let sizes = [[1, 5000], [1, 40_000], [5, 9000], [3, 20_000], [40_000, 1]];
+    let kernels = [[1, 1], [3, 3], [1, 9], [3, 1]];
+    let channels = [[3, 64], [16, 16], [64, 256], [512, 4], [4, 512]];
+    let cases = channels.into_iter().flat_map(|[c, k]| {
+        kernels.into_iter().flat_map(move |kernel| {
+            sizes.into_iter().flat_map(move |[h, w]| {
+                let [down, along] = kernel.map(|taps| taps / 2);
+                [1, 3].map(|stride| {
+                    let case = ConvCase::new(c, k, kernel).image(h, w).stride(stride.min(h), stride.min(w));
+                    case.padding(down, down, along, along)
+                })
+            })
+        })
+    });
+    let cases: Vec<_> = cases.collect();
+    cases.par_iter().flat_map_iter(|case| [*case, case.nhwc()]).for_each(|case| {
+        check("long", &case);
+    });
+}

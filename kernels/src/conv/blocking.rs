@@ -6,6 +6,9 @@ use crate::simd::Isa;
 /// More threads than these are not looked after when work is cut evenly.
 pub(super) const MOST_THREADS: usize = 256;
 
+/// Elements of the scratch memory that a slot has, beside what inputs and outputs hold together: 4 MiB.
+pub(super) const SLOT_LIMIT: usize = 1 << 20;
+
 /// How a dense convolution is cut. Every cut is between outputs, or continues a sum where it was: no size here
 /// changes a bit of the result.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +23,8 @@ pub struct Blocking {
     pub band: usize,
     /// The padded copy of one row, in elements: beyond this, patches are gathered one by one.
     pub band_limit: usize,
+    /// The scratch memory of a task, in elements, beyond which it is done another way.
+    pub slot_limit: usize,
     /// Patches that are read by one panel after the other, in elements: a part of L1.
     pub strip: usize,
     /// Pixels of a task.
@@ -45,6 +50,7 @@ impl Blocking {
             ("blocking.sums", self.sums),
             ("blocking.band", self.band),
             ("blocking.band_limit", self.band_limit),
+            ("blocking.slot_limit", self.slot_limit),
             ("blocking.strip", self.strip),
             ("blocking.pixels", self.pixels),
             ("blocking.gradient_pixels", self.gradient_pixels),
@@ -69,6 +75,7 @@ impl Blocking {
             sums: 48 * 1024,
             band: 32 * 1024,
             band_limit: 512 * 1024,
+            slot_limit: SLOT_LIMIT,
             strip: 5 * 1024,
             pixels: 4096,
             gradient_pixels: 384,

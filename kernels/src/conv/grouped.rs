@@ -6,10 +6,11 @@
 //! [`depthwise`](super::depthwise)).
 
 use super::algorithm::{BackwardDataCall, BackwardWeightsCall, Forward, ForwardCall};
+use super::blocking::SLOT_LIMIT;
 use super::depthwise::weights::WeightGradient;
 use super::depthwise::windows::Windows;
 use super::depthwise::{run_backward_data, run_forward};
-use super::spec::{Conv2dSpec, Shape, Sizes};
+use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::error::Error;
 use crate::simd::Isa;
 
@@ -35,9 +36,21 @@ const FEW: usize = 4;
 /// Channels per group beyond this fill the registers of the general engine.
 const MAX_CHANNELS: usize = 32;
 
-fn fits(spec: &Conv2dSpec, backward: bool) -> bool {
+/// Rows of targets for which padded rows are made together, at least.
+const ROWS: usize = 4;
+
+fn fits(spec: &Conv2dSpec, sizes: &Sizes, backward: bool) -> bool {
     let channels = spec.in_channels.max(spec.out_channels) / spec.groups;
-    channels <= MAX_CHANNELS && Windows::fits(spec, backward)
+    channels <= MAX_CHANNELS && Windows::fits(spec, backward) && rows_fit(spec, sizes, channels)
+}
+
+/// Whether the padded rows of a group that a few rows of targets meet have room in a slot's scratch memory.
+fn rows_fit(spec: &Conv2dSpec, sizes: &Sizes, channels: usize) -> bool {
+    let extent = |axis: usize| spec.window(axis).unwrap_or(usize::MAX).saturating_add(ROWS * spec.stride[axis]);
+    let row = sizes.input[1].max(sizes.output[1]).saturating_add(extent(1).saturating_mul(2));
+    // With channels last, rows of dy are copied as well.
+    let copies = if spec.layout == Layout::Nhwc { 2 } else { 1 };
+    channels.saturating_mul(copies).saturating_mul(extent(0)).saturating_mul(row) <= SLOT_LIMIT
 }
 
 /// With fewer than four target channels a group, vectors are shared by fewer products.
@@ -64,7 +77,7 @@ impl Grouped {
 
 impl Forward for Grouped {
     fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
-        fits(spec, false).then(|| Self::seconds(spec, sizes, isa))
+        fits(spec, sizes, false).then(|| Self::seconds(spec, sizes, isa))
     }
 
     fn new(spec: &Conv2dSpec, _hint: Shape, isa: Isa) -> Result<Self, Error> {
@@ -101,7 +114,7 @@ impl GroupedBackwardData {
 
     /// The expected seconds of a call on one thread, or `None` where this cannot do the spec.
     pub fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
-        fits(spec, true).then(|| Self::seconds(spec, sizes, isa))
+        fits(spec, sizes, true).then(|| Self::seconds(spec, sizes, isa))
     }
 
     /// Allocates room for packed weights. Only for specs that `cost` accepts.
@@ -137,7 +150,7 @@ pub(super) struct GroupedBackwardWeights {
 impl GroupedBackwardWeights {
     /// The expected seconds of a call on one thread, or `None` where this cannot do the spec.
     pub fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
-        fits(spec, false).then(|| seconds(spec, sizes, isa, 4, SHARE_WEIGHTS))
+        fits(spec, sizes, false).then(|| seconds(spec, sizes, isa, 4, SHARE_WEIGHTS))
     }
 
     /// Only for specs that `cost` accepts.

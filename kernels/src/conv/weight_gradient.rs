@@ -9,7 +9,7 @@
 //!   pixel is broadcast      └─┘└────────┴────────┘
 //!
 //! for each task: group, block of panels, block of input channels
-//!   for each block of pixels: some rows of an image, or some small images      (k, in order)
+//!   for each block of pixels: some rows of an image, a part of one, or some small images      (k, in order)
 //!     transpose dy, copy the band
 //!     for each panel, for each tile of (ic, tap): continue its chains row by row
 //!   store the tiles, transposed
@@ -58,8 +58,10 @@ struct Cut {
     grid: [usize; 2],
     panel_blocks: usize,
     channel_blocks: usize,
-    /// Rows of a block of pixels, and the number of images that it spans (1 unless it holds whole images).
+    /// Rows of a block of pixels, its columns (all of them, unless it is a part of one row), and the number of images
+    /// that it spans (1 unless it holds whole images).
     rows: usize,
+    columns: usize,
     images: usize,
     band: ImageBand,
     tasks: usize,
@@ -118,16 +120,12 @@ impl WeightGradient {
         (self.slide.out_channels - panel * self.panel_len).min(self.panel_len).next_multiple_of(self.isa.lanes())
     }
 
-    /// `None` where even a band of one row would be larger than the limit.
+    /// `None` where even the smallest block would be larger than the limit.
     fn cut(&self, shape: Shape, sizes: &Sizes, threads: usize) -> Option<Cut> {
         let (slide, blocking) = (&self.slide, &self.blocking);
         let grid = sizes.output;
         let columns = grid[1].max(1);
         let taps = slide.taps.len();
-        let one_row = ImageBand::copy(slide, self.layout, 1, 1, columns)?;
-        if one_row.len > blocking.band_limit {
-            return None;
-        }
         // A task's sums and its copies of dy and of the image should share the second-level cache.
         let mut panel_blocks = self.panels().div_ceil((64 / self.panel_len).max(1)).max(1);
         let panels = self.panels().div_ceil(panel_blocks);
@@ -147,6 +145,7 @@ impl WeightGradient {
 
         let wanted = blocking.gradient_pixels;
         let whole = grid[0].saturating_mul(columns);
+        let mut columns = columns;
         let (mut rows, images) = match wanted.checked_div(whole) {
             Some(images) if images > 0 => (grid[0].max(1), images.min(shape.batch.max(1))),
             _ => ((wanted / columns).clamp(1, grid[0].max(1)), 1),
@@ -156,13 +155,18 @@ impl WeightGradient {
             rows = rows.div_ceil(2);
             band = ImageBand::copy(slide, self.layout, channels, rows, columns)?;
         }
+        while rows == 1 && columns > wanted && band.len > blocking.band {
+            columns = columns.div_ceil(2);
+            band = ImageBand::copy(slide, self.layout, channels, rows, columns)?;
+        }
         let images = if rows < grid[0] { 1 } else { images };
         let pixels = images.saturating_mul(rows).saturating_mul(columns);
-        Some(Cut {
+        let cut = Cut {
             grid,
             panel_blocks,
             channel_blocks,
             rows,
+            columns,
             images,
             band,
             tasks: self.groups * panel_blocks * channel_blocks,
@@ -170,7 +174,8 @@ impl WeightGradient {
             sums_len: (channels * taps * panels * self.panel_len).next_multiple_of(LINE),
             dy_len: round_up(pixels.saturating_mul(panels * self.panel_len)),
             band_len: round_up(images.saturating_mul(band.len)),
-        })
+        };
+        (cut.scratch_len() <= blocking.slot_limit).then_some(cut)
     }
 
     /// Scratch of a call, in elements.
@@ -243,33 +248,34 @@ impl Job for Task<'_> {
         let channels = slide.in_channels * (channel_block + 1) / cut.channel_blocks - first_in;
         let taps = slide.taps.len();
         let tiles = Panels::new(channels * taps, MAX_ROWS);
-        let columns = cut.grid[1];
 
         // SAFETY: `slot < slots`, and the workspace holds `slots` times `scratch_len` elements.
         let sums = unsafe { context.scratch.add(slot * cut.scratch_len()) };
         let packed_dy = sums.wrapping_add(cut.sums_len);
         let bands = packed_dy.wrapping_add(cut.dy_len);
 
-        // Blocks of pixels: `images` whole images, or `rows` rows of one.
-        let blocks_of_rows = cut.grid[0].div_ceil(cut.rows);
+        // Blocks of pixels: `images` whole images, `rows` rows of one, or `columns` columns of a row.
+        let blocks_of_columns = cut.grid[1].div_ceil(cut.columns);
+        let blocks = cut.grid[0].div_ceil(cut.rows) * blocks_of_columns;
         let mut first = true;
         let mut n = 0;
         while n < shape.batch {
             let images = cut.images.min(shape.batch - n);
-            for row_block in 0..blocks_of_rows {
-                let first_row = row_block * cut.rows;
-                let rows = cut.rows.min(cut.grid[0] - first_row);
-                let pixels = rows * columns;
+            for block in 0..blocks {
+                let corner = [block / blocks_of_columns * cut.rows, block % blocks_of_columns * cut.columns];
+                let rows = cut.rows.min(cut.grid[0] - corner[0]);
+                let columns = cut.columns.min(cut.grid[1] - corner[1]);
+                let (first_pixel, pixels) = (corner[0] * cut.grid[1] + corner[1], rows * columns);
                 for image in 0..images {
                     // SAFETY: the scratch holds the bands and dy of `cut.images` images; rows and channels are inside.
                     unsafe {
                         let to = bands.add(image * cut.band.len);
-                        fill_band(simd, context, n + image, group, first_in, channels, first_row, to);
+                        fill_band(simd, context, n + image, group, first_in, channels, corner, to);
                         for panel in first_panel..last_panel {
                             let row_len = plan.row_len(panel);
                             let panel_dy = packed_dy.add((panel - first_panel) * plan.panel_len * images * pixels);
                             let to = panel_dy.add(image * pixels * row_len);
-                            pack_dy(simd, context, n + image, group, panel, first_row * columns, pixels, to);
+                            pack_dy(simd, context, n + image, group, panel, first_pixel, pixels, to);
                         }
                     }
                 }
@@ -321,6 +327,8 @@ impl Job for Task<'_> {
     }
 }
 
+/// Copies the band of the block whose first row and column are `corner`.
+///
 /// # Safety
 /// - `to` is writable for the band; the channels are inside of the group.
 #[inline(always)]
@@ -331,7 +339,7 @@ unsafe fn fill_band<S: Simd>(
     group: usize,
     first_in: usize,
     channels: usize,
-    first_row: usize,
+    corner: [usize; 2],
     to: *mut f32,
 ) {
     let (plan, cut) = (context.plan, &context.cut);
@@ -346,7 +354,7 @@ unsafe fn fill_band<S: Simd>(
     // The last block of channels may be smaller: its band keeps the distances of the full one.
     let (input, layout) = (context.sizes.input, plan.layout);
     // SAFETY: the caller's contract.
-    unsafe { cut.band.fill(simd, &plan.slide, layout, channels, image, all_channels, input, [first_row, 0], to) }
+    unsafe { cut.band.fill(simd, &plan.slide, layout, channels, image, all_channels, input, corner, to) }
 }
 
 /// Transposes `pixels` pixels of a panel's channels: `to[pixel][channel]`.

@@ -48,6 +48,14 @@ const FEW_PIXELS: usize = 64;
 /// Panels that share the packing of their pixels, at least: it takes as long as two of them.
 const LEAST_PANELS: usize = 16;
 
+/// How pixels are cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PixelCut {
+    units: Units,
+    /// Tiles of a band that are packed before panels meet them.
+    packed: usize,
+}
+
 /// A slide with packed weights.
 #[derive(Clone)]
 pub(super) struct ChannelLanes {
@@ -126,7 +134,7 @@ impl ChannelLanes {
 
 impl Engine for ChannelLanes {
     type Band = ImageBand;
-    type Own = Units;
+    type Own = PixelCut;
 
     fn slide(&self) -> &Slide {
         &self.slide
@@ -144,7 +152,7 @@ impl Engine for ChannelLanes {
         dispatch(context.plan.isa, Task { context, task, slot });
     }
 
-    fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut<ImageBand, Units> {
+    fn cut(&self, batch: usize, in_size: [usize; 2], out_size: [usize; 2], threads: usize) -> Cut<ImageBand, PixelCut> {
         let (slide, blocking) = (&self.slide, &self.blocking);
         let grid = [slide.grid(0, out_size[0]), slide.grid(1, out_size[1])];
         let taps = slide.taps.len();
@@ -223,6 +231,8 @@ impl Engine for ChannelLanes {
             other => other,
         };
         let pixels = band_units.saturating_mul(unit);
+        let packed = (blocking.band_limit / depth.saturating_mul(MAX_ROWS).max(1)).max(1);
+        let packed_pixels = pixels.min(packed.saturating_mul(MAX_ROWS));
         Cut {
             grid,
             source,
@@ -234,8 +244,8 @@ impl Engine for ChannelLanes {
             table_len: if source == Source::Gather { 0 } else { depth },
             sums_len: round_up(pixels.saturating_mul(block_lanes(panel_blocks))),
             band_len: if let Source::Band(band) = source { band.len.next_multiple_of(LINE) } else { 0 },
-            tiles_len: if packs { round_up(pixels.saturating_mul(depth)) } else { 0 },
-            own: Units { unit, units },
+            tiles_len: if packs { round_up(packed_pixels.saturating_mul(depth)) } else { 0 },
+            own: PixelCut { units: Units { unit, units }, packed },
         }
     }
 }
@@ -262,7 +272,7 @@ impl Job for Task<'_> {
         let taps = slide.taps.len();
 
         let columns = cut.grid[1];
-        let band = cut.own.band(cut.bands, band, cut.grid[0] * columns);
+        let band = cut.own.units.band(cut.bands, band, cut.grid[0] * columns);
         let (first_pixel, pixels) = (band.start, band.len());
         let corner = [first_pixel / columns, first_pixel % columns];
         let tiles = Panels::new(pixels, MAX_ROWS);
@@ -318,11 +328,15 @@ impl Job for Task<'_> {
                 start.wrapping_add(r * slide.stride[0] * steps[0] + c * slide.stride[1] * steps[1])
             };
             let packs = cut.tiles_len > 0;
-            if packs {
-                for tile in 0..tiles.count() {
+            let chunk = if packs { cut.own.packed } else { tiles.count().max(1) };
+            for first_tile in (0..tiles.count()).step_by(chunk) {
+                let chunk = first_tile..tiles.count().min(first_tile + chunk);
+                let packed_at =
+                    |tile: usize| packed_tiles.wrapping_add((tiles.start(tile) - tiles.start(first_tile)) * depth);
+                for tile in if packs { chunk.clone() } else { 0..0 } {
                     let (from, to) = (tiles.start(tile), tiles.start(tile + 1));
-                    let tile_at = packed_tiles.wrapping_add(from * depth);
-                    // SAFETY: windows lie in the band or the image; the packed tiles hold `depth` columns of all pixels.
+                    let tile_at = packed_at(tile);
+                    // SAFETY: windows lie in the band or the image; the packed tiles hold `depth` columns of a chunk.
                     unsafe {
                         if cut.source == Source::Gather {
                             for pixel in from..to {
@@ -339,45 +353,43 @@ impl Job for Task<'_> {
                         }
                     }
                 }
-            }
-            laps.lap(Stage::Pack);
-            for panel in first_panel..last_panel {
-                let row_len = plan.row_len(panel);
-                let rhs = weights.wrapping_add(panel * plan.panel_len * slide.depth() + first_in * taps * row_len);
-                let panel_sums = sums.wrapping_add((panel - first_panel) * plan.panel_len * pixels);
-                for tile in 0..tiles.count() {
-                    let (from, to) = (tiles.start(tile), tiles.start(tile + 1));
-                    let tile_sums = panel_sums.wrapping_add(from * row_len);
-                    // SAFETY: the panel holds the whole depth; the sums hold all pixels of all panels of the block.
-                    unsafe {
-                        if packs {
-                            let lhs = Lhs::Packed(packed_tiles.add(from * depth));
-                            let products = Patches { lhs, rhs, depth };
-                            ChannelTile { products, sums: tile_sums, first }.multiply(simd, to - from, row_len);
-                        } else {
-                            let mut windows = [start; MAX_ROWS];
-                            for i in 0..to - from {
-                                windows[i] = window(from + i);
+                laps.lap(Stage::Pack);
+                for panel in first_panel..last_panel {
+                    let row_len = plan.row_len(panel);
+                    let rhs = weights.wrapping_add(panel * plan.panel_len * slide.depth() + first_in * taps * row_len);
+                    let panel_sums = sums.wrapping_add((panel - first_panel) * plan.panel_len * pixels);
+                    for tile in chunk.clone() {
+                        let (from, to) = (tiles.start(tile), tiles.start(tile + 1));
+                        let tile_sums = panel_sums.wrapping_add(from * row_len);
+                        // SAFETY: the panel holds the whole depth; the sums hold all pixels of all panels of the block.
+                        unsafe {
+                            if packs {
+                                let products = Patches { lhs: Lhs::Packed(packed_at(tile)), rhs, depth };
+                                ChannelTile { products, sums: tile_sums, first }.multiply(simd, to - from, row_len);
+                            } else {
+                                let mut windows = [start; MAX_ROWS];
+                                for i in 0..to - from {
+                                    windows[i] = window(from + i);
+                                }
+                                let products = Patches { lhs: Lhs::Windows(&windows, offsets.as_ptr()), rhs, depth };
+                                ChannelTile { products, sums: tile_sums, first }.multiply(simd, to - from, row_len);
                             }
-                            let lhs = Lhs::Windows(&windows, offsets.as_ptr());
-                            let products = Patches { lhs, rhs, depth };
-                            ChannelTile { products, sums: tile_sums, first }.multiply(simd, to - from, row_len);
                         }
                     }
-                }
-                laps.lap(Stage::Product);
-                if last {
-                    let oc = group * slide.out_channels + panel * plan.panel_len;
-                    let channels = (slide.out_channels - panel * plan.panel_len).min(plan.panel_len);
-                    let finish = Finish { context, n, first_pixel, oc, channels, row_len };
-                    // SAFETY: the panel's sums are complete, and its channels and pixels are this task's.
-                    unsafe {
-                        match plan.layout {
-                            Layout::Nhwc => finish.pixels(simd, panel_sums, pixels),
-                            Layout::Nchw => finish.transposed(simd, panel_sums, pixels),
+                    laps.lap(Stage::Product);
+                    if last && chunk.end == tiles.count() {
+                        let oc = group * slide.out_channels + panel * plan.panel_len;
+                        let channels = (slide.out_channels - panel * plan.panel_len).min(plan.panel_len);
+                        let finish = Finish { context, n, first_pixel, oc, channels, row_len };
+                        // SAFETY: the panel's sums are complete, and its channels and pixels are this task's.
+                        unsafe {
+                            match plan.layout {
+                                Layout::Nhwc => finish.pixels(simd, panel_sums, pixels),
+                                Layout::Nchw => finish.transposed(simd, panel_sums, pixels),
+                            }
                         }
+                        laps.lap(Stage::Epilogue);
                     }
-                    laps.lap(Stage::Epilogue);
                 }
             }
         }

@@ -15,6 +15,7 @@
 //! again by definition, without the taps that fall into the padding.
 
 use super::axis::Axis;
+use super::padded::least_band;
 use super::products::{Products, ROW_BLOCK, Tiles};
 use super::rows::{Channel, RowLayout, SPARE};
 use super::small_products::SmallProducts;
@@ -30,9 +31,6 @@ pub(super) const LANES: usize = 16;
 
 /// Padded rows of a band, in floats; with the rows of `dy` they stay in 32 KiB of L1.
 const BAND_LEN: usize = 4096;
-
-/// Rows of `dy` in a band, at least.
-const MIN_BAND: usize = 8;
 
 /// With fewer groups than this the batch is cut too, so that threads have work.
 const MANY_GROUPS: usize = 16;
@@ -108,7 +106,8 @@ impl WeightGradient {
         let row_layout = RowLayout::new(&self.columns, width);
         let dy_layout = RowLayout::new(&self.identity, width);
         let fit = BAND_LEN / self.planes / row_layout.row_len;
-        let band = (fit.saturating_sub(self.rows.reach + 1) / self.rows.step + 1).max(MIN_BAND).max(self.rows.reach);
+        let least = least_band(&self.rows, row_layout.row_len.saturating_mul(self.planes));
+        let band = (fit.saturating_sub(self.rows.reach + 1) / self.rows.step + 1).max(least);
         // Whole blocks of rows in all bands but the last, so that the order of a sum does not depend on the band.
         let band = band.next_multiple_of(ROW_BLOCK);
         let bands = height.div_ceil(band);
