@@ -19,8 +19,6 @@ fn toy_blocking(seed: u64) -> Blocking {
         sums: size(3, 2000),
         band: size(4, 2000),
         band_limit: size(5, 2000),
-        // Beyond it nothing is cut: taps that see nothing but padding may have zeros of another sign.
-        slot_limit: 1 << 20,
         strip: size(6, 500),
         pixels: size(7, 100),
         gradient_pixels: size(8, 60),

@@ -23,8 +23,6 @@ pub struct Blocking {
     pub band: usize,
     /// The padded copy of one row, in elements: beyond this, patches are gathered one by one.
     pub band_limit: usize,
-    /// The scratch memory of a task, in elements, beyond which it is done another way.
-    pub slot_limit: usize,
     /// Patches that are read by one panel after the other, in elements: a part of L1.
     pub strip: usize,
     /// Pixels of a task.
@@ -50,7 +48,6 @@ impl Blocking {
             ("blocking.sums", self.sums),
             ("blocking.band", self.band),
             ("blocking.band_limit", self.band_limit),
-            ("blocking.slot_limit", self.slot_limit),
             ("blocking.strip", self.strip),
             ("blocking.pixels", self.pixels),
             ("blocking.gradient_pixels", self.gradient_pixels),
@@ -75,7 +72,6 @@ impl Blocking {
             sums: 48 * 1024,
             band: 32 * 1024,
             band_limit: 512 * 1024,
-            slot_limit: SLOT_LIMIT,
             strip: 5 * 1024,
             pixels: 4096,
             gradient_pixels: 384,

@@ -20,7 +20,7 @@
 
 use super::algorithm::BackwardWeightsCall;
 use super::band::Offsets as _;
-use super::blocking::Blocking;
+use super::blocking::{Blocking, SLOT_LIMIT};
 use super::border;
 use super::channel_tile::{ChannelTile, MAX_ROWS, Products, panel_vectors};
 use super::dense::PEAK_FLOPS;
@@ -175,7 +175,7 @@ impl WeightGradient {
             dy_len: round_up(pixels.saturating_mul(panels * self.panel_len)),
             band_len: round_up(images.saturating_mul(band.len)),
         };
-        (cut.scratch_len() <= blocking.slot_limit).then_some(cut)
+        (cut.scratch_len() <= SLOT_LIMIT).then_some(cut)
     }
 
     /// Scratch of a call, in elements.
