@@ -53,23 +53,34 @@ impl BandLayout {
 
 /// Rows of an image in which every element of a patch has its offset.
 pub(super) trait Offsets: Copy + Sync {
-    /// From a patch's first element to that of a channel and a tap.
-    fn offset(&self, slide: &Slide, channel: usize, tap: usize) -> usize;
+    /// From a patch's first element to that of a tap.
+    fn offset(&self, slide: &Slide, tap: usize) -> usize;
 
-    /// Writes the offset of each `(channel, tap)`, in this order, into `offsets`.
+    /// From channel to channel.
+    fn channel_step(&self) -> usize;
+
+    /// Writes the offset of each `(channel, tap)`, in this order, into `offsets`: a call of a small layer takes no longer
+    /// than a division for each of them.
     fn fill_offsets(&self, slide: &Slide, offsets: &mut [usize]) {
         let taps = slide.taps.len();
-        for (index, offset) in offsets.iter_mut().enumerate() {
-            *offset = self.offset(slide, index / taps, index % taps);
+        for (tap, offset) in offsets.iter_mut().take(taps).enumerate() {
+            *offset = self.offset(slide, tap);
+        }
+        for index in taps..offsets.len() {
+            offsets[index] = offsets[index - taps] + self.channel_step();
         }
     }
 }
 
 impl Offsets for BandLayout {
-    fn offset(&self, slide: &Slide, channel: usize, tap: usize) -> usize {
+    fn offset(&self, slide: &Slide, tap: usize) -> usize {
         let tap = slide.taps[tap];
         let [row, column] = tap.shift;
-        channel * self.channel_len + tap.phase * self.phase_len + row * self.pitch + column
+        tap.phase * self.phase_len + row * self.pitch + column
+    }
+
+    fn channel_step(&self) -> usize {
+        self.channel_len
     }
 }
 

@@ -130,9 +130,13 @@ impl ImageBand {
 }
 
 impl Offsets for ImageBand {
-    fn offset(&self, slide: &Slide, channel: usize, tap: usize) -> usize {
+    fn offset(&self, slide: &Slide, tap: usize) -> usize {
         let tap = slide.taps[tap];
         let at = |axis: usize| tap.shift[axis] * slide.stride[axis] + slide.phases[tap.phase][axis];
-        channel * self.channel_step + at(0) * self.row_step + at(1) * self.column_step
+        at(0) * self.row_step + at(1) * self.column_step
+    }
+
+    fn channel_step(&self) -> usize {
+        self.channel_step
     }
 }

@@ -16,6 +16,7 @@
 //!
 //! Source: M. Dukhan, "The indirect convolution algorithm" (2019).
 
+mod few_pixels;
 mod finish;
 mod patches;
 
@@ -33,6 +34,7 @@ use crate::parts::{Shared, share};
 use crate::simd::{Isa, Job, Simd, dispatch};
 use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace, round_up};
+use few_pixels::{PanelGroup, panels_at_once};
 use finish::Finish;
 use patches::{Lhs, Patches, pack_windows};
 
@@ -354,38 +356,63 @@ impl Job for Task<'_> {
                     }
                 }
                 laps.lap(Stage::Pack);
-                for panel in first_panel..last_panel {
-                    let row_len = plan.row_len(panel);
-                    let rhs = weights.wrapping_add(panel * plan.panel_len * slide.depth() + first_in * taps * row_len);
-                    let panel_sums = sums.wrapping_add((panel - first_panel) * plan.panel_len * pixels);
+                // Panels that a tile meets at once.
+                let together = panels_at_once(pixels, S::REGISTERS);
+                for first_together in (first_panel..last_panel).step_by(together) {
+                    let end = last_panel.min(first_together + together);
+                    let rhs = |panel: usize| {
+                        let start = panel * plan.panel_len * slide.depth();
+                        weights.wrapping_add(start + first_in * taps * plan.row_len(panel))
+                    };
+                    let panel_sums = |panel: usize| sums.wrapping_add((panel - first_panel) * plan.panel_len * pixels);
                     for tile in chunk.clone() {
                         let (from, to) = (tiles.start(tile), tiles.start(tile + 1));
-                        let tile_sums = panel_sums.wrapping_add(from * row_len);
-                        // SAFETY: the panel holds the whole depth; the sums hold all pixels of all panels of the block.
+                        let mut windows = [start; MAX_ROWS];
+                        let lhs = if packs {
+                            Lhs::Packed(packed_at(tile))
+                        } else {
+                            for i in 0..to - from {
+                                windows[i] = window(from + i);
+                            }
+                            Lhs::Windows(&windows, offsets.as_ptr())
+                        };
+                        // SAFETY: panels hold the whole depth; the sums hold all pixels of all panels of the block.
                         unsafe {
-                            if packs {
-                                let products = Patches { lhs: Lhs::Packed(packed_at(tile)), rhs, depth };
-                                ChannelTile { products, sums: tile_sums, first }.multiply(simd, to - from, row_len);
+                            if together > 1 {
+                                let rows = [first_together, end - 1].map(rhs);
+                                let all = (end - 1 - first_together) * plan.panel_len + plan.row_len(end - 1);
+                                let group = PanelGroup {
+                                    lhs,
+                                    rhs: rows[0],
+                                    rhs_step: plan.panel_len * slide.depth(),
+                                    last: rows[1],
+                                    depth,
+                                    sums: panel_sums(first_together),
+                                    sums_step: plan.panel_len * pixels,
+                                    first,
+                                };
+                                group.multiply(simd, pixels, all / S::LANES);
                             } else {
-                                let mut windows = [start; MAX_ROWS];
-                                for i in 0..to - from {
-                                    windows[i] = window(from + i);
-                                }
-                                let products = Patches { lhs: Lhs::Windows(&windows, offsets.as_ptr()), rhs, depth };
-                                ChannelTile { products, sums: tile_sums, first }.multiply(simd, to - from, row_len);
+                                let row_len = plan.row_len(first_together);
+                                let products = Patches { lhs, rhs: rhs(first_together), depth };
+                                let sums = panel_sums(first_together).wrapping_add(from * row_len);
+                                ChannelTile { products, sums, first }.multiply(simd, to - from, row_len);
                             }
                         }
                     }
                     laps.lap(Stage::Product);
-                    if last && chunk.end == tiles.count() {
+                    for panel in if last && chunk.end == tiles.count() { first_together..end } else { 0..0 } {
                         let oc = group * slide.out_channels + panel * plan.panel_len;
                         let channels = (slide.out_channels - panel * plan.panel_len).min(plan.panel_len);
-                        let finish = Finish { context, n, first_pixel, oc, channels, row_len };
+                        let finish = Finish { context, n, first_pixel, oc, channels, row_len: plan.row_len(panel) };
                         // SAFETY: the panel's sums are complete, and its channels and pixels are this task's.
                         unsafe {
                             match plan.layout {
-                                Layout::Nhwc => finish.pixels(simd, panel_sums, pixels),
-                                Layout::Nchw => finish.transposed(simd, panel_sums, pixels),
+                                Layout::Nchw if context.out_size != [1, 1] => {
+                                    finish.transposed(simd, panel_sums(panel), pixels);
+                                }
+                                // A single result in each plane: channels are neighbours.
+                                _ => finish.pixels(simd, panel_sums(panel), pixels),
                             }
                         }
                         laps.lap(Stage::Epilogue);
