@@ -116,7 +116,9 @@ pub(super) fn cost(
             // Read where it is, a band's lines are met for the first time, and from another page each, by every panel's
             // first tap: measured, an eighth of the products of a single tap where a panel has a line and another.
             let first_tap = 2.0 / vector as f64 / taps;
-            let packing = if in_place && !wide { IN_PLACE_OPERATIONS } else { 6.0 * runs };
+            // A single tap is packed by the first panel that meets it.
+            let on_the_way = in_place && slide.taps.len() == 1;
+            let packing = if on_the_way && !wide { IN_PLACE_OPERATIONS } else { 6.0 * runs };
             match form {
                 Form::Direct => tiles * (per_tile * (1.0 + first_tap) + copies),
                 Form::Im2col => tiles * (per_tile + packing + copies),
