@@ -351,7 +351,7 @@ impl Job for Task<'_> {
                             }
                         } else {
                             let windows = std::array::from_fn(|i| window((from + i).min(to - 1)));
-                            pack_windows(&windows, to - from, offsets, tile_at);
+                            pack_windows(simd, &windows, to - from, offsets, tile_at);
                         }
                     }
                 }
