@@ -152,6 +152,34 @@ impl RhsAddress for OffsetRhs {
     }
 }
 
+/// Rows as those of [`OffsetRhs`], each vector of which starts where it likes.
+#[derive(Clone, Copy)]
+pub(crate) struct ScatteredRhs<const VECTORS: usize> {
+    pub starts: [*const f32; VECTORS],
+    pub offsets: *const usize,
+}
+
+impl<const VECTORS: usize> RhsAddress for ScatteredRhs<VECTORS> {
+    #[inline(always)]
+    unsafe fn row(&self, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.starts[0].add(*self.offsets.add(k)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd, const NV: usize>(&self, simd: S, k: usize) -> [S::F; NV] {
+        let mut row = [simd.zero(); NV];
+        // SAFETY: the caller's contract.
+        unsafe {
+            let offset = *self.offsets.add(k);
+            for v in 0..NV {
+                row[v] = simd.load(self.starts[v].add(offset));
+            }
+        }
+        row
+    }
+}
+
 /// Rows as those of [`OffsetRhs`], some vectors of which are in two pieces: pixels up to the end of a line of the
 /// image, and on from the start of the next. A second load costs nothing where a step waits for its multiplications.
 ///

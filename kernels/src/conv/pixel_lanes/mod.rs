@@ -35,7 +35,7 @@ use super::pack::{PackRows, Source as Weights, packers};
 use super::panels::Panels;
 use super::slide::Slide;
 use crate::error::Error;
-use crate::gemm::rhs::{BrokenRhs, OffsetRhs, PackingRhs, StridedRhs};
+use crate::gemm::rhs::{BrokenRhs, OffsetRhs, PackingRhs, ScatteredRhs, StridedRhs};
 use crate::parallel::Parallelism;
 use crate::parts::Shared;
 use crate::simd::{Isa, Job, Simd, dispatch};
@@ -43,8 +43,8 @@ use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, Workspace};
 use finish::{Finish, Place, Places};
 use patches::{Runs, Vectors, gather_tile, pack_tile};
-use rows::BROKEN_LANES;
 pub(super) use rows::TileRows;
+use rows::{BROKEN_LANES, Span};
 use tile::{Series, Tile};
 
 /// Vectors of a tile's row.
@@ -255,7 +255,9 @@ impl Engine for PixelLanes {
         let strip_tiles = (blocking.strip.saturating_mul(shared) / (depth * tile_pixels).max(1)).clamp(1, MAX_STRIP);
         let strip_tiles = match rows {
             // Strips end where rows end.
-            TileRows::Aligned { tiles, .. } => tiles.div_ceil(tiles.div_ceil(strip_tiles).max(1)).max(1),
+            TileRows::Aligned { tiles, .. } | TileRows::Paired { vectors: tiles, .. } => {
+                tiles.div_ceil(tiles.div_ceil(strip_tiles).max(1)).max(1)
+            }
             TileRows::Flat { .. } | TileRows::Broken { .. } => strip_tiles,
         };
         Cut {
@@ -303,7 +305,7 @@ impl Job for Task<'_> {
         let band = cut.own.units.band(cut.bands, band, pixels);
         let (first_pixel, last_pixel) = (band.start, band.end);
         let [first_row, first_column] = [first_pixel / columns, first_pixel % columns];
-        let (TileRows::Flat { pitch } | TileRows::Aligned { pitch, .. } | TileRows::Broken { pitch }) = cut.own.rows;
+        let pitch = cut.own.rows.pitch();
         let tiles = cut.own.rows.tiles(last_pixel - first_pixel, columns, tile_pixels);
         // Im2col tiles run through the results alone, direct tiles mostly through the band as it lies in memory.
         let in_band = matches!(cut.source, Source::Band(_)) && !plan.im2col;
@@ -313,17 +315,7 @@ impl Job for Task<'_> {
             true => ((last_pixel - first_pixel) / columns - 1) * pitch + columns,
             false => last_pixel - first_pixel,
         };
-        // Where a tile starts, and how long it is.
-        let span = |tile: usize| match cut.own.rows {
-            TileRows::Flat { .. } | TileRows::Broken { .. } => {
-                let flat = tile * tile_pixels;
-                (flat, (flat_pixels - flat).min(tile_pixels))
-            }
-            TileRows::Aligned { tiles, .. } => {
-                let column = tile % tiles * tile_pixels;
-                (tile / tiles * pitch + column, (columns - column).min(tile_pixels))
-            }
-        };
+        let size = [(last_pixel - first_pixel) / columns, columns];
 
         let plane = context.in_size[0] * context.in_size[1];
         // SAFETY: `slot < slots`, and the workspace holds `slots` times `scratch_len` elements.
@@ -382,9 +374,10 @@ impl Job for Task<'_> {
                 let mut strip_counts = [0; MAX_STRIP];
                 let mut head = 0;
                 for t in 0..strip_tiles {
-                    let (flat, len) = span(strip + t);
+                    let Span { flat, len, second } = cut.own.rows.span(strip + t, S::LANES, size, flat_pixels);
                     strip_lens[t] = len;
                     let (runs, apart) = match gaps {
+                        true if second.is_some() => (Runs::pair(flat, S::LANES, pitch, columns, first_row), pitch),
                         true => (Runs::new(flat, len, pitch, columns, first_row), pitch),
                         false => (Runs::new(first_pixel + flat, len, columns, columns, 0), columns),
                     };
@@ -393,7 +386,10 @@ impl Job for Task<'_> {
                     if in_band {
                         strip_vectors[t] = match broken {
                             true => Vectors::broken(flat, len, S::LANES, pitch, columns),
-                            false => Vectors { starts: [flat; NV], ..Vectors::default() },
+                            false => {
+                                let starts = [flat, second.unwrap_or(flat)];
+                                Vectors { starts, is_pair: second.is_some(), ..Vectors::default() }
+                            }
                         };
                     }
                     let joins = t > 0
@@ -461,6 +457,11 @@ impl Job for Task<'_> {
                                 let starts = vectors.starts.map(|start| source.wrapping_add(start));
                                 let (kept, offsets) = (vectors.kept, context.table.as_ptr());
                                 let rhs = BrokenRhs { starts, kept, gap: pitch - columns, offsets };
+                                let series = Series { count, rhs_step: 0, sums_step };
+                                Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
+                            } else if const { S::LANES < BROKEN_LANES } && vectors.is_pair {
+                                let starts = vectors.starts.map(|start| source.wrapping_add(start));
+                                let rhs = ScatteredRhs { starts, offsets: context.table.as_ptr() };
                                 let series = Series { count, rhs_step: 0, sums_step };
                                 Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
                             } else if in_band {

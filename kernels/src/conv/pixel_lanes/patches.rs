@@ -28,6 +28,8 @@ pub(super) struct Runs {
     pub len: usize,
     pitch: usize,
     columns: usize,
+    /// The column where a run of a further row starts.
+    restart: usize,
 }
 
 impl Runs {
@@ -35,7 +37,15 @@ impl Runs {
     #[inline(always)]
     pub fn new(first: usize, len: usize, pitch: usize, columns: usize, first_row: usize) -> Self {
         let next = Run { lane: 0, len: 0, row: first_row + first / pitch, column: first % pitch };
-        Self { next, len, pitch, columns }
+        Self { next, len, pitch, columns, restart: 0 }
+    }
+
+    /// Of two vectors of `lanes` lanes, the pixels from `first` on to the end of a row and those below them.
+    #[inline(always)]
+    pub fn pair(first: usize, lanes: usize, pitch: usize, columns: usize, first_row: usize) -> Self {
+        let next = Run { lane: 0, len: 0, row: first_row + first / pitch, column: first % pitch };
+        let len = columns - next.column;
+        Self { next, len: lanes + len, pitch: columns + lanes - len, columns, restart: next.column }
     }
 }
 
@@ -46,7 +56,7 @@ impl Iterator for Runs {
     fn next(&mut self) -> Option<Run> {
         if self.next.column >= self.columns {
             self.next.lane += self.pitch - self.next.column;
-            self.next.column = 0;
+            self.next.column = self.restart;
             self.next.row += 1;
         }
         if self.next.lane >= self.len {
@@ -66,6 +76,8 @@ pub(super) struct Vectors {
     pub kept: [usize; NV],
     /// Whether one of them goes on in the next row.
     pub is_broken: bool,
+    /// Whether the second is below the first, not behind it.
+    pub is_pair: bool,
 }
 
 impl Vectors {
@@ -81,13 +93,14 @@ impl Vectors {
                 (row, column) = (row + 1, column - columns);
             }
         }
-        Self { starts, kept, is_broken: kept[0] < len }
+        Self { starts, kept, is_broken: kept[0] < len, is_pair: false }
     }
 
     /// Whether the second tile lies `distance` behind the first, in the same row.
     #[inline(always)]
     pub fn follow(first: Self, second: Self, distance: usize) -> bool {
-        !first.is_broken && !second.is_broken && second.starts[0] == first.starts[0] + distance
+        let apart = [first, second].iter().any(|vectors| vectors.is_broken || vectors.is_pair);
+        !apart && second.starts[0] == first.starts[0] + distance
     }
 }
 

@@ -12,7 +12,7 @@ use super::{MAX_ROWS, NV};
 use crate::conv::sums::{load_sums, store_sums};
 use crate::gemm::lhs::PackedPanel;
 use crate::gemm::micro::multiply;
-use crate::gemm::rhs::{BrokenRhs, OffsetRhs, PackingRhs, RhsAddress, StridedRhs};
+use crate::gemm::rhs::{BrokenRhs, OffsetRhs, PackingRhs, RhsAddress, ScatteredRhs, StridedRhs};
 use crate::simd::{Job, Simd};
 
 /// Right-hand rows that go on: those of the tile to the right.
@@ -39,6 +39,14 @@ impl Onward for BrokenRhs<NV> {
     #[inline(always)]
     fn onward(self, elements: usize) -> Self {
         Self { starts: self.starts.map(|start| start.wrapping_add(elements)), ..self }
+    }
+}
+
+/// Pairs come one by one.
+impl Onward for ScatteredRhs<NV> {
+    #[inline(always)]
+    fn onward(self, _: usize) -> Self {
+        self
     }
 }
 
