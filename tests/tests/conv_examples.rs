@@ -94,6 +94,22 @@ fn patches_of_a_vision_transformer() {
 }
 
 #[test]
+fn long_sums_in_rows_of_an_odd_number_of_vectors() {
+    // 5 rows of 17 results: three vectors of 8, five of 4, the last of them all but empty.
+    holds(ConvCase::new(3, 7, [11, 11]).image(27, 75).stride(4, 4).with_bias().with_residual());
+    // 6 rows of three whole vectors of 8, whose sums are continued.
+    holds(ConvCase::new(40, 13, [3, 3]).image(6, 24).padding(1, 1, 1, 1).relu());
+}
+
+#[test]
+fn one_or_two_pixels_of_panels_of_every_width() {
+    for channels in [1, 7, 8, 9, 16, 24, 31, 63, 64, 65, 120] {
+        holds(ConvCase::new(19, channels, [1, 1]).batch(2).image(1, 1).with_bias().with_residual());
+        holds(ConvCase::new(5, channels, [2, 3]).image(2, 4).relu());
+    }
+}
+
+#[test]
 fn even_kernels_and_kernels_as_large_as_the_image() {
     holds(ConvCase::new(5, 7, [2, 4]).image(6, 9).padding(1, 0, 2, 1));
     holds(ConvCase::new(64, 33, [7, 7]).image(7, 7));

