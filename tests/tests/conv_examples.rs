@@ -107,6 +107,11 @@ fn one_or_two_pixels_of_panels_of_every_width() {
         holds(ConvCase::new(19, channels, [1, 1]).batch(2).image(1, 1).with_bias().with_residual());
         holds(ConvCase::new(5, channels, [2, 3]).image(2, 4).relu());
     }
+    // Sums that are continued.
+    for channels in [65, 120] {
+        holds(ConvCase::new(1200, channels, [1, 1]).image(1, 1).with_bias());
+        holds(ConvCase::new(700, channels, [1, 1]).image(1, 2).with_residual());
+    }
 }
 
 #[test]

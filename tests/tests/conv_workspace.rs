@@ -76,9 +76,9 @@ fn a_wide_image_with_a_stride_keeps_to_the_bound() {
 
 #[test]
 fn lines_wide_rows_and_tall_images_keep_to_the_bound() {
-    let sizes = [[1, 5000], [1, 40_000], [5, 9000], [3, 20_000], [40_000, 1]];
+    let sizes = [[1, 5000], [1, 40_000], [5, 9000], [8, 37_000], [40_000, 1]];
     let kernels = [[1, 1], [3, 3], [1, 9], [3, 1]];
-    let channels = [[3, 64], [16, 16], [64, 256], [512, 4], [4, 512]];
+    let channels = [[2, 2], [3, 64], [16, 16], [64, 256], [512, 4], [4, 512]];
     let cases = channels.into_iter().flat_map(|[c, k]| {
         kernels.into_iter().flat_map(move |kernel| {
             sizes.into_iter().flat_map(move |[h, w]| {
@@ -94,4 +94,21 @@ fn lines_wide_rows_and_tall_images_keep_to_the_bound() {
     cases.par_iter().flat_map_iter(|case| [*case, case.nhwc()]).for_each(|case| {
         check("long", &case);
     });
+}
+
+#[test]
+fn gradients_of_large_windows_are_made_in_smaller_blocks_and_not_one_by_one() {
+    let cases = [
+        ConvCase::new(82, 64, [3, 3]).image(97, 97).padding(36, 36, 36, 36).dilation(36, 36),
+        ConvCase::new(768, 32, [1, 1]).image(224, 224).stride(8, 8),
+        ConvCase::new(512, 32, [1, 1]).image(224, 224).stride(16, 16),
+    ];
+    for case in cases {
+        let sizes = case.spec.sizes(case.shape).unwrap();
+        let options = Options { algorithm: Algorithm::Direct, ..Options::default() };
+        let plan = Conv2dBackward::with_options(case.spec, &vec![0.0; sizes.w_len], case.shape, options).unwrap();
+        // Sums of 48 Ki elements are what a block begins with.
+        assert!(plan.workspace_len(case.shape, 1).unwrap() > 100_000, "{case}");
+        check("large windows", &case);
+    }
 }

@@ -130,7 +130,9 @@ pub(super) fn cost(
             let vectors = slide.out_channels.div_ceil(vector) as f64;
             let tiles = pixels.div_ceil(6) as f64;
             // With two whole additions a cycle, 8 chains hide the latency of one.
-            let beside = if wide { panel_vectors as f64 } else { vectors.min(panel_vectors as f64) };
+            // One or two pixels meet several panels at once.
+            let at_once = if pixels <= 2 { 8 / pixels.max(1) } else { panel_vectors };
+            let beside = if wide { panel_vectors as f64 } else { vectors.min(at_once as f64) };
             let per_tile = (pixels as f64 / tiles).max(8.0 / beside);
             // Each element is loaded with its offset; NCHW results are transposed.
             let store = if layout == Layout::Nchw { pixels as f64 * vectors * STORE_OPERATIONS / depth } else { 0.0 };
@@ -155,8 +157,9 @@ const TILE_OPERATIONS: f64 = 120.0;
 /// What a tile's pixels of one phase of a band cost to copy. This and `STORE_OPERATIONS`: fitted to two dozen layers on
 /// one core of Zen 4 with AVX-512, to within 5 %.
 const BAND_OPERATIONS: f64 = 48.0;
-/// How much longer a phase takes to copy whose elements are more than two apart: 96 channels of 11 x 11 x 3 at a stride of 4
-/// run at 85 % of the peak with pixels in the lanes and at 91 % with channels (AVX2 on Zen 4).
+/// How much longer a phase takes to copy whose elements are more than two apart: the least that has 96 channels of
+/// 11 x 11 x 3 at a stride of 4 choose channels in the lanes, which run at 91 % of the peak, and not pixels, which run at
+/// 85 % (AVX2 on Zen 4).
 const STRIDED_COPY: f64 = 2.5;
 /// What a pixel of one phase costs to copy where channels lie in the lanes. Fitted, with the number of chains, to 400
 /// layers of `kernelbench conv --random` with AVX2 on Zen 4: the choice costs 3.5 % over the best of each, and 9 % without.

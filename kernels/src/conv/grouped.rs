@@ -36,7 +36,7 @@ const FEW: usize = 4;
 /// Channels per group beyond this fill the registers of the general engine.
 const MAX_CHANNELS: usize = 32;
 
-/// Rows of targets for which padded rows are made together, at least.
+/// Rows of `dy` that the gradient of the weights copies together, at least, and rows of a tile of targets.
 const ROWS: usize = 4;
 
 fn fits(spec: &Conv2dSpec, sizes: &Sizes, backward: bool) -> bool {
@@ -50,7 +50,7 @@ fn rows_fit(spec: &Conv2dSpec, sizes: &Sizes, channels: usize) -> bool {
     let row = sizes.input[1].max(sizes.output[1]).saturating_add(extent(1).saturating_mul(2));
     // With channels last, rows of dy are copied as well.
     let copies = if spec.layout == Layout::Nhwc { 2 } else { 1 };
-    channels.saturating_mul(copies).saturating_mul(extent(0)).saturating_mul(row) <= SLOT_LIMIT
+    channels.saturating_mul(copies).saturating_mul(extent(0)).saturating_add(ROWS).saturating_mul(row) <= SLOT_LIMIT
 }
 
 /// With fewer than four target channels a group, vectors are shared by fewer products.

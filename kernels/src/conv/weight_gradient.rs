@@ -141,41 +141,51 @@ impl WeightGradient {
                 break;
             }
         }
-        let (panels, channels) = (self.panels().div_ceil(panel_blocks), slide.in_channels.div_ceil(channel_blocks));
-
         let wanted = blocking.gradient_pixels;
-        let whole = grid[0].saturating_mul(columns);
         let mut columns = columns;
+        let whole = grid[0].saturating_mul(columns);
         let (mut rows, images) = match wanted.checked_div(whole) {
             Some(images) if images > 0 => (grid[0].max(1), images.min(shape.batch.max(1))),
             _ => ((wanted / columns).clamp(1, grid[0].max(1)), 1),
         };
-        let mut band = ImageBand::copy(slide, self.layout, channels, rows, columns)?;
-        while rows > 1 && images.saturating_mul(band.len) > blocking.band {
-            rows = rows.div_ceil(2);
-            band = ImageBand::copy(slide, self.layout, channels, rows, columns)?;
+        loop {
+            let (panels, channels) = (self.panels().div_ceil(panel_blocks), slide.in_channels.div_ceil(channel_blocks));
+            let band = ImageBand::copy(slide, self.layout, channels, rows, columns);
+            let cut = band.map(|band| {
+                let images = if rows < grid[0] { 1 } else { images };
+                let pixels = images.saturating_mul(rows).saturating_mul(columns);
+                Cut {
+                    grid,
+                    panel_blocks,
+                    channel_blocks,
+                    rows,
+                    columns,
+                    images,
+                    band,
+                    tasks: self.groups * panel_blocks * channel_blocks,
+                    table_len: channels * taps,
+                    sums_len: (channels * taps * panels * self.panel_len).next_multiple_of(LINE),
+                    dy_len: round_up(pixels.saturating_mul(panels * self.panel_len)),
+                    band_len: round_up(images.saturating_mul(band.len)),
+                }
+            });
+            let near = cut.is_some_and(|cut| cut.band_len <= blocking.band);
+            let fits = cut.is_some_and(|cut| cut.scratch_len() <= SLOT_LIMIT);
+            // What is near is wanted, what fits is a must; a row is cut only where a block has no other.
+            if rows > 1 && !(near && fits) {
+                rows = rows.div_ceil(2);
+            } else if columns > wanted && !near || columns > MAX_ROWS && !fits {
+                columns = columns.div_ceil(2);
+            } else if fits {
+                return cut;
+            } else if channel_blocks < slide.in_channels {
+                channel_blocks = (channel_blocks * 2).min(slide.in_channels);
+            } else if panel_blocks < self.panels() {
+                panel_blocks = (panel_blocks * 2).min(self.panels());
+            } else {
+                return None;
+            }
         }
-        while rows == 1 && columns > wanted && band.len > blocking.band {
-            columns = columns.div_ceil(2);
-            band = ImageBand::copy(slide, self.layout, channels, rows, columns)?;
-        }
-        let images = if rows < grid[0] { 1 } else { images };
-        let pixels = images.saturating_mul(rows).saturating_mul(columns);
-        let cut = Cut {
-            grid,
-            panel_blocks,
-            channel_blocks,
-            rows,
-            columns,
-            images,
-            band,
-            tasks: self.groups * panel_blocks * channel_blocks,
-            table_len: channels * taps,
-            sums_len: (channels * taps * panels * self.panel_len).next_multiple_of(LINE),
-            dy_len: round_up(pixels.saturating_mul(panels * self.panel_len)),
-            band_len: round_up(images.saturating_mul(band.len)),
-        };
-        (cut.scratch_len() <= SLOT_LIMIT).then_some(cut)
     }
 
     /// Scratch of a call, in elements.

@@ -11,14 +11,17 @@
 //! short of work. With four vectors to a panel it is enough as it is.
 
 use super::patches::Lhs;
+use crate::conv::channel_tile::panel_vectors;
 use crate::conv::sums::{load_sums, store_sums};
 use crate::gemm::lhs::{LhsAddress, OffsetLhs, PackedPanel};
 use crate::gemm::micro::multiply;
 use crate::gemm::rhs::RhsAddress;
-use crate::simd::{Job, Simd};
+use crate::simd::{Isa, Job, Simd};
 
 /// Vectors of a panel.
 const PANEL: usize = 2;
+
+const _: () = assert!(panel_vectors(Isa::Avx2) == PANEL && panel_vectors(Isa::Portable) == PANEL);
 
 /// Chains that hide the latency of a fused multiply-add: four cycles, two a cycle.
 const CHAINS: usize = 8;
@@ -42,9 +45,10 @@ struct PanelRows {
 }
 
 impl RhsAddress for PanelRows {
+    /// Panels side by side have no row of one address: only what asks for vectors by [`RhsAddress::load`] takes them.
     #[inline(always)]
-    unsafe fn row(&self, k: usize) -> *const f32 {
-        self.start.wrapping_add(k)
+    unsafe fn row(&self, _: usize) -> *const f32 {
+        unreachable!("the row of several panels")
     }
 
     /// An odd number of vectors ends with a panel of one.
@@ -107,7 +111,8 @@ impl PanelGroup<'_> {
     }
 }
 
-/// A group whose size is known at compile time: `ROWS` pixels and `V` vectors.
+/// A group whose size is known at compile time: `ROWS` pixels and `V` vectors. Whoever makes one vouches for the contract of
+/// [`PanelGroup::multiply`].
 struct Fixed<'a, const ROWS: usize, const V: usize>(PanelGroup<'a>);
 
 impl<const ROWS: usize, const V: usize> Job for Fixed<'_, ROWS, V> {

@@ -12,7 +12,7 @@
 //!
 //! The weights are read once for all pixels of a band, in order, which is what decides for small images with many
 //! channels, and no pixel is computed that is not asked for: 49 pixels are four tiles of 6 and five of 5. The im2col
-//! form packs the tiles of a band first. The sums run in the order of `ic, kh, kw`, as everywhere.
+//! form packs some tiles of a band at a time. The sums run in the order of `ic, kh, kw`, as everywhere.
 //!
 //! Source: M. Dukhan, "The indirect convolution algorithm" (2019).
 
@@ -54,7 +54,7 @@ const LEAST_PANELS: usize = 16;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PixelCut {
     units: Units,
-    /// Tiles of a band that are packed before panels meet them.
+    /// Tiles of a band that are packed before panels meet them: a fourth of what the copy of a row may take.
     packed: usize,
 }
 
@@ -101,7 +101,7 @@ impl ChannelLanes {
         let apart = self.layout == Layout::Nchw && matches!(source, Source::InPlace(_));
         let pixels = grid[0].saturating_mul(grid[1]);
         let scattered = pixels <= FEW_PIXELS || self.slide.stride[1] > 1;
-        // A task packs a unit at least: a row, however long.
+        // Longer rows are not worth a copy: their pixels share lines with each other.
         let fits = depth.saturating_mul(unit) <= self.blocking.band_limit;
         narrow
             && apart
@@ -233,7 +233,7 @@ impl Engine for ChannelLanes {
             other => other,
         };
         let pixels = band_units.saturating_mul(unit);
-        let packed = (blocking.band_limit / depth.saturating_mul(MAX_ROWS).max(1)).max(1);
+        let packed = (blocking.band_limit / 4 / depth.saturating_mul(MAX_ROWS).max(1)).max(1);
         let packed_pixels = pixels.min(packed.saturating_mul(MAX_ROWS));
         Cut {
             grid,

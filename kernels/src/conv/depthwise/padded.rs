@@ -9,7 +9,6 @@
 //! Where the targets of a tile are not neighbours in memory (channels last, or columns that belong to several
 //! phases), tiles go to scratch too and are put in their places from there.
 
-use super::axis::Axis;
 use super::finish::Finish;
 use super::rows::{Channel, RowLayout, SPARE, fill};
 use super::tiles::{Tile, compute};
@@ -77,13 +76,6 @@ pub(super) fn run(windows: &Windows, call: &mut WindowsCall<'_>, seconds: f64) {
     });
 }
 
-/// Rows of a band, at least, of which each takes `len` elements in all planes: enough that few of them are copied twice,
-/// unless they are so long that a slot's scratch memory has no room for them.
-pub(super) fn least_band(rows: &Axis, len: usize) -> usize {
-    let least = MIN_BAND.max(rows.reach);
-    if rows.positions(least).saturating_mul(len) <= SLOT_LIMIT { least } else { 1 }
-}
-
 impl Windows {
     /// Whether tiles can be written where their targets belong.
     fn writes_in_place(&self) -> bool {
@@ -94,15 +86,20 @@ impl Windows {
         let [rows, columns] = [self.rows.max_count(target_size[0]), self.columns.max_count(target_size[1])];
         let row_layout = RowLayout::new(&self.columns, columns);
         let fit = (BAND_LEN / self.planes).checked_div(row_layout.row_len).unwrap_or(0);
-        let least = least_band(&self.rows, row_layout.row_len.saturating_mul(self.planes));
-        let band = (fit.saturating_sub(self.rows.reach + 1) / self.rows.step + 1).max(least);
-        let bands = rows.div_ceil(band);
-        let band = rows.div_ceil(bands.max(1));
-        let plane_len = self.rows.positions(band).saturating_mul(row_layout.row_len);
+        let fit = (fit.saturating_sub(self.rows.reach + 1) / self.rows.step + 1).max(MIN_BAND).max(self.rows.reach);
         let tile_row = columns.max(SPARE);
-        let tile_len = if self.writes_in_place() { 0 } else { tile_row.saturating_mul(band).saturating_mul(MAX_BLOCK) };
-        let slot_len = plane_len.saturating_mul(self.planes).saturating_add(SPARE).saturating_add(tile_len);
-        let slot_len = slot_len.div_ceil(LINE).saturating_mul(LINE);
+        let lens = |band: usize| {
+            let plane_len = self.rows.positions(band).saturating_mul(row_layout.row_len);
+            let tile_len =
+                if self.writes_in_place() { 0 } else { tile_row.saturating_mul(band).saturating_mul(MAX_BLOCK) };
+            let slot_len = plane_len.saturating_mul(self.planes).saturating_add(SPARE).saturating_add(tile_len);
+            (plane_len, slot_len.div_ceil(LINE).saturating_mul(LINE))
+        };
+        let bands = rows.div_ceil(fit);
+        // Rows so long that a slot has no room for several come one by one.
+        let bands = if lens(rows.div_ceil(bands.max(1))).1 <= SLOT_LIMIT { bands } else { rows };
+        let band = rows.div_ceil(bands.max(1));
+        let (plane_len, slot_len) = lens(band);
         Frame { row_layout, band, bands, plane_len, tile_row, slot_len }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! Rows of x count from the first that a window meets, padding included.
 //!
-//! All nine sums stay in registers over the rows that meet all of their rows of dy, which are most; at the upper and the
+//! All nine sums stay in registers over the rows that meet all of their rows of dy; at the upper and the
 //! lower edge they are in memory, so that the rows in between are a loop without a branch: with the conditions inside,
 //! 16 registers were too few. They have the order of [`products`](super::products).
 
@@ -84,7 +84,7 @@ impl<const STEP: usize> SmallProducts<STEP> {
         // SAFETY: passed on.
         unsafe {
             if self.source.has_row(r * STEP) {
-                let x = self.source.row::<S, false>(simd, r * STEP, c, masks);
+                let x = self.source.row_inside(simd, r * STEP, c, Some(masks));
                 if r < height {
                     self.add(simd, 0, x, r, c);
                 }
@@ -96,7 +96,7 @@ impl<const STEP: usize> SmallProducts<STEP> {
                 }
             }
             if STEP == 2 && r < height && self.source.has_row(2 * r + 1) {
-                let x = self.source.row::<S, false>(simd, 2 * r + 1, c, masks);
+                let x = self.source.row_inside(simd, 2 * r + 1, c, Some(masks));
                 self.add(simd, 1, x, r, c);
             }
         }

@@ -15,12 +15,12 @@
 //! again by definition, without the taps that fall into the padding.
 
 use super::axis::Axis;
-use super::padded::least_band;
 use super::products::{Products, ROW_BLOCK, Tiles};
 use super::rows::{Channel, RowLayout, SPARE};
 use super::small_products::SmallProducts;
 use super::source::Source;
 use crate::conv::algorithm::BackwardWeightsCall;
+use crate::conv::blocking::SLOT_LIMIT;
 use crate::conv::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
@@ -31,6 +31,9 @@ pub(super) const LANES: usize = 16;
 
 /// Padded rows of a band, in floats; with the rows of `dy` they stay in 32 KiB of L1.
 const BAND_LEN: usize = 4096;
+
+/// Rows of `dy` in a band, at least.
+const MIN_BAND: usize = 8;
 
 /// With fewer groups than this the batch is cut too, so that threads have work.
 const MANY_GROUPS: usize = 16;
@@ -106,19 +109,23 @@ impl WeightGradient {
         let row_layout = RowLayout::new(&self.columns, width);
         let dy_layout = RowLayout::new(&self.identity, width);
         let fit = BAND_LEN / self.planes / row_layout.row_len;
-        let least = least_band(&self.rows, row_layout.row_len.saturating_mul(self.planes));
-        let band = (fit.saturating_sub(self.rows.reach + 1) / self.rows.step + 1).max(least);
-        // Whole blocks of rows in all bands but the last, so that the order of a sum does not depend on the band.
-        let band = band.next_multiple_of(ROW_BLOCK);
-        let bands = height.div_ceil(band);
-        let plane_len = self.rows.positions(band.min(height)).saturating_mul(row_layout.row_len);
-        let dy_len = if self.layout == Layout::Nhwc {
-            dy_layout.row_len.saturating_mul(band.min(height)).saturating_mul(self.outs)
-        } else {
-            0
+        let wanted = (fit.saturating_sub(self.rows.reach + 1) / self.rows.step + 1).max(MIN_BAND).max(self.rows.reach);
+        let lens = |band: usize| {
+            let plane_len = self.rows.positions(band.min(height)).saturating_mul(row_layout.row_len);
+            let dy_len = if self.layout == Layout::Nhwc {
+                dy_layout.row_len.saturating_mul(band.min(height)).saturating_mul(self.outs)
+            } else {
+                0
+            };
+            (plane_len, plane_len.saturating_mul(self.planes).saturating_add(SPARE).saturating_add(dy_len))
         };
+        // Whole blocks of rows in all bands but the last, so that the order of a sum does not depend on the band. Rows so
+        // long that a slot has no room for more come in single blocks.
+        let wanted = wanted.next_multiple_of(ROW_BLOCK);
+        let band = if lens(wanted).1 <= SLOT_LIMIT { wanted } else { ROW_BLOCK };
+        let bands = height.div_ceil(band);
+        let (plane_len, padded_len) = lens(band);
         let lanes_len = self.planes * self.outs * self.taps * LANES;
-        let padded_len = plane_len.saturating_mul(self.planes).saturating_add(SPARE).saturating_add(dy_len);
         let padded_len = if self.plane_by_plane() { 0 } else { padded_len };
         let slot_len = padded_len.saturating_add(lanes_len).div_ceil(LINE).saturating_mul(LINE);
         let pieces = self.pieces(shape.batch);

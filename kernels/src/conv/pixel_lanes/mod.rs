@@ -254,7 +254,7 @@ impl Engine for PixelLanes {
         let shared = if packs { 1 } else { slide.extra[1] + 1 };
         let strip_tiles = (blocking.strip.saturating_mul(shared) / (depth * tile_pixels).max(1)).clamp(1, MAX_STRIP);
         let strip_tiles = match rows {
-            // Strips end where rows end.
+            // Strips end where rows end, or pairs of them.
             TileRows::Aligned { tiles, .. } | TileRows::Paired { vectors: tiles, .. } => {
                 tiles.div_ceil(tiles.div_ceil(strip_tiles).max(1)).max(1)
             }

@@ -23,9 +23,9 @@ const BROKEN_PART: usize = 32;
 /// on Zen 4).
 pub(super) const BROKEN_LANES: usize = 16;
 
-/// Products of a sum from which on rows are paired: results of a pair take the way through memory, and of 12 chains that
-/// become 6 where a tile has but one vector, a third waits for the latency of the others. 96 channels of 11 x 11 x 3 in
-/// rows of 54 gain 4 % (AVX2 on Zen 4).
+/// Products of a sum from which on rows are paired. Of a tile of one vector, 6 chains take four cycles a step, not three, so
+/// a pair saves two cycles a step; its results take the way through memory, [`FINISH_STEPS`] steps of six cycles: even at 72,
+/// and worth its while at some more. 96 channels of 11 x 11 x 3 in rows of 54 gain 4 % (AVX2 on Zen 4).
 const PAIRED_DEPTH: usize = 128;
 
 /// How tiles follow the rows of a band.
