@@ -63,7 +63,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Runs a job in a function of its own that is compiled for this instruction set.
     ///
     /// What is inlined into one function is optimised as a whole, in more than linear time, so a body with dozens of
-    /// tiles inside takes minutes to compile. A call costs a few nanoseconds; a tile runs for hundreds.
+    /// tiles inside takes minutes to compile. A call costs a few nanoseconds; a tile runs for hundreds. A small job that
+    /// is called once may be inlined all the same: Rust 1.95 passes `inline(never)` on only where the function that calls,
+    /// before anything is inlined, has the same features.
     fn call<J: Job>(self, job: J) -> J::Output;
 
     /// All lanes `x`.
