@@ -79,18 +79,20 @@ fn lines_wide_rows_and_tall_images_keep_to_the_bound() {
     let sizes = [[1, 5000], [1, 40_000], [5, 9000], [8, 37_000], [40_000, 1]];
     let kernels = [[1, 1], [3, 3], [1, 9], [3, 1]];
     let channels = [[2, 2], [3, 64], [16, 16], [64, 256], [512, 4], [4, 512]];
-    let cases = channels.into_iter().flat_map(|[c, k]| {
-        kernels.into_iter().flat_map(move |kernel| {
-            sizes.into_iter().flat_map(move |[h, w]| {
-                let [down, along] = kernel.map(|taps| taps / 2);
-                [1, 3].map(|stride| {
-                    let case = ConvCase::new(c, k, kernel).image(h, w).stride(stride.min(h), stride.min(w));
-                    case.padding(down, down, along, along)
+    let cases: Vec<_> = channels
+        .into_iter()
+        .flat_map(|[c, k]| {
+            kernels.into_iter().flat_map(move |kernel| {
+                sizes.into_iter().flat_map(move |[h, w]| {
+                    let [down, along] = kernel.map(|taps| taps / 2);
+                    [1, 3].map(|stride| {
+                        let case = ConvCase::new(c, k, kernel).image(h, w).stride(stride.min(h), stride.min(w));
+                        case.padding(down, down, along, along)
+                    })
                 })
             })
         })
-    });
-    let cases: Vec<_> = cases.collect();
+        .collect();
     cases.par_iter().flat_map_iter(|case| [*case, case.nhwc()]).for_each(|case| {
         check("long", &case);
     });

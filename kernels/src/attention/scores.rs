@@ -322,8 +322,8 @@ pub(super) const MAX_LANES: usize = 16;
 
 const _: () = assert!(MAX_PANEL.is_multiple_of(MAX_LANES));
 
-/// `scores = exp2((scores - shift) * factor)` over `at..end`, from a multiple of 16 on whole vectors, in each row of a tile,
-/// and their sums in 16 lanes on top of `sums * rescale`.
+/// `scores = exp2((scores - shift) * factor)` over `at..end`, from a multiple of 16 on whole vectors, in each row of a
+/// tile, and their sums in 16 lanes on top of `sums * rescale`.
 ///
 /// Whoever makes one vouches that the scores and 16 sums of each of `rows` rows are readable and writable.
 pub(super) struct Exponentials {
@@ -365,8 +365,8 @@ impl Job for Exponentials {
     }
 }
 
-/// `row = exp2((row - shift) * factor)` over `at..end`, from a multiple of 16 on whole vectors, added to the sums of 16 lanes. Where no more is
-/// seen within the last 16, what those lanes would add is +0.
+/// `row = exp2((row - shift) * factor)` over `at..end`, from a multiple of 16 on whole vectors, added to the sums of 16
+/// lanes. Where no more is seen within the last 16, what those lanes would add is +0.
 ///
 /// # Safety
 /// - These scores are readable and writable.

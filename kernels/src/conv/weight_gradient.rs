@@ -124,7 +124,7 @@ impl WeightGradient {
     fn cut(&self, shape: Shape, sizes: &Sizes, threads: usize) -> Option<Cut> {
         let (slide, blocking) = (&self.slide, &self.blocking);
         let grid = sizes.output;
-        let columns = grid[1].max(1);
+        let mut columns = grid[1].max(1);
         let taps = slide.taps.len();
         // A task's sums and its copies of dy and of the image should share the second-level cache.
         let mut panel_blocks = self.panels().div_ceil((64 / self.panel_len).max(1)).max(1);
@@ -142,7 +142,6 @@ impl WeightGradient {
             }
         }
         let wanted = blocking.gradient_pixels;
-        let mut columns = columns;
         let whole = grid[0].saturating_mul(columns);
         let (mut rows, images) = match wanted.checked_div(whole) {
             Some(images) if images > 0 => (grid[0].max(1), images.min(shape.batch.max(1))),

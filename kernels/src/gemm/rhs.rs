@@ -159,28 +159,37 @@ pub(crate) struct ScatteredRhs<const VECTORS: usize> {
     pub offsets: *const usize,
 }
 
+impl<const VECTORS: usize> ScatteredRhs<VECTORS> {
+    /// Where vector `v` of row `k` starts.
+    ///
+    /// # Safety
+    /// - As for [`RhsAddress::row`].
+    #[inline(always)]
+    unsafe fn vector(&self, v: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.starts[v].add(*self.offsets.add(k)) }
+    }
+}
+
 impl<const VECTORS: usize> RhsAddress for ScatteredRhs<VECTORS> {
     #[inline(always)]
     unsafe fn row(&self, k: usize) -> *const f32 {
         // SAFETY: the caller's contract.
-        unsafe { self.starts[0].add(*self.offsets.add(k)) }
+        unsafe { self.vector(0, k) }
     }
 
     #[inline(always)]
     unsafe fn load<S: Simd, const NV: usize>(&self, simd: S, k: usize) -> [S::F; NV] {
         let mut row = [simd.zero(); NV];
-        // SAFETY: the caller's contract.
-        unsafe {
-            let offset = *self.offsets.add(k);
-            for v in 0..NV {
-                row[v] = simd.load(self.starts[v].add(offset));
-            }
+        for v in 0..NV {
+            // SAFETY: the caller's contract.
+            row[v] = unsafe { simd.load(self.vector(v, k)) };
         }
         row
     }
 }
 
-/// Rows as those of [`OffsetRhs`], some vectors of which are in two pieces: pixels up to the end of a line of the
+/// Rows as those of [`ScatteredRhs`], some vectors of which are in two pieces: pixels up to the end of a line of the
 /// image, and on from the start of the next. A second load costs nothing where a step waits for its multiplications.
 ///
 /// ```text
@@ -192,29 +201,27 @@ impl<const VECTORS: usize> RhsAddress for ScatteredRhs<VECTORS> {
 /// many `gap` floats behind it, at each offset.
 #[derive(Clone, Copy)]
 pub(crate) struct BrokenRhs<const VECTORS: usize> {
-    /// Where each vector starts.
-    pub starts: [*const f32; VECTORS],
+    /// The first pieces.
+    pub first: ScatteredRhs<VECTORS>,
     /// Lanes of each vector before the gap.
     pub kept: [usize; VECTORS],
     pub gap: usize,
-    pub offsets: *const usize,
 }
 
 impl<const VECTORS: usize> RhsAddress for BrokenRhs<VECTORS> {
     #[inline(always)]
     unsafe fn row(&self, k: usize) -> *const f32 {
         // SAFETY: the caller's contract.
-        unsafe { self.starts[0].add(*self.offsets.add(k)) }
+        unsafe { self.first.row(k) }
     }
 
     #[inline(always)]
     unsafe fn load<S: Simd, const NV: usize>(&self, simd: S, k: usize) -> [S::F; NV] {
         let mut row = [simd.zero(); NV];
-        // SAFETY: the promise of the maker, for both pieces.
-        unsafe {
-            let offset = *self.offsets.add(k);
-            for v in 0..NV {
-                let from = self.starts[v].add(offset);
+        for v in 0..NV {
+            // SAFETY: the promise of the maker, for both pieces.
+            unsafe {
+                let from = self.first.vector(v, k);
                 let (before, behind) = (simd.load(from), simd.load(from.add(self.gap)));
                 row[v] = simd.select(simd.mask_first(self.kept[v]), before, behind);
             }

@@ -12,9 +12,6 @@
 
 use super::patches::Lhs;
 use crate::conv::channel_tile::panel_vectors;
-use crate::conv::sums::{load_sums, store_sums};
-use crate::gemm::lhs::{LhsAddress, OffsetLhs, PackedPanel};
-use crate::gemm::micro::multiply;
 use crate::gemm::rhs::RhsAddress;
 use crate::simd::{Isa, Job, Simd};
 
@@ -111,8 +108,8 @@ impl PanelGroup<'_> {
     }
 }
 
-/// A group whose size is known at compile time: `ROWS` pixels and `V` vectors. Whoever makes one vouches for the contract of
-/// [`PanelGroup::multiply`].
+/// A group whose size is known at compile time: `ROWS` pixels and `V` vectors. Whoever makes one vouches for the contract
+/// of [`PanelGroup::multiply`].
 struct Fixed<'a, const ROWS: usize, const V: usize>(PanelGroup<'a>);
 
 impl<const ROWS: usize, const V: usize> Job for Fixed<'_, ROWS, V> {
@@ -124,53 +121,24 @@ impl<const ROWS: usize, const V: usize> Job for Fixed<'_, ROWS, V> {
         if const { S::REGISTERS >= 32 } {
             return;
         }
-        let PanelGroup { lhs, rhs, rhs_step, last, depth, .. } = self.0;
+        let PanelGroup { lhs, rhs, rhs_step, last, depth, sums, sums_step, first } = self.0;
         let rhs = PanelRows { start: rhs, step: rhs_step, last };
+        let at = |i: usize, v: usize| {
+            let width = PANEL.min(V - v / PANEL * PANEL);
+            sums.wrapping_add(v / PANEL * sums_step + (i * width + v % PANEL) * S::LANES)
+        };
+        let mut acc = [[simd.zero(); V]; ROWS];
         // SAFETY: the contract of `PanelGroup::multiply`.
         unsafe {
-            match lhs {
-                Lhs::Packed(panel) => self.add(simd, PackedPanel::<ROWS>(panel), rhs, depth),
-                Lhs::Windows(windows, offsets) => {
-                    let mut rows = [windows[0]; ROWS];
-                    rows.copy_from_slice(&windows[..ROWS]);
-                    self.add(simd, OffsetLhs { rows, offsets }, rhs, depth);
+            for i in 0..if first { 0 } else { ROWS } {
+                for v in 0..V {
+                    acc[i][v] = simd.load(at(i, v));
                 }
             }
-        }
-    }
-}
-
-impl<const ROWS: usize, const V: usize> Fixed<'_, ROWS, V> {
-    /// # Safety
-    /// - As for [`PanelGroup::multiply`].
-    #[inline(always)]
-    unsafe fn add<S: Simd>(self, simd: S, lhs: impl LhsAddress, rhs: PanelRows, depth: usize) {
-        let PanelGroup { sums, sums_step, first, .. } = self.0;
-        let mut acc = [[simd.zero(); V]; ROWS];
-        let panel = |v: usize| sums.wrapping_add(v / PANEL * sums_step);
-        // SAFETY: the caller's contract.
-        unsafe {
-            if !first {
-                for v in (0..V).step_by(PANEL) {
-                    if v + 1 < V {
-                        let pair: [[S::F; PANEL]; ROWS] = load_sums(simd, panel(v), PANEL * S::LANES);
-                        for i in 0..ROWS {
-                            [acc[i][v], acc[i][v + 1]] = pair[i];
-                        }
-                    } else {
-                        let one: [[S::F; 1]; ROWS] = load_sums(simd, panel(v), S::LANES);
-                        for i in 0..ROWS {
-                            [acc[i][v]] = one[i];
-                        }
-                    }
-                }
-            }
-            multiply(simd, &mut acc, lhs, rhs, depth);
-            for v in (0..V).step_by(PANEL) {
-                if v + 1 < V {
-                    store_sums(simd, &acc.map(|row| [row[v], row[v + 1]]), panel(v), PANEL * S::LANES);
-                } else {
-                    store_sums(simd, &acc.map(|row| [row[v]]), panel(v), S::LANES);
+            lhs.multiply(simd, &mut acc, rhs, depth);
+            for i in 0..ROWS {
+                for v in 0..V {
+                    simd.store(at(i, v), acc[i][v]);
                 }
             }
         }

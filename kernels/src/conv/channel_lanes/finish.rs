@@ -2,6 +2,7 @@
 
 use super::{ChannelLanes, Context};
 use crate::activation::apply;
+use crate::conv::spec::Layout;
 use crate::simd::Simd;
 
 /// Pixels that are transposed before any of them is written: a few cache lines of each channel's plane.
@@ -30,12 +31,28 @@ impl Finish<'_> {
         at(0, row) * self.context.out_size[1] + at(1, column)
     }
 
-    /// NHWC: each pixel's channels are neighbours.
+    /// Writes the results of `pixels` pixels.
     ///
     /// # Safety
     /// - `sums` holds `pixels` rows of `row_len`; the pixels and channels of the output are this task's.
     #[inline(always)]
-    pub unsafe fn pixels<S: Simd>(&self, simd: S, sums: *const f32, pixels: usize) {
+    pub unsafe fn write<S: Simd>(&self, simd: S, sums: *const f32, pixels: usize) {
+        // SAFETY: passed on.
+        unsafe {
+            match self.context.plan.layout {
+                Layout::Nchw if self.context.out_size != [1, 1] => self.transposed(simd, sums, pixels),
+                // Planes of a single result lie as channels do.
+                _ => self.pixels(simd, sums, pixels),
+            }
+        }
+    }
+
+    /// NHWC: each pixel's channels are neighbours.
+    ///
+    /// # Safety
+    /// - As for [`Finish::write`].
+    #[inline(always)]
+    unsafe fn pixels<S: Simd>(&self, simd: S, sums: *const f32, pixels: usize) {
         let context = self.context;
         let plane = context.out_size[0] * context.out_size[1];
         let channels = context.plan.slide.out_channels * context.plan.groups;
@@ -64,9 +81,9 @@ impl Finish<'_> {
     /// NCHW: each channel's pixels are neighbours.
     ///
     /// # Safety
-    /// - As for [`Finish::pixels`].
+    /// - As for [`Finish::write`].
     #[inline(always)]
-    pub unsafe fn transposed<S: Simd>(&self, simd: S, sums: *const f32, pixels: usize) {
+    unsafe fn transposed<S: Simd>(&self, simd: S, sums: *const f32, pixels: usize) {
         let context = self.context;
         let slide = &context.plan.slide;
         let plane = context.out_size[0] * context.out_size[1];

@@ -406,15 +406,7 @@ impl Job for Task<'_> {
                         let channels = (slide.out_channels - panel * plan.panel_len).min(plan.panel_len);
                         let finish = Finish { context, n, first_pixel, oc, channels, row_len: plan.row_len(panel) };
                         // SAFETY: the panel's sums are complete, and its channels and pixels are this task's.
-                        unsafe {
-                            match plan.layout {
-                                Layout::Nchw if context.out_size != [1, 1] => {
-                                    finish.transposed(simd, panel_sums(panel), pixels);
-                                }
-                                // A single result in each plane: channels are neighbours.
-                                _ => finish.pixels(simd, panel_sums(panel), pixels),
-                            }
-                        }
+                        unsafe { finish.write(simd, panel_sums(panel), pixels) };
                         laps.lap(Stage::Epilogue);
                     }
                 }

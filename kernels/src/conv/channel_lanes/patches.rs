@@ -3,7 +3,7 @@
 use crate::conv::channel_tile::{MAX_ROWS, Products};
 use crate::gemm::lhs::{OffsetLhs, PackedPanel};
 use crate::gemm::micro::multiply;
-use crate::gemm::rhs::StridedRhs;
+use crate::gemm::rhs::{RhsAddress, StridedRhs};
 use crate::simd::{Job, Simd};
 
 /// The left-hand side of a tile.
@@ -11,6 +11,33 @@ use crate::simd::{Job, Simd};
 pub(super) enum Lhs<'a> {
     Packed(*const f32),
     Windows(&'a [*const f32; MAX_ROWS], *const usize),
+}
+
+impl Lhs<'_> {
+    /// [`multiply`] with these rows.
+    ///
+    /// # Safety
+    /// - They are readable for `ROWS` rows and `depth` columns; that of [`multiply`] for `rhs`.
+    #[inline(always)]
+    pub unsafe fn multiply<S: Simd, const ROWS: usize, const V: usize>(
+        self,
+        simd: S,
+        acc: &mut [[S::F; V]; ROWS],
+        rhs: impl RhsAddress,
+        depth: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            match self {
+                Self::Packed(panel) => multiply(simd, acc, PackedPanel::<ROWS>(panel), rhs, depth),
+                Self::Windows(windows, offsets) => {
+                    let mut rows = [windows[0]; ROWS];
+                    rows.copy_from_slice(&windows[..ROWS]);
+                    multiply(simd, acc, OffsetLhs { rows, offsets }, rhs, depth);
+                }
+            }
+        }
+    }
 }
 
 /// The patches of a tile's pixels times a panel.
@@ -26,19 +53,9 @@ pub(super) struct Patches<'a> {
 impl Products for Patches<'_> {
     #[inline(always)]
     unsafe fn add_to<S: Simd, const ROWS: usize, const V: usize>(self, simd: S, acc: &mut [[S::F; V]; ROWS]) {
-        let Self { lhs, rhs, depth } = self;
-        let rhs = StridedRhs { start: rhs, row_stride: (V * S::LANES) as isize };
+        let rhs = StridedRhs { start: self.rhs, row_stride: (V * S::LANES) as isize };
         // SAFETY: what the fields promise.
-        unsafe {
-            match lhs {
-                Lhs::Packed(panel) => multiply(simd, acc, PackedPanel::<ROWS>(panel), rhs, depth),
-                Lhs::Windows(windows, offsets) => {
-                    let mut rows = [windows[0]; ROWS];
-                    rows.copy_from_slice(&windows[..ROWS]);
-                    multiply(simd, acc, OffsetLhs { rows, offsets }, rhs, depth);
-                }
-            }
-        }
+        unsafe { self.lhs.multiply(simd, acc, rhs, self.depth) }
     }
 }
 

@@ -116,7 +116,7 @@ impl Tile<'_> {
     unsafe fn run<S: Simd, const STEP: usize, const H: usize, const K: usize>(&self, simd: S) {
         // SAFETY: the caller's contract.
         unsafe {
-            let mut acc = self.load(simd);
+            let mut acc = self.lanes().load(simd);
             let [mut r, end] = self.rows;
             while r + ROW_BLOCK <= end {
                 self.block::<S, STEP, H, K, ROW_BLOCK>(simd, r, &mut acc);
@@ -126,41 +126,16 @@ impl Tile<'_> {
                 self.block::<S, STEP, H, K, 1>(simd, r, &mut acc);
                 r += 1;
             }
-            self.store(simd, &acc);
+            self.lanes().store(simd, &acc);
         }
     }
 
-    /// Where the lanes of a tap are.
+    /// Where the lanes of the taps are.
     #[inline(always)]
-    fn lanes(&self, h: usize, k: usize) -> *mut f32 {
-        let tap = (self.kh + h) * self.taps[1].count + self.kw + k;
-        self.products.lanes.wrapping_add(tap * LANES + self.lane)
-    }
-
-    /// # Safety
-    /// - The `H` x `K` taps have lanes.
-    #[inline(always)]
-    unsafe fn load<S: Simd, const H: usize, const K: usize>(&self, simd: S) -> [[S::F; K]; H] {
-        let mut acc = [[simd.zero(); K]; H];
-        for h in 0..H {
-            for k in 0..K {
-                // SAFETY: the caller's contract.
-                acc[h][k] = unsafe { simd.load(self.lanes(h, k)) };
-            }
-        }
-        acc
-    }
-
-    /// # Safety
-    /// - As for [`Tile::load`].
-    #[inline(always)]
-    unsafe fn store<S: Simd, const H: usize, const K: usize>(&self, simd: S, acc: &[[S::F; K]; H]) {
-        for h in 0..H {
-            for k in 0..K {
-                // SAFETY: the caller's contract.
-                unsafe { simd.store(self.lanes(h, k), acc[h][k]) };
-            }
-        }
+    fn lanes(&self) -> TapLanes {
+        let columns = self.taps[1].count;
+        let first = self.kh * columns + self.kw;
+        TapLanes { start: self.products.lanes.wrapping_add(first * LANES + self.lane), columns }
     }
 
     /// The rows `r .. r + R`.
@@ -190,7 +165,7 @@ impl Tile<'_> {
             // SAFETY: columns of dy, and lanes that are columns of x; the tile's lanes.
             unsafe {
                 if steps > 0 {
-                    self.store(simd, acc);
+                    self.lanes().store(simd, acc);
                     simd.call(Run::<STEP, H, K, R> {
                         x: x.offset(first_row * size[1] as isize + at),
                         x_stride: stride * size[1],
@@ -198,10 +173,9 @@ impl Tile<'_> {
                         dy: dy.add(r * width + c),
                         width,
                         steps,
-                        lanes: self.lanes(0, 0),
-                        tap_columns: self.taps[1].count,
+                        lanes: self.lanes(),
                     });
-                    *acc = self.load(simd);
+                    *acc = self.lanes().load(simd);
                     c += steps * LANES;
                     continue;
                 }
@@ -218,6 +192,43 @@ impl Tile<'_> {
     }
 }
 
+/// A vector of the lanes of some taps.
+#[derive(Clone, Copy)]
+struct TapLanes {
+    /// Those of the first.
+    start: *mut f32,
+    /// Taps of a row of them.
+    columns: usize,
+}
+
+impl TapLanes {
+    /// # Safety
+    /// - The `H` x `K` taps have lanes.
+    #[inline(always)]
+    unsafe fn load<S: Simd, const H: usize, const K: usize>(self, simd: S) -> [[S::F; K]; H] {
+        let mut acc = [[simd.zero(); K]; H];
+        for h in 0..H {
+            for k in 0..K {
+                // SAFETY: the caller's contract.
+                acc[h][k] = unsafe { simd.load(self.start.add((h * self.columns + k) * LANES)) };
+            }
+        }
+        acc
+    }
+
+    /// # Safety
+    /// - As for [`TapLanes::load`].
+    #[inline(always)]
+    unsafe fn store<S: Simd, const H: usize, const K: usize>(self, simd: S, acc: &[[S::F; K]; H]) {
+        for h in 0..H {
+            for k in 0..K {
+                // SAFETY: the caller's contract.
+                unsafe { simd.store(self.start.add((h * self.columns + k) * LANES), acc[h][k]) };
+            }
+        }
+    }
+}
+
 /// The rows of a block over some steps of columns, all of whose products lie inside of the planes. A function of its own,
 /// which holds nothing but the taps.
 ///
@@ -230,8 +241,7 @@ struct Run<const STEP: usize, const H: usize, const K: usize, const R: usize> {
     dy: *const f32,
     width: usize,
     steps: usize,
-    lanes: *mut f32,
-    tap_columns: usize,
+    lanes: TapLanes,
 }
 
 impl<const STEP: usize, const H: usize, const K: usize, const R: usize> Job for Run<STEP, H, K, R> {
@@ -239,15 +249,10 @@ impl<const STEP: usize, const H: usize, const K: usize, const R: usize> Job for 
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { x, x_stride, pitch, dy, width, steps, lanes, tap_columns } = self;
+        let Self { x, x_stride, pitch, dy, width, steps, lanes } = self;
         // SAFETY: the maker's promise.
         unsafe {
-            let mut acc = [[simd.zero(); K]; H];
-            for h in 0..H {
-                for k in 0..K {
-                    acc[h][k] = simd.load(lanes.add((h * tap_columns + k) * LANES));
-                }
-            }
+            let mut acc = lanes.load(simd);
             for step in 0..steps {
                 let mut d = [simd.zero(); R];
                 for q in 0..R {
@@ -259,11 +264,7 @@ impl<const STEP: usize, const H: usize, const K: usize, const R: usize> Job for 
                     add_row::<S, STEP, H, K, R>(simd, i, &x, &d, &mut acc);
                 }
             }
-            for h in 0..H {
-                for k in 0..K {
-                    simd.store(lanes.add((h * tap_columns + k) * LANES), acc[h][k]);
-                }
-            }
+            lanes.store(simd, &acc);
         }
     }
 }

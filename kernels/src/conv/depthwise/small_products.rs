@@ -62,7 +62,7 @@ impl<const STEP: usize> Job for SmallProducts<STEP> {
                         image.edge(simd, r, c, &masks);
                     }
                     if first < end {
-                        simd.call(Inner { image, rows: [first, end], c });
+                        image.inner(simd, [first, end], c, &masks);
                     }
                     for r in end..all {
                         image.edge(simd, r, c, &masks);
@@ -102,6 +102,41 @@ impl<const STEP: usize> SmallProducts<STEP> {
         }
     }
 
+    /// Adds the products of rows `first .. end`, all of which are rows of x and meet rows of dy with each of their taps.
+    ///
+    /// # Safety
+    /// - The contract of the job.
+    #[inline(always)]
+    unsafe fn inner<S: Simd>(&self, simd: S, [first, end]: [usize; 2], c: usize, masks: &Masks<S>) {
+        let &Self { source, sums, lanes, .. } = self;
+        let mut acc = [simd.zero(); 9];
+        // SAFETY: passed on.
+        unsafe {
+            for tap in 0..9 {
+                acc[tap] = simd.load(sums.add(tap * lanes + c));
+            }
+            let mut d1 = self.dy_row(simd, first - 1, c);
+            let mut d2 = self.dy_row(simd, first - 2 / STEP, c);
+            for r in first..end {
+                let d = self.dy_row(simd, r, c);
+                let x = source.row_inside(simd, r * STEP, c, Some(masks));
+                add(simd, &mut acc, 0, x, d);
+                if STEP == 1 {
+                    add(simd, &mut acc, 1, x, d1);
+                    add(simd, &mut acc, 2, x, d2);
+                } else {
+                    add(simd, &mut acc, 2, x, d1);
+                    let x = source.row_inside(simd, 2 * r + 1, c, Some(masks));
+                    add(simd, &mut acc, 1, x, d);
+                }
+                (d1, d2) = (d, d1);
+            }
+            for tap in 0..9 {
+                simd.store(sums.add(tap * lanes + c), acc[tap]);
+            }
+        }
+    }
+
     /// Adds the products of a row of x and row `r` of dy to the sums of tap row `h`.
     ///
     /// # Safety
@@ -127,50 +162,6 @@ impl<const STEP: usize> SmallProducts<STEP> {
         let width = self.size[1];
         // SAFETY: passed on.
         unsafe { simd.load_first(self.dy.add(r * width + c), width - c) }
-    }
-}
-
-/// Rows `rows[0] .. rows[1]` of one image, all of which are rows of x and meet rows of dy with each of their taps.
-struct Inner<const STEP: usize> {
-    image: SmallProducts<STEP>,
-    rows: [usize; 2],
-    c: usize,
-}
-
-impl<const STEP: usize> Job for Inner<STEP> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { image, rows: [first, end], c } = self;
-        let SmallProducts { source, sums, lanes, .. } = image;
-        let masks = source.masks(simd, c);
-        let mut acc = [simd.zero(); 9];
-        // SAFETY: the maker's promise.
-        unsafe {
-            for tap in 0..9 {
-                acc[tap] = simd.load(sums.add(tap * lanes + c));
-            }
-            let mut d1 = image.dy_row(simd, first - 1, c);
-            let mut d2 = image.dy_row(simd, first - 2 / STEP, c);
-            for r in first..end {
-                let d = image.dy_row(simd, r, c);
-                let x = source.row_inside(simd, r * STEP, c, Some(&masks));
-                add(simd, &mut acc, 0, x, d);
-                if STEP == 1 {
-                    add(simd, &mut acc, 1, x, d1);
-                    add(simd, &mut acc, 2, x, d2);
-                } else {
-                    add(simd, &mut acc, 2, x, d1);
-                    let x = source.row_inside(simd, 2 * r + 1, c, Some(&masks));
-                    add(simd, &mut acc, 1, x, d);
-                }
-                (d1, d2) = (d, d1);
-            }
-            for tap in 0..9 {
-                simd.store(sums.add(tap * lanes + c), acc[tap]);
-            }
-        }
     }
 }
 

@@ -453,17 +453,18 @@ impl Job for Task<'_> {
                         // are those of the image, the places lie in its plane. So it is for
                         // every tile.
                         unsafe {
-                            if vectors.is_broken {
+                            let scattered = || {
                                 let starts = vectors.starts.map(|start| source.wrapping_add(start));
-                                let (kept, offsets) = (vectors.kept, context.table.as_ptr());
-                                let rhs = BrokenRhs { starts, kept, gap: pitch - columns, offsets };
+                                ScatteredRhs { starts, offsets: context.table.as_ptr() }
+                            };
+                            if vectors.is_broken {
+                                let rhs = BrokenRhs { first: scattered(), kept: vectors.kept, gap: pitch - columns };
                                 let series = Series { count, rhs_step: 0, sums_step };
                                 Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
                             } else if const { S::LANES < BROKEN_LANES } && vectors.is_pair {
-                                let starts = vectors.starts.map(|start| source.wrapping_add(start));
-                                let rhs = ScatteredRhs { starts, offsets: context.table.as_ptr() };
                                 let series = Series { count, rhs_step: 0, sums_step };
-                                Tile { lhs, rhs, depth, sums, first, whole }.multiply(simd, rows, len, series);
+                                Tile { lhs, rhs: scattered(), depth, sums, first, whole }
+                                    .multiply(simd, rows, len, series);
                             } else if in_band {
                                 let start = source.add(vectors.starts[0]);
                                 let rhs = OffsetRhs { start, offsets: context.table.as_ptr() };

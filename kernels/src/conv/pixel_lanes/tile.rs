@@ -35,18 +35,17 @@ impl Onward for OffsetRhs {
     }
 }
 
-impl Onward for BrokenRhs<NV> {
+impl Onward for ScatteredRhs<NV> {
     #[inline(always)]
     fn onward(self, elements: usize) -> Self {
         Self { starts: self.starts.map(|start| start.wrapping_add(elements)), ..self }
     }
 }
 
-/// Pairs come one by one.
-impl Onward for ScatteredRhs<NV> {
+impl Onward for BrokenRhs<NV> {
     #[inline(always)]
-    fn onward(self, _: usize) -> Self {
-        self
+    fn onward(self, elements: usize) -> Self {
+        Self { first: self.first.onward(elements), ..self }
     }
 }
 
