@@ -45,7 +45,8 @@ pub(crate) fn ask_for(start: *mut u8, len: usize) {
     let skip = start.align_offset(PAGE);
     let whole = len.saturating_sub(skip) / PAGE * PAGE;
     if whole > 0 {
-        // SAFETY: the range lies inside of the caller's allocation; this advice changes no content, whatever the result.
+        // SAFETY: the range lies inside of the caller's allocation; this advice changes no content, whatever the
+        // result.
         unsafe { madvise(start.wrapping_add(skip).cast(), whole, MADV_HUGEPAGE) };
     }
 }

@@ -49,7 +49,8 @@ pub fn gemm_batched_within(
     options.run_batched_with(lhs, rhs, out, workspace, parallelism, blocking)
 }
 
-/// Whether the accuracy that a problem asks for admits an algorithm: for outputs, and for inputs' and weights' gradients.
+/// Whether the accuracy that a problem asks for admits an algorithm: for outputs, and for inputs' and weights'
+/// gradients.
 ///
 /// # Errors
 /// Those of [`Conv2dSpec::sizes`].

@@ -114,3 +114,40 @@ fn gradients_of_large_windows_are_made_in_smaller_blocks_and_not_one_by_one() {
         check("large windows", &case);
     }
 }
+
+#[test]
+fn many_channels_tiny_images_and_far_taps_keep_to_the_bound() {
+    let mut state = 11u64;
+    let mut pick = |of: &[usize]| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        of[(state >> 33) as usize % of.len()]
+    };
+    let mut cases = vec![
+        ConvCase::new(768, 64, [3, 3]).batch(7).image(7, 7).padding(1, 1, 1, 1),
+        ConvCase::new(1280, 64, [3, 3]).batch(7).image(5, 5).padding(1, 1, 1, 1),
+        ConvCase::new(3400, 1, [3, 3]).image(14, 8).padding(1, 1, 1, 1),
+        ConvCase::new(768, 1024, [3, 3]).batch(7).image(7, 7).padding(1, 1, 1, 1),
+        ConvCase::new(1, 1, [3, 3]).image(8, 1134).dilation(1, 378),
+    ];
+    for _ in 0..300 {
+        let side = [pick(&[1, 3, 3, 5, 7]), pick(&[1, 3, 3, 4, 5])];
+        let apart = [1, 1].map(|_| if side[0] * side[1] > 1 { pick(&[1, 1, 1, 2, 37, 300]) } else { 1 });
+        let groups = pick(&[1, 1, 1, 2, 5]);
+        let (channels, filters) = (pick(&[1, 16, 200, 768, 1280, 3400]), pick(&[1, 64, 640, 1536]));
+        // Weights of hundreds of megabytes would say no more.
+        let fewer = (channels * filters * side[0] * side[1] / (1 << 18)).max(1);
+        let (channels, filters) = ((channels / fewer).max(1), filters);
+        let [tall, wide] = [0, 1].map(|at| (side[at] - 1) * apart[at] + pick(&[1, 4, 7, 14, 60]));
+        let [down, along] = [0, 1].map(|at| (side[at] / 2 * apart[at]).min(pick(&[0, 1, 2, 500])));
+        let case =
+            ConvCase::new(channels * groups, filters * groups, side).groups(groups).batch(pick(&[1, 1, 2, 7, 40]));
+        let strides = [0, 1].map(|at| if apart[at] == 1 { pick(&[1, 1, 2]) } else { 1 });
+        let case = case.image(tall, wide).padding(down, down, along, along).dilation(apart[0], apart[1]);
+        cases.push(case.stride(strides[0], strides[1]));
+    }
+    let checked: Vec<_> = cases.par_iter().flat_map_iter(|case| check("odd", case)).collect();
+    for name in ["winograd2", "winograd2x4", "winograd4", "winograd6"] {
+        let count = checked.iter().filter(|(algorithm, _)| algorithm.to_string() == name).count();
+        assert!(count > 50, "{name} took {count}");
+    }
+}

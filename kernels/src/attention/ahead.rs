@@ -21,9 +21,9 @@ pub(super) const PIECE: usize = 64;
 /// Inputs of so few floats stay in the second-level caches from call to call, so there is nothing to wait for.
 const RESIDENT: usize = 1 << 18;
 
-/// And of so few where tiles have 16 registers: what the third level holds arrives in time for them, and asking takes more
-/// (AVX2 on Zen 4: 64 times 50 keys of four heads take 0.87 to 0.92 of the time without, 32 times 77 of eight 1.02 to
-/// 1.05).
+/// And of so few where tiles have 16 registers: what the third level holds arrives in time for them, and asking takes
+/// more (AVX2 on Zen 4: 64 times 50 keys of four heads take 0.87 to 0.92 of the time without, 32 times 77 of eight 1.02
+/// to 1.05).
 const RESIDENT_NARROW: usize = 1 << 21;
 
 /// Floats of all inputs of a call.

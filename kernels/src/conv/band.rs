@@ -59,8 +59,8 @@ pub(super) trait Offsets: Copy + Sync {
     /// From channel to channel.
     fn channel_step(&self) -> usize;
 
-    /// Writes the offset of each `(channel, tap)`, in this order, into `offsets`: a call of a small layer takes no longer
-    /// than a division for each of them.
+    /// Writes the offset of each `(channel, tap)`, in this order, into `offsets`: a call of a small layer takes no
+    /// longer than a division for each of them.
     fn fill_offsets(&self, slide: &Slide, offsets: &mut [usize]) {
         let taps = slide.taps.len();
         for (tap, offset) in offsets.iter_mut().take(taps).enumerate() {

@@ -158,11 +158,12 @@ const TILE_OPERATIONS: f64 = 120.0;
 /// one core of Zen 4 with AVX-512, to within 5 %.
 const BAND_OPERATIONS: f64 = 48.0;
 /// How much longer a phase takes to copy whose elements are more than two apart: the least that has 96 channels of
-/// 11 x 11 x 3 at a stride of 4 choose channels in the lanes, which run at 91 % of the peak, and not pixels, which run at
-/// 85 % (AVX2 on Zen 4).
+/// 11 x 11 x 3 at a stride of 4 choose channels in the lanes, which run at 91 % of the peak, and not pixels, which run
+/// at 85 % (AVX2 on Zen 4).
 const STRIDED_COPY: f64 = 2.5;
 /// What a pixel of one phase costs to copy where channels lie in the lanes. Fitted, with the number of chains, to 400
-/// layers of `kernelbench conv --random` with AVX2 on Zen 4: the choice costs 3.5 % over the best of each, and 9 % without.
+/// layers of `kernelbench conv --random` with AVX2 on Zen 4: the choice costs 3.5 % over the best of each, and 9 %
+/// without.
 const PIXEL_OPERATIONS: f64 = 1.5;
 /// What a tile costs whose pixels are packed on the way from where they are; fitted with the same layers.
 const IN_PLACE_OPERATIONS: f64 = 4.0;

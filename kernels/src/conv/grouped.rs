@@ -6,11 +6,10 @@
 //! [`depthwise`](super::depthwise)).
 
 use super::algorithm::{BackwardDataCall, BackwardWeightsCall, Forward, ForwardCall};
-use super::blocking::SLOT_LIMIT;
 use super::depthwise::weights::WeightGradient;
 use super::depthwise::windows::Windows;
 use super::depthwise::{run_backward_data, run_forward};
-use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
+use super::spec::{Conv2dSpec, Shape, Sizes};
 use crate::error::Error;
 use crate::simd::Isa;
 
@@ -36,21 +35,9 @@ const FEW: usize = 4;
 /// Channels per group beyond this fill the registers of the general engine.
 const MAX_CHANNELS: usize = 32;
 
-/// Rows of `dy` that the gradient of the weights copies together, at least, and rows of a tile of targets.
-const ROWS: usize = 4;
-
 fn fits(spec: &Conv2dSpec, sizes: &Sizes, backward: bool) -> bool {
     let channels = spec.in_channels.max(spec.out_channels) / spec.groups;
-    channels <= MAX_CHANNELS && Windows::fits(spec, backward) && rows_fit(spec, sizes, channels)
-}
-
-/// Whether the padded rows of a group that a few rows of targets meet have room in a slot's scratch memory.
-fn rows_fit(spec: &Conv2dSpec, sizes: &Sizes, channels: usize) -> bool {
-    let extent = |axis: usize| spec.window(axis).unwrap_or(usize::MAX).saturating_add(ROWS * spec.stride[axis]);
-    let row = sizes.input[1].max(sizes.output[1]).saturating_add(extent(1).saturating_mul(2));
-    // With channels last, rows of dy are copied as well.
-    let copies = if spec.layout == Layout::Nhwc { 2 } else { 1 };
-    channels.saturating_mul(copies).saturating_mul(extent(0)).saturating_add(ROWS).saturating_mul(row) <= SLOT_LIMIT
+    channels <= MAX_CHANNELS && Windows::fits(spec, backward) && Windows::rows_fit(spec, sizes, channels)
 }
 
 /// With fewer than four target channels a group, vectors are shared by fewer products.

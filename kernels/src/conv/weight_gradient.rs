@@ -98,8 +98,8 @@ impl WeightGradient {
         let chains = if isa == Isa::Avx512 { 4 } else { 8 };
         let least = chains / group_out.div_ceil(isa.lanes()).clamp(1, chains);
         let rows = (spec.groups * (group_in * spec.kernel[0] * spec.kernel[1]).max(least)) as f64;
-        // A row of a tile takes its lanes whether they are used or not, and a row of pixels starts as slowly as if it had
-        // some more.
+        // A row of a tile takes its lanes whether they are used or not, and a row of pixels starts as slowly as if it
+        // had some more.
         let lanes = group_out.next_multiple_of(isa.lanes()) as f64;
         // Steps of small tiles are shorter, and a tile of one vector needs as many broadcasts as products.
         let (start, single) = if isa == Isa::Avx512 { (1.0, 1.0) } else { (NARROW_START, NARROW_SINGLE) };

@@ -94,8 +94,9 @@ impl Blocking {
     /// The largest `shared` of all CPUs.
     pub const LARGEST_SHARED: usize = ZEN3.shared;
 
-    /// Sizes for tests: so small that tiny products cross every boundary, nothing in place, nothing serial; the same with
-    /// operands in place where that is possible; everything in one block, and shared packing of all; and this CPU's.
+    /// Sizes for tests: so small that tiny products cross every boundary, nothing in place, nothing serial; the same
+    /// with operands in place where that is possible; everything in one block, and shared packing of all; and this
+    /// CPU's.
     #[cfg(any(test, feature = "internals"))]
     pub fn of_tests() -> [Self; 4] {
         let toy = Self {

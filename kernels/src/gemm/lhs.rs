@@ -71,9 +71,9 @@ impl LhsAddress for ContiguousRows {
 }
 
 /// Whether there is time to ask for what comes later: a step of 14 x 2 vectors lasts 28 cycles or 14, one of 6 x 2 only
-/// 6, and its addresses fill the registers (32 x 32 x 32, AVX2 on Zen 4: 85 GFLOP/s without, 68 with). Nor between small
-/// tiles, whose outputs and shares of the next block are many requests at once: without any, 512 x 512 x 512 runs at
-/// 88.5 GFLOP/s instead of 86.9, and Winograd's products 3 to 16 % faster (AVX2 on Zen 4, peak 91.3).
+/// 6, and its addresses fill the registers (32 x 32 x 32, AVX2 on Zen 4: 85 GFLOP/s without, 68 with). Nor between
+/// small tiles, whose outputs and shares of the next block are many requests at once: without any, 512 x 512 x 512 runs
+/// at 88.5 GFLOP/s instead of 86.9, and Winograd's products 3 to 16 % faster (AVX2 on Zen 4, peak 91.3).
 #[inline(always)]
 pub(crate) const fn asks_ahead<S: Simd>() -> bool {
     S::REGISTERS >= 32

@@ -1,9 +1,9 @@
 //! What layer and RMS norm share: rows, normalised each on its own, and columns, scaled each on its own.
 //!
 //! A row is looked at three times forward and backward: for sums (of x, and of g), for centred sums (of squares, and of
-//! g x^), for the output. Without a mean the first is left out. Only the first finds it in memory; backward asks for the
-//! next row's lines while it works on this one's, a share in each of its later looks. Its products are those of `g` and
-//! `x - mean`: rows of both below 1e-19, or with products beyond 1e38, leave the range of floats.
+//! g x^), for the output. Without a mean the first is left out. Only the first finds it in memory; backward asks for
+//! the next row's lines while it works on this one's, a share in each of its later looks. Its products are those of `g`
+//! and `x - mean`: rows of both below 1e-19, or with products beyond 1e38, leave the range of floats.
 
 use crate::error::Error;
 use crate::execution::Execution;
@@ -257,8 +257,8 @@ impl<const CENTRED: bool> Pairs for Plain<'_, CENTRED> {
     }
 }
 
-/// `(x - mean)^2` and `g (x - mean)`, for their sums. Where these come second, the row of `dy` so many elements further on
-/// is asked for: memory would stand still.
+/// `(x - mean)^2` and `g (x - mean)`, for their sums. Where these come second, the row of `dy` so many elements further
+/// on is asked for: memory would stand still.
 struct Centred<'a, const CENTRED: bool>(&'a Incoming<CENTRED>, usize);
 
 impl<const CENTRED: bool> Pairs for Centred<'_, CENTRED> {

@@ -63,9 +63,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Runs a job in a function of its own that is compiled for this instruction set.
     ///
     /// What is inlined into one function is optimised as a whole, in more than linear time, so a body with dozens of
-    /// tiles inside takes minutes to compile. A call costs a few nanoseconds; a tile runs for hundreds. A small job that
-    /// is called once may be inlined all the same: Rust 1.95 passes `inline(never)` on only where the function that calls,
-    /// before anything is inlined, has the same features.
+    /// tiles inside takes minutes to compile. A call costs a few nanoseconds; a tile runs for hundreds. A small job
+    /// that is called once may be inlined all the same: Rust 1.95 passes `inline(never)` on only where the function
+    /// that calls, before anything is inlined, has the same features.
     fn call<J: Job>(self, job: J) -> J::Output;
 
     /// All lanes `x`.
@@ -153,8 +153,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn or_int(self, a: Self::I, b: Self::I) -> Self::I;
     /// Bitwise exclusive or.
     fn xor_int(self, a: Self::I, b: Self::I) -> Self::I;
-    /// The 64-bit products of the unsigned integers in the even lanes: the lower half in the same lane, the upper in the
-    /// next.
+    /// The 64-bit products of the unsigned integers in the even lanes: the lower half in the same lane, the upper in
+    /// the next.
     fn mul_even(self, a: Self::I, b: Self::I) -> Self::I;
     /// `[a1, 0, a3, 0, ..]`
     fn odd_to_even(self, a: Self::I) -> Self::I;

@@ -7,8 +7,8 @@
 //!             └─────┴─────┴─────┴─────┴─────┴─────┴─────┘
 //! ```
 //!
-//! With two vectors to a panel a pixel has two chains, each of which waits four cycles for its last sum; eight are never
-//! short of work. With four vectors to a panel it is enough as it is.
+//! With two vectors to a panel a pixel has two chains, each of which waits four cycles for its last sum; eight are
+//! never short of work. With four vectors to a panel it is enough as it is.
 
 use super::patches::Lhs;
 use crate::conv::channel_tile::panel_vectors;
@@ -108,8 +108,8 @@ impl PanelGroup<'_> {
     }
 }
 
-/// A group whose size is known at compile time: `ROWS` pixels and `V` vectors. Whoever makes one vouches for the contract
-/// of [`PanelGroup::multiply`].
+/// A group whose size is known at compile time: `ROWS` pixels and `V` vectors. Whoever makes one vouches for the
+/// contract of [`PanelGroup::multiply`].
 struct Fixed<'a, const ROWS: usize, const V: usize>(PanelGroup<'a>);
 
 impl<const ROWS: usize, const V: usize> Job for Fixed<'_, ROWS, V> {

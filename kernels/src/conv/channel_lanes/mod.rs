@@ -92,10 +92,10 @@ impl ChannelLanes {
         self.slide.out_channels.div_ceil(self.panel_len)
     }
 
-    /// Whether pixels that are read where they are had better be packed: each channel of a tile is on a line of its own,
-    /// and all of them are more than the first-level cache holds. Tiles of 16 registers have no time to wait: on one core,
-    /// 2048 to 512 channels of 7 x 7 run at 69 GFLOP/s in place and at 82 packed, 256 to 512 of 56 x 56 at stride 2 at 70
-    /// and 75; 512 to 512 of 10 x 10 at 84 and 81 (AVX2 on Zen 4, peak 91).
+    /// Whether pixels that are read where they are had better be packed: each channel of a tile is on a line of its
+    /// own, and all of them are more than the first-level cache holds. Tiles of 16 registers have no time to wait:
+    /// on one core, 2048 to 512 channels of 7 x 7 run at 69 GFLOP/s in place and at 82 packed, 256 to 512 of 56 x
+    /// 56 at stride 2 at 70 and 75; 512 to 512 of 10 x 10 at 84 and 81 (AVX2 on Zen 4, peak 91).
     fn packs_planes(&self, source: Source<ImageBand>, depth: usize, grid: [usize; 2], unit: usize) -> bool {
         let narrow = self.isa != Isa::Avx512;
         let apart = self.layout == Layout::Nchw && matches!(source, Source::InPlace(_));

@@ -1,5 +1,5 @@
-//! The gradient of the input at a stride of 2, straight from the planes: even and odd columns of two rows together, taps
-//! known when compiled.
+//! The gradient of the input at a stride of 2, straight from the planes: even and odd columns of two rows together,
+//! taps known when compiled.
 //!
 //! ```text
 //! dy     row m - 1   y0  y1  y2  y3 ...       loads at y + each tap, kept while two pairs of rows see them
@@ -10,20 +10,20 @@
 //! ```
 //!
 //! Of the taps of an odd kernel, every other target along an axis sees one more than its neighbours do: it is *wide*.
-//! The *narrow* one below a wide row sees the same source rows but the first, so they are a pair; so are the two columns.
-//! A 3 x 3 kernel leaves one to four products for each pixel, so loops over taps would take longer than the products, and
-//! so would a load for each of them.
+//! The *narrow* one below a wide row sees the same source rows but the first, so they are a pair; so are the two
+//! columns. A 3 x 3 kernel leaves one to four products for each pixel, so loops over taps would take longer than the
+//! products, and so would a load for each of them.
 //!
-//! Each target is one chain of fused multiply-adds over tap rows and tap columns in order; lanes whose column is padding
-//! are masked, rows that are padding are zeros.
+//! Each target is one chain of fused multiply-adds over tap rows and tap columns in order; lanes whose column is
+//! padding are masked, rows that are padding are zeros.
 
 use super::axis::{Axis, Taps};
 use super::finish::Finish;
 use super::source::inside;
 use crate::simd::{Job, Simd};
 
-/// Up to so many columns, strips of a vector are computed from the top down, their masks made once; wider planes in bands
-/// of rows: vectors of a strip would be too far apart to be foreseen.
+/// Up to so many columns, strips of a vector are computed from the top down, their masks made once; wider planes in
+/// bands of rows: vectors of a strip would be too far apart to be foreseen.
 const MOST_COLUMNS: usize = 64;
 
 /// Pairs of target rows of a band.

@@ -7,8 +7,8 @@
 //! There is no product of matrices in it: nine multiplications per element at 3 x 3, so loads and memory decide.
 //! Forward and backward-data are the same gather ([`axis`], [`windows`]), and the gradient of the weights keeps its
 //! taps in registers ([`weights`]). In NCHW all of them read planes where they are, padding being masked lanes
-//! ([`planes`], [`halves`], [`square`], [`stack`], [`products`]; small ones in blocks of channels, [`narrow`]), and both
-//! gradients together read them once ([`both`]). With channels last, channels are the lanes ([`nhwc`]). Groups of
+//! ([`planes`], [`halves`], [`square`], [`stack`], [`products`]; small ones in blocks of channels, [`narrow`]), and
+//! both gradients together read them once ([`both`]). With channels last, channels are the lanes ([`nhwc`]). Groups of
 //! several channels, whose planes are read more than once, and what else there is are copied into padded rows first
 //! ([`rows`], [`tiles`], [`padded`], [`padded_products`]).
 //!
@@ -139,7 +139,10 @@ pub(super) struct DepthwiseBackwardData {
 impl DepthwiseBackwardData {
     /// The expected seconds of a call on one thread, or `None` where this cannot do the spec.
     pub fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
-        fits(spec, true).then(|| seconds(spec, sizes, isa))
+        // All planes that an input's gradient adds up are copied together.
+        let planes = spec.out_channels / spec.groups;
+        let fits = fits(spec, true) && (planes == 1 || Windows::rows_fit(spec, sizes, planes));
+        fits.then(|| seconds(spec, sizes, isa))
     }
 
     /// Allocates room for packed weights. Only for specs that `cost` accepts.

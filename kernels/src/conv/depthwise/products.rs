@@ -229,8 +229,8 @@ impl TapLanes {
     }
 }
 
-/// The rows of a block over some steps of columns, all of whose products lie inside of the planes. A function of its own,
-/// which holds nothing but the taps.
+/// The rows of a block over some steps of columns, all of whose products lie inside of the planes. A function of its
+/// own, which holds nothing but the taps.
 ///
 /// Whoever makes one vouches that all rows and columns are readable, and the lanes of `H` x `K` taps writable.
 struct Run<const STEP: usize, const H: usize, const K: usize, const R: usize> {

@@ -102,7 +102,8 @@ impl<const STEP: usize> SmallProducts<STEP> {
         }
     }
 
-    /// Adds the products of rows `first .. end`, all of which are rows of x and meet rows of dy with each of their taps.
+    /// Adds the products of rows `first .. end`, all of which are rows of x and meet rows of dy with each of their
+    /// taps.
     ///
     /// # Safety
     /// - The contract of the job.

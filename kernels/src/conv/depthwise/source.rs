@@ -47,8 +47,8 @@ impl<const K: usize, const STEP: usize> Source<K, STEP> {
         at >= 0 && at as usize + K - 1 + STEP * S::LANES <= self.size[1]
     }
 
-    /// What the taps of the row at `position` read for targets from column `c` on; zeros where padding is. Without masks
-    /// if all is `INNER`.
+    /// What the taps of the row at `position` read for targets from column `c` on; zeros where padding is. Without
+    /// masks if all is `INNER`.
     ///
     /// # Safety
     /// - The plane is readable.

@@ -24,8 +24,8 @@ const KEPT: usize = 3;
 
 /// Rows `begin .. end` of a plane of targets.
 ///
-/// Whoever makes one vouches that the source is readable, that there are K x K weights, and that the rows of the targets,
-/// and what `finish` names for them, belong to it.
+/// Whoever makes one vouches that the source is readable, that there are K x K weights, and that the rows of the
+/// targets, and what `finish` names for them, belong to it.
 pub(super) struct Square<const K: usize, const STEP: usize> {
     pub source: Source<K, STEP>,
     pub weights: *const f32,

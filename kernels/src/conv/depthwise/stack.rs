@@ -338,8 +338,8 @@ impl<const SOURCE: u8, const KW: usize, const V: usize, const HALF: bool> Strip<
         }
     }
 
-    /// Adds the products of a source row to the rows `LOW .. HIGH` of a stack; `w` is the tap row that the first of them
-    /// meets it with, and the next meets it with the weights `down` before them.
+    /// Adds the products of a source row to the rows `LOW .. HIGH` of a stack; `w` is the tap row that the first of
+    /// them meets it with, and the next meets it with the weights `down` before them.
     ///
     /// # Safety
     /// - The row is one that the targets see.
@@ -358,8 +358,8 @@ impl<const SOURCE: u8, const KW: usize, const V: usize, const HALF: bool> Strip<
         let x = if SOURCE == PADDED { x.wrapping_add(stack.columns.first().map_or(0, |first| first.shift)) } else { x };
         for k in 0..count {
             let x = x.wrapping_add(k);
-            // SAFETY: positions of the targets, in padded rows; those of an image that `masks_suffice` has not found to lie
-            // in the row are masked.
+            // SAFETY: positions of the targets, in padded rows; those of an image that `masks_suffice` has not found to
+            // lie in the row are masked.
             unsafe {
                 let mut vectors = [simd.zero(); V];
                 for v in 0..V {

@@ -46,8 +46,8 @@ pub(super) struct Tile<'a> {
 }
 
 impl<'a> Tile<'a> {
-    /// A tile of one channel from one plane as a stack, if it can be one: tap columns are neighbours, and target rows so
-    /// many tap rows apart.
+    /// A tile of one channel from one plane as a stack, if it can be one: tap columns are neighbours, and target rows
+    /// so many tap rows apart.
     fn stack(&self) -> Option<Stack<'a>> {
         let pitch = self.rows.get(1).map_or(1, |second| second.offset - self.rows[0].offset);
         let suits = self.planes == 1 && pitch.is_multiple_of(self.row_step) && is_dense(self.columns);

@@ -119,8 +119,8 @@ impl WeightGradient {
             };
             (plane_len, plane_len.saturating_mul(self.planes).saturating_add(SPARE).saturating_add(dy_len))
         };
-        // Whole blocks of rows in all bands but the last, so that the order of a sum does not depend on the band. Rows so
-        // long that a slot has no room for more come in single blocks.
+        // Whole blocks of rows in all bands but the last, so that the order of a sum does not depend on the band. Rows
+        // so long that a slot has no room for more come in single blocks.
         let wanted = wanted.next_multiple_of(ROW_BLOCK);
         let band = if lens(wanted).1 <= SLOT_LIMIT { wanted } else { ROW_BLOCK };
         let bands = height.div_ceil(band);

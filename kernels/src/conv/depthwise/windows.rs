@@ -2,8 +2,10 @@
 
 use super::axis::Axis;
 use super::nhwc::{ChannelLanes, TargetRows};
+use super::rows::SPARE;
 use super::{halves, narrow, padded, planes, stack};
 use crate::activation::{self, Activation};
+use crate::conv::blocking::SLOT_LIMIT;
 use crate::conv::dense::PEAK_FLOPS;
 use crate::conv::spec::{Conv2dSpec, Layout, Sizes};
 use crate::error::Error;
@@ -19,6 +21,9 @@ const MAX_EXTENT: usize = 4096;
 
 /// Phases beyond this belong to other algorithms.
 const MAX_PHASES: usize = 64;
+
+/// Rows of `dy` that the gradient of the weights copies together, at least, and rows of a tile of targets.
+const ROWS: usize = 4;
 
 /// A gather of targets from sources in each group, with packed weights.
 #[derive(Clone, Debug)]
@@ -91,6 +96,20 @@ impl Windows {
         let padding = [p.top, p.bottom, p.left, p.right].into_iter().all(|p| p <= MAX_EXTENT);
         let phases = !backward || spec.stride[0].saturating_mul(spec.stride[1]) <= MAX_PHASES;
         extents && padding && phases && spec.stride.into_iter().all(|stride| stride <= MAX_EXTENT)
+    }
+
+    /// Whether the padded rows of a group's `planes` that a few rows of targets meet have room in a slot's scratch
+    /// memory.
+    pub fn rows_fit(spec: &Conv2dSpec, sizes: &Sizes, planes: usize) -> bool {
+        let extent = |axis: usize| spec.window(axis).unwrap_or(usize::MAX).saturating_add(ROWS * spec.stride[axis]);
+        let row = sizes.input[1]
+            .max(sizes.output[1])
+            .max(SPARE)
+            .saturating_add(extent(1).saturating_mul(2))
+            .saturating_add(SPARE);
+        // With channels last, rows of dy are copied as well.
+        let copies = if spec.layout == Layout::Nhwc { 2 } else { 1 };
+        planes.saturating_mul(copies).saturating_mul(extent(0)).saturating_add(ROWS).saturating_mul(row) <= SLOT_LIMIT
     }
 
     /// The seconds that a call may take on one thread: `products` for each output at what the tiles reach, and each

@@ -19,13 +19,14 @@ const FINISH_STEPS: usize = 24;
 const BROKEN_PART: usize = 32;
 
 /// Lanes of vectors that may be read in two pieces. Fewer come with 16 registers on x86-64: two masks and two further
-/// loads find no room beside a tile of 6 x 2, and 64 to 12 channels of 14 x 14 take twice as long broken as aligned (AVX2
-/// on Zen 4).
+/// loads find no room beside a tile of 6 x 2, and 64 to 12 channels of 14 x 14 take twice as long broken as aligned
+/// (AVX2 on Zen 4).
 pub(super) const BROKEN_LANES: usize = 16;
 
-/// Products of a sum from which on rows are paired. Of a tile of one vector, 6 chains take four cycles a step, not three, so
-/// a pair saves two cycles a step; its results take the way through memory, [`FINISH_STEPS`] steps of six cycles: even at 72,
-/// and worth its while at some more. 96 channels of 11 x 11 x 3 in rows of 54 gain 4 % (AVX2 on Zen 4).
+/// Products of a sum from which on rows are paired. Of a tile of one vector, 6 chains take four cycles a step, not
+/// three, so a pair saves two cycles a step; its results take the way through memory, [`FINISH_STEPS`] steps of six
+/// cycles: even at 72, and worth its while at some more. 96 channels of 11 x 11 x 3 in rows of 54 gain 4 % (AVX2 on Zen
+/// 4).
 const PAIRED_DEPTH: usize = 128;
 
 /// How tiles follow the rows of a band.

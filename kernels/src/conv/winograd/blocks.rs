@@ -69,6 +69,8 @@ pub(super) struct Tile {
     pub weights: usize,
     /// Tiles that no cut parts.
     pub cell: usize,
+    /// Tiles of a block that all threads share, at most: the workspace has room for no more.
+    pub shared: usize,
 }
 
 // Estimates of what blocks cost, of use only beside each other.
@@ -155,6 +157,9 @@ impl Blocks {
         let mut consider = |block: [usize; 3]| {
             for shared in [false, true] {
                 let blocks = with(block, shared);
+                if shared && blocks.block_tiles() > tile.shared {
+                    continue;
+                }
                 let cost = if shared { blocks.together(slots, tile) } else { blocks.longest(slots, tile) };
                 if cost < best.0 {
                     best = (cost, blocks);

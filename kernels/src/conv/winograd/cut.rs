@@ -12,6 +12,7 @@
 use super::blocks::{Blocks, Tile};
 use super::input::{rows_len, seen_rows};
 use super::{Axis, Tiling, Winograd};
+use crate::conv::blocking::SLOT_LIMIT;
 use crate::conv::dense::PEAK_FLOPS;
 use crate::gemm::tile::NV;
 use crate::parts::balanced;
@@ -57,6 +58,8 @@ fn block_floats() -> usize {
 
 /// Tiles of a block, at least where there are as many (each weight is read once per block), and at most.
 const BLOCK_TILES: std::ops::RangeInclusive<usize> = 28..=224;
+/// Tiles of a block for which the workspace must have room: with fewer, the weights are read too often.
+const FEWEST_TILES: usize = 8;
 /// Output channels whose products are computed before they are transformed.
 const OUT_BLOCK: usize = 64;
 /// Floats of a chunk of tiles before and after the first half of a transform: a half of L1 each.
@@ -75,15 +78,30 @@ pub(super) fn odd_lines(len: usize) -> usize {
 }
 
 impl Cut {
+    /// The largest blocks that pay and for which the workspace has room.
     pub fn new(plan: &Winograd, batch: usize, out_size: [usize; 2], slots: usize) -> Self {
+        let mut most = Self::most_tiles(plan.axes, [plan.in_channels, plan.out_channels], plan.isa);
+        loop {
+            let cut = Self::of(plan, batch, out_size, slots, most);
+            let tiles = cut.blocks.block_tiles();
+            // What one cell needs was asked for before there was a plan.
+            if cut.len(slots) <= slots.max(1).saturating_mul(SLOT_LIMIT) || tiles <= cut.blocks.cell {
+                return cut;
+            }
+            most = tiles - tiles.div_ceil(8);
+        }
+    }
+
+    /// Blocks of at most `most` tiles.
+    fn of(plan: &Winograd, batch: usize, out_size: [usize; 2], slots: usize, most: usize) -> Self {
         let lanes = plan.isa.lanes();
         let panel = NV * lanes;
         let [down, along] = plan.axes;
         let tilings = [0, 1].map(|axis| Tiling::new(plan.axes[axis], out_size[axis]));
         let frequencies = down.points() * along.points();
         let groups = plan.in_channels.div_ceil(GROUP);
-        let most = Self::most_tiles(plan.axes, [plan.in_channels, plan.out_channels], plan.isa);
 
+        let channels = plan.in_channels.next_multiple_of(GROUP) + plan.out_channels.next_multiple_of(panel);
         let weights = frequencies * plan.in_channels * plan.out_channels;
         let tile = Tile {
             seconds: 2.0 * weights as f64 / PEAK_FLOPS,
@@ -92,6 +110,7 @@ impl Cut {
             near: block_floats(),
             weights,
             cell: tilings[1].phases,
+            shared: slots.max(1).saturating_mul(SLOT_LIMIT - SLOT_LIMIT / 8) / (frequencies * channels),
         };
         let tiles = [tilings[0].all(), tilings[1].tiles];
         let blocks = Blocks::new(tiles, batch, plan.groups, most, slots, tile);
@@ -128,6 +147,30 @@ impl Cut {
         let channels = in_channels.next_multiple_of(GROUP) + out_floats;
         let most = block_floats() / (axes[0].points() * axes[1].points() * channels);
         most.clamp(*BLOCK_TILES.start(), *BLOCK_TILES.end())
+    }
+
+    /// Scratch of a call, in floats, and of a block that must have room.
+    pub fn len(&self, slots: usize) -> usize {
+        let copies = if self.blocks.shared { 1 } else { slots };
+        let products = copies.saturating_mul(round_up(self.products()));
+        products.saturating_add(slots.saturating_mul(self.transform_scratch())).saturating_add(LINE)
+    }
+
+    /// Whether a slot has room for blocks that pay, or for those of one cell, on any instruction set.
+    pub fn has_room([down, along]: [Axis; 2], in_channels: usize) -> bool {
+        const LANES: usize = 16;
+        let (frequencies, cell) = (down.points() * along.points(), along.apart);
+        let (cells, tiles) = (FEWEST_TILES.div_ceil(cell), cell.max(FEWEST_TILES));
+        let plane = |channels: usize| channels.saturating_mul(tiles + cell).saturating_add(2 * LINE);
+        let in_channels = in_channels.checked_next_multiple_of(GROUP).unwrap_or(usize::MAX);
+        let products = plane(in_channels).saturating_add(plane(OUT_BLOCK)).saturating_mul(frequencies);
+        let seen = seen_rows(down) * LANES;
+        let pixels = cell.saturating_mul((cells * along.step + along.inputs()) * seen).max(CHUNK);
+        let finished = cell.saturating_mul(cells * along.outputs * down.outputs);
+        let halves = cell.saturating_mul(cells * down.outputs * along.points());
+        let outputs = finished.saturating_add(halves).saturating_add(2 * LINE).saturating_mul(LANES);
+        let transforms = pixels.saturating_add(seen * LANES).saturating_mul(2).max(outputs);
+        products.saturating_add(transforms).saturating_add(4 * LINE) <= SLOT_LIMIT
     }
 
     /// Floats of `v` and of `m`.

@@ -8,10 +8,10 @@
 //!   y ◄── bias, residual, activation ◄── tiles of m² ◄── Aᵀ m A ◄── m[frequency][tile][out channel]
 //! ```
 //!
-//! The tile is chosen apart for height and width; [`axis`] says what there is, strides of 2 among it, [`points`] has the
-//! transforms, and [`tiling`] says where tiles lie, those of dilated kernels among them. A block of tiles goes through
-//! all steps before the next, so that `v` and `m` stay in the cache; where there are fewer blocks than threads, the
-//! threads share each step of a block instead. Backward-data is the same with flipped filters, channels exchanged.
+//! The tile is chosen apart for height and width; [`axis`] says what there is, strides of 2 among it, [`points`] has
+//! the transforms, and [`tiling`] says where tiles lie, those of dilated kernels among them. A block of tiles goes
+//! through all steps before the next, so that `v` and `m` stay in the cache; where there are fewer blocks than threads,
+//! the threads share each step of a block instead. Backward-data is the same with flipped filters, channels exchanged.
 //!
 //! # Order of sums
 //! One chain of fused multiply-adds over the input channels for each frequency; transforms add in the order written in
@@ -44,7 +44,7 @@ use crate::parallel::Parallelism;
 use crate::parts::{Shared, share};
 use crate::simd::{Isa, dispatch};
 use crate::stages::{Laps, Stage};
-use crate::workspace::{LINE, Workspace, aligned, round_up};
+use crate::workspace::{Workspace, aligned, round_up};
 pub(crate) use axis::Axis;
 use blocks::Block;
 use cut::{Cut, GROUP};
@@ -80,9 +80,6 @@ pub(super) struct Winograd {
     /// `[group][frequency][panel of out channels][in channel][column]`, each frequency from a cache line on.
     u: Workspace,
 }
-
-/// The most floats of a block's `v` for which the algorithm is taken into account: its workspace is bounded.
-const MOST_SCRATCH: usize = 768 * 1024;
 
 /// A call, as its tasks see it.
 struct Context<'a> {
@@ -130,11 +127,8 @@ impl Winograd {
         let axes = [axis(0)?, axis(1)?];
         let [in_channels, out_channels] = Self::channels(spec, direction);
         let frequencies = axes[0].points() * axes[1].points();
-        // A block of the fewest tiles, and the pixels that they see.
-        let least = frequencies.saturating_mul(in_channels.saturating_add(64)).saturating_mul(axes[1].apart.max(28));
-        let seen = input::seen_rows(axes[0]).saturating_mul(axes[1].inputs() * 16).saturating_mul(axes[1].apart);
         let weights = frequencies.checked_mul(in_channels)?.checked_mul(out_channels)?.checked_mul(spec.groups)?;
-        (least.max(seen).max(axes[0].apart) <= MOST_SCRATCH * 2 && weights <= isize::MAX as usize / 64).then_some(axes)
+        (Cut::has_room(axes, in_channels) && weights <= isize::MAX as usize / 64).then_some(axes)
     }
 
     /// Channels of a group that a direction reads and computes.
@@ -231,10 +225,7 @@ impl Winograd {
 
     /// Scratch of a call, in elements.
     pub fn workspace_len(&self, batch: usize, out_size: [usize; 2], slots: usize) -> usize {
-        let cut = Cut::new(self, batch, out_size, slots);
-        let copies = if cut.blocks.shared { 1 } else { slots };
-        let (products, transforms) = (round_up(cut.products()), cut.transform_scratch());
-        copies.saturating_mul(products).saturating_add(slots.saturating_mul(transforms)).saturating_add(LINE)
+        Cut::new(self, batch, out_size, slots).len(slots)
     }
 
     /// Computes every output of a call; `weights` are those that were packed.

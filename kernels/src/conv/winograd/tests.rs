@@ -53,6 +53,7 @@ fn blocks_hold_every_tile_once_and_no_more_than_they_may() {
             near: 256 * 1024,
             weights: 1 << (16 + below(10)),
             cell: if round % 2 == 0 { 1 } else { 1 + below(9) },
+            shared: if round % 3 == 0 { 1 + below(224) } else { usize::MAX },
         };
         for slots in [1, 2, 7, 9, usize::MAX] {
             let blocks = Blocks::new(tiles, batch, groups, most, slots, tile);
@@ -73,6 +74,7 @@ fn blocks_hold_every_tile_once_and_no_more_than_they_may() {
             }
             assert!(times.iter().all(|&times| times == 1), "{}", case());
             assert!(blocks.block_tiles() <= most.max(tile.cell), "{}: {:?}", case(), blocks.block);
+            assert!(!blocks.shared || blocks.block_tiles() <= tile.shared, "{}: {:?}", case(), blocks.block);
             *(if blocks.shared { &mut shared } else { &mut alone }) += 1;
         }
     }

@@ -54,6 +54,9 @@ impl Limits {
     };
 }
 
+/// Channels that are whole panels of any instruction set.
+const PANELS: usize = 32;
+
 /// How a call is cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cut {
@@ -99,12 +102,12 @@ impl Cut {
             if let Some(cut) = Self::within(plan, shape, sizes, slots, part, most) {
                 return cut;
             }
-            // Half of whole blocks.
+            // Half of whole blocks, then of whole panels, then passes of one cell.
             let at = usize::from(part[1] >= part[0]);
-            let half = part[at].div_ceil(2).next_multiple_of(plan.limits.alone);
-            if half >= part[at] {
-                return Self::of(plan, shape, sizes, slots, part, plan.limits.tiles);
-            }
+            let halves = [plan.limits.alone, PANELS].map(|unit| part[at].div_ceil(2).next_multiple_of(unit));
+            let Some(half) = halves.into_iter().find(|&half| half < part[at]) else {
+                return Self::of(plan, shape, sizes, slots, part, 1);
+            };
             part[at] = half;
         }
     }

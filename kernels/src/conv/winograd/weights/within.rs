@@ -11,8 +11,8 @@ use crate::simd::Isa;
 /// The gradient, and whether each task kept its sums, whether there were several passes, and several parts.
 ///
 /// # Errors
-/// Those of [`Conv2dSpec::sizes`], [`Error::Length`] unless `x` and `dy` have the lengths of the spec, [`Error::Invalid`]
-/// where the algorithm cannot do it or there is no slot, and [`Error::Isa`].
+/// Those of [`Conv2dSpec::sizes`], [`Error::Length`] unless `x` and `dy` have the lengths of the spec,
+/// [`Error::Invalid`] where the algorithm cannot do it or there is no slot, and [`Error::Isa`].
 pub fn gradient_within(
     limits: Limits,
     (spec, shape): (&Conv2dSpec, Shape),
