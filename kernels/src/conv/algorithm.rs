@@ -29,7 +29,8 @@ pub enum Algorithm {
     /// the output's pixels; the weights' adds up to eight pieces of the batch's pixels in a fixed tree.
     Gemm,
     /// Winograd's F(2,3), F(2,5) or F(2,7) along each axis of more than one tap; at stride 2, tiles of 2 outputs for 3,
-    /// 4, 5 or 7 taps, as sums over phases.
+    /// 4, 5 or 7 taps, as sums over phases. Here and below, one of the axes may be direct: another length of up to 11
+    /// taps, or another stride.
     Winograd2,
     /// F(2,3) down the columns, F(4,3) along the rows, or what stands for them at stride 2.
     Winograd2x4,

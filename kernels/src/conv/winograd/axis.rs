@@ -23,6 +23,13 @@
 //! | 5 taps, m = 4 | 2.75 for 5 | F(4,3) and F(4,2) |
 //! | 7 taps, m = 2 | 4.5 for 7 | F(2,4) and F(2,3) |
 //!
+//! An axis for which there is no tile is direct: as many products of an output as it has taps, each of an input that
+//! the transform only copies. So a 3x9 kernel has F(4,3) down the image, and stays as it is along it:
+//!
+//! ```text
+//! y[i] = sum over the taps t of w[t] d[i + t]            G = Bᵀ = the identity, Aᵀ = a row of ones
+//! ```
+//!
 //! Their errors are in `docs/convolution.md`.
 
 use super::points::{MOST, Piece};
@@ -46,6 +53,8 @@ pub(crate) struct Axis {
 pub(super) enum Form {
     /// One piece.
     Whole,
+    /// One output, and a product for each tap.
+    Direct,
     /// Stride 2: the sum of a piece with the even inputs and taps and one with the odd ones.
     Phases,
     /// The gradient of that: a piece with the even taps and one with the odd ones make every other output, those with
@@ -54,7 +63,7 @@ pub(super) enum Form {
 }
 
 impl Axis {
-    /// The tile of `outputs` for a filter of `taps`, if there is one.
+    /// The tile of `outputs` for a filter of `taps`; where there is none, the axis is direct, unless it is too long.
     pub fn forward(taps: usize, stride: usize, outputs: usize) -> Option<Self> {
         match (stride, taps, outputs) {
             (_, 1, _) => Some(Self { taps, outputs: 1, step: stride, apart: 1, form: Form::Whole }),
@@ -64,6 +73,7 @@ impl Axis {
             (2, 3..=5, 2 | 4) | (2, 7, 2) => {
                 Some(Self { taps, outputs, step: 2 * outputs, apart: 1, form: Form::Phases })
             }
+            (_, 2..=MOST, _) => Some(Self { taps, outputs: 1, step: stride, apart: 1, form: Form::Direct }),
             _ => None,
         }
     }
@@ -82,6 +92,11 @@ impl Axis {
             }
             _ => None,
         }
+    }
+
+    /// Whether the axis needs fewer products than outputs have taps.
+    pub const fn saves(&self) -> bool {
+        self.taps > 1 && !matches!(self.form, Form::Direct)
     }
 
     /// Outputs of each piece.
@@ -103,6 +118,9 @@ impl Axis {
 
     /// Products of a tile.
     pub const fn points(&self) -> usize {
+        if let Form::Direct = self.form {
+            return self.taps;
+        }
         let [even, odd] = self.pieces();
         even.points() + odd.points()
     }
@@ -111,7 +129,7 @@ impl Axis {
     pub const fn inputs(&self) -> usize {
         let (m, [even, odd]) = (self.phase_outputs(), self.pieces());
         match self.form {
-            Form::Whole => m + self.taps - 1,
+            Form::Whole | Form::Direct => m + self.taps - 1,
             Form::Phases => 2 * (m - 1) + self.taps,
             Form::Interleaved { odd_first } => {
                 let last = if odd_first || even.taps > odd.taps { even.taps - 1 } else { odd.taps };
@@ -131,6 +149,9 @@ impl Axis {
 
     /// Element `[point][tap]` of `G`.
     pub fn weight(&self, point: usize, tap: usize) -> f64 {
+        if self.form == Form::Direct {
+            return f64::from(u8::from(point == tap));
+        }
         let (phase, piece, point) = self.piece(point);
         match self.form {
             Form::Whole => piece.weight(point, tap),
@@ -141,14 +162,18 @@ impl Axis {
 
     /// Row `point` of `Bᵀ`.
     pub fn input(&self, point: usize) -> [f64; MOST] {
+        let mut row = [0.0; MOST];
+        if self.form == Form::Direct {
+            row[point] = 1.0;
+            return row;
+        }
         let (phase, piece, point) = self.piece(point);
         let own = piece.input(point);
         let (first, step) = match self.form {
-            Form::Whole => (0, 1),
+            Form::Whole | Form::Direct => (0, 1),
             Form::Phases => (phase, 2),
             Form::Interleaved { odd_first } => (if odd_first { 0 } else { phase }, 1),
         };
-        let mut row = [0.0; MOST];
         for i in 0..piece.inputs() {
             row[first + i * step] = own[i];
         }
@@ -157,6 +182,9 @@ impl Axis {
 
     /// Element `[output][point]` of `Aᵀ`.
     pub fn output(&self, output: usize, point: usize) -> f64 {
+        if self.form == Form::Direct {
+            return 1.0;
+        }
         let (phase, piece, point) = self.piece(point);
         match self.form {
             Form::Interleaved { .. } if self.phase(output) == phase => piece.output(output / 2, point),
@@ -207,7 +235,7 @@ impl Axis {
     /// The rms error over a direct convolution's of 64 channels, as measured; those of two axes multiply.
     pub fn error(&self) -> f64 {
         match (self.form, self.taps, self.phase_outputs()) {
-            (_, 1, _) => 1.0,
+            (_, 1, _) | (Form::Direct, ..) => 1.0,
             (Form::Whole, 3, 2) => 0.8,
             (Form::Whole, 3, 4) => 1.45,
             (Form::Whole, 3, _) => 3.0,

@@ -8,10 +8,11 @@
 //!   y ◄── bias, residual, activation ◄── tiles of m² ◄── Aᵀ m A ◄── m[frequency][tile][out channel]
 //! ```
 //!
-//! The tile is chosen apart for height and width; [`axis`] says what there is, strides of 2 among it, [`points`] has
-//! the transforms, and [`tiling`] says where tiles lie, those of dilated kernels among them. A block of tiles goes
-//! through all steps before the next, so that `v` and `m` stay in the cache; where there are fewer blocks than threads,
-//! the threads share each step of a block instead. Backward-data is the same with flipped filters, channels exchanged.
+//! The tile is chosen apart for height and width; [`axis`] says what there is, strides of 2 and axes that stay direct
+//! among it, [`points`] has the transforms, and [`tiling`] says where tiles lie, those of dilated kernels among them. A
+//! block of tiles goes through all steps before the next, so that `v` and `m` stay in the cache; where there are fewer
+//! blocks than threads, the threads share each step of a block instead. Backward-data is the same with flipped filters,
+//! channels exchanged.
 //!
 //! # Order of sums
 //! One chain of fused multiply-adds over the input channels for each frequency; transforms add in the order written in
@@ -125,6 +126,9 @@ impl Winograd {
             axis.map(|axis| Axis { apart, ..axis })
         };
         let axes = [axis(0)?, axis(1)?];
+        if !axes.iter().any(Axis::saves) {
+            return None;
+        }
         let [in_channels, out_channels] = Self::channels(spec, direction);
         let frequencies = axes[0].points() * axes[1].points();
         let weights = frequencies.checked_mul(in_channels)?.checked_mul(out_channels)?.checked_mul(spec.groups)?;

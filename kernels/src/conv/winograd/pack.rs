@@ -27,14 +27,17 @@ const SIDE: usize = 16;
 /// Input channels of a task: a few microseconds.
 pub(super) const CHANNELS: usize = 32;
 
-/// Input channels whose filters are laid out at once: 25 KiB for 49 taps, the most.
+/// Input channels whose filters are laid out at once, fewer of large kernels.
 const RUN: usize = 8;
 
 /// The most taps of an axis.
-const TAPS: usize = 7;
+const TAPS: usize = MOST;
+
+/// Taps of all filters of a run, at most: 25 KiB.
+const RUN_TAPS: usize = RUN * 7 * 7;
 
 /// Rows of filters: those of a run, and what a square of 16 has too much.
-const ROWS: usize = RUN * TAPS * TAPS + 16;
+const ROWS: usize = RUN_TAPS + 16;
 
 /// Numbers of as many filters.
 type Lanes<T> = [T; SIDE];
@@ -67,20 +70,29 @@ impl Job for PackFilters<'_> {
         let taps = down.taps * along.taps;
         let mut filters = [[0.0f32; SIDE]; ROWS];
         let mut half = [[0.0f64; SIDE]; MOST * TAPS];
-        for start in self.channels.clone().step_by(RUN) {
-            let run = RUN.min(self.channels.end - start);
+        let most = RUN.min(RUN_TAPS / taps);
+        // Sums are along axes that have a tile; elsewhere `G` is the identity.
+        let [taps_down, taps_along] = plan.axes.map(|axis| if axis.saves() { axis.taps } else { 0 });
+        for start in self.channels.clone().step_by(most) {
+            let run = most.min(self.channels.end - start);
             for column in (0..width.min(plan.out_channels - first)).step_by(SIDE) {
                 self.lay_out(simd, first + column, start, run, &mut filters);
                 let count = SIDE.min(width - column);
                 let stream = self.stream && count == SIDE;
                 for i in 0..run {
                     let filter = &filters[i * taps..][..taps];
-                    match down.taps {
+                    match taps_down {
                         3 => sums_down::<3>(&rows, down.points(), filter, along.taps, &mut half),
                         4 => sums_down::<4>(&rows, down.points(), filter, along.taps, &mut half),
                         5 => sums_down::<5>(&rows, down.points(), filter, along.taps, &mut half),
                         7 => sums_down::<7>(&rows, down.points(), filter, along.taps, &mut half),
-                        _ => sums_down::<1>(&rows, down.points(), filter, along.taps, &mut half),
+                        _ => {
+                            for tap in 0..taps {
+                                for lane in 0..SIDE {
+                                    half[tap][lane] = f64::from(filter[tap][lane]);
+                                }
+                            }
+                        }
                     }
                     let at = first * plan.in_channels + (start + i) * width + column;
                     let (step, points) = (plan.frequency(0, 1), along.points());
@@ -90,12 +102,17 @@ impl Job for PackFilters<'_> {
                         // SAFETY: a panel has `width` columns for each input channel of each frequency, and this job
                         // alone writes those of its channels.
                         unsafe {
-                            match along.taps {
+                            match taps_along {
                                 3 => sums_along::<S, 3>(simd, stream, &columns, points, row, to, step, count),
                                 4 => sums_along::<S, 4>(simd, stream, &columns, points, row, to, step, count),
                                 5 => sums_along::<S, 5>(simd, stream, &columns, points, row, to, step, count),
                                 7 => sums_along::<S, 7>(simd, stream, &columns, points, row, to, step, count),
-                                _ => sums_along::<S, 1>(simd, stream, &columns, points, row, to, step, count),
+                                _ => {
+                                    for q in 0..points {
+                                        let (tap, to) = (&row[q..=q], to.wrapping_add(q * step));
+                                        sums_along::<S, 1>(simd, stream, &columns, 1, tap, to, step, count);
+                                    }
+                                }
                             }
                         }
                     }

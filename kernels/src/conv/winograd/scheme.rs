@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Toom<N, M>            F(M, N - M + 1), N points          Each<M>     one tap: M products
+//! Taps<N>               one output: N products
 //! Phases<E, O>          even inputs ─► E, odd inputs ─► O, the sum of both
 //! Interleaved<E, O>     the same inputs ─► E and O, whose outputs alternate
 //! ```
@@ -52,6 +53,16 @@ pub(super) fn with_forward<V: Visit>(axis: Axis, visitor: V) -> V::Output {
         (Form::Whole, 5, 2) => visitor.visit::<Toom<6, 2>>(),
         (Form::Whole, 5, _) => visitor.visit::<Toom<8, 4>>(),
         (Form::Whole, ..) => visitor.visit::<Toom<8, 2>>(),
+        (Form::Direct, 2, _) => visitor.visit::<Taps<2>>(),
+        (Form::Direct, 3, _) => visitor.visit::<Taps<3>>(),
+        (Form::Direct, 4, _) => visitor.visit::<Taps<4>>(),
+        (Form::Direct, 5, _) => visitor.visit::<Taps<5>>(),
+        (Form::Direct, 6, _) => visitor.visit::<Taps<6>>(),
+        (Form::Direct, 7, _) => visitor.visit::<Taps<7>>(),
+        (Form::Direct, 8, _) => visitor.visit::<Taps<8>>(),
+        (Form::Direct, 9, _) => visitor.visit::<Taps<9>>(),
+        (Form::Direct, 10, _) => visitor.visit::<Taps<10>>(),
+        (Form::Direct, ..) => visitor.visit::<Taps<11>>(),
         (_, 3, 2) => visitor.visit::<Phases<Toom<3, 2>, Each<2>>>(),
         (_, 3, _) => visitor.visit::<Phases<Toom<5, 4>, Each<4>>>(),
         (_, 4, 2) => visitor.visit::<Phases<Toom<3, 2>, Toom<3, 2>>>(),
@@ -146,6 +157,40 @@ impl<const M: usize> Scheme for Each<M> {
             w[0] = simd.add(w[0], m[i]);
         }
         w
+    }
+}
+
+/// An axis without a tile: a product for each tap of an output.
+struct Taps<const N: usize>;
+
+impl<const N: usize> Scheme for Taps<N> {
+    const TAPS: usize = N;
+    const INPUTS: usize = N;
+    const POINTS: usize = N;
+    const OUTPUTS: usize = 1;
+
+    #[inline(always)]
+    fn input<S: Simd>(_: S, d: &[S::F; MOST]) -> [S::F; MOST] {
+        *d
+    }
+
+    #[inline(always)]
+    fn output<S: Simd>(simd: S, m: &[S::F; MOST]) -> [S::F; MOST] {
+        let mut y = *m;
+        for i in 1..N {
+            y[0] = simd.add(y[0], m[i]);
+        }
+        y
+    }
+
+    #[inline(always)]
+    fn spread<S: Simd>(_: S, d: &[S::F; MOST]) -> [S::F; MOST] {
+        [d[0]; MOST]
+    }
+
+    #[inline(always)]
+    fn taps<S: Simd>(_: S, m: &[S::F; MOST]) -> [S::F; MOST] {
+        *m
     }
 }
 

@@ -29,10 +29,10 @@ pub(super) struct Taps<'a> {
 }
 
 /// The most taps of a kernel, and the most lanes.
-const TAPS: usize = 49;
+const TAPS: usize = 77;
 const LANES: usize = 16;
 /// Taps in whole vectors.
-const SQUARES: usize = 64;
+const SQUARES: usize = 80;
 
 impl Job for Taps<'_> {
     type Output = ();
