@@ -15,7 +15,7 @@ pub enum Stage {
     Transform,
     /// Multiplications, and an epilogue that works on registers.
     Product,
-    /// Bias, residual, activation and stores as a pass of their own.
+    /// Bias, residual, activation and stores as a pass of their own, and the gradient of the bias.
     Epilogue,
 }
 

@@ -13,6 +13,7 @@ use super::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::activation::apply_one;
 use crate::error::Error;
 use crate::simd::Isa;
+use crate::stages::{Laps, Stage};
 
 /// The speed that is expected of the product, and of a copied element.
 const FLOPS_PER_SECOND: f64 = 70e9;
@@ -114,10 +115,12 @@ impl Forward for Baseline {
         let (spec, rows) = (&self.patches.spec, self.patches.rows());
         let (channels, pixels) = (spec.out_channels / spec.groups, sizes.output[0] * sizes.output[1]);
         let patches = &mut workspace[..self.patches.len(&sizes)];
+        let mut laps = Laps::start();
         for n in 0..shape.batch {
             for group in 0..spec.groups {
                 patches.fill(0.0);
                 self.patches.for_each(&sizes, n, group, |patch, image| patches[patch] = x[image]);
+                laps.lap(Stage::Pack);
                 let (start, row_stride, column_stride) = output_matrix(spec, &sizes, n, group);
                 // SAFETY: weights are `channels` x `rows`, patches `rows` x `pixels`, and the strides stay in the
                 // image.
@@ -139,6 +142,7 @@ impl Forward for Baseline {
                         column_stride,
                     );
                 }
+                laps.lap(Stage::Product);
                 for oc in 0..channels {
                     for pixel in 0..pixels {
                         let at = start + oc * row_stride as usize + pixel * column_stride as usize;
@@ -148,6 +152,7 @@ impl Forward for Baseline {
                         y[at] = apply_one(self.isa, spec.activation, sum);
                     }
                 }
+                laps.lap(Stage::Epilogue);
             }
         }
     }
@@ -184,6 +189,7 @@ impl BaselineBackwardData {
         let (spec, rows) = (&self.patches.spec, self.patches.rows());
         let (channels, pixels) = (spec.out_channels / spec.groups, sizes.output[0] * sizes.output[1]);
         let patches = &mut workspace[..self.patches.len(&sizes)];
+        let mut laps = Laps::start();
         dx.fill(0.0);
         for n in 0..shape.batch {
             for group in 0..spec.groups {
@@ -207,7 +213,9 @@ impl BaselineBackwardData {
                         1,
                     );
                 }
+                laps.lap(Stage::Product);
                 self.patches.for_each(&sizes, n, group, |patch, image| dx[image] += patches[patch]);
+                laps.lap(Stage::Epilogue);
             }
         }
     }
@@ -237,11 +245,13 @@ impl BaselineBackwardWeights {
         let (spec, rows) = (&self.patches.spec, self.patches.rows());
         let (channels, pixels) = (spec.out_channels / spec.groups, sizes.output[0] * sizes.output[1]);
         let patches = &mut workspace[..self.patches.len(&sizes)];
+        let mut laps = Laps::start();
         dw.fill(0.0);
         for n in 0..shape.batch {
             for group in 0..spec.groups {
                 patches.fill(0.0);
                 self.patches.for_each(&sizes, n, group, |patch, image| patches[patch] = x[image]);
+                laps.lap(Stage::Pack);
                 let (start, row_stride, column_stride) = output_matrix(spec, &sizes, n, group);
                 // SAFETY: `dy` of the group is `channels` x `pixels`, the patches transposed `pixels` x `rows`.
                 unsafe {
@@ -262,6 +272,7 @@ impl BaselineBackwardWeights {
                         1,
                     );
                 }
+                laps.lap(Stage::Product);
             }
         }
         // Zeros stand in for padding, and 0 times what is not finite is NaN: those gradients are summed again.

@@ -6,6 +6,7 @@
 use super::spec::Layout;
 use crate::parallel::Parallelism;
 use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 
 /// Channels of a task: in NHWC, whole cache lines.
 const TASK_CHANNELS: usize = 16;
@@ -27,7 +28,11 @@ pub(super) fn bias_gradient(
     let context = Context { layout, batch, pixels, channels, dy, db: db.as_mut_ptr() };
     let context = &context;
     let parallelism = parallelism.for_seconds(dy.len() as f64 / ELEMENTS_PER_SECOND);
-    parallelism.for_each(tasks, tasks, &move |task, _| dispatch(isa, Task { context, task }));
+    parallelism.for_each(tasks, tasks, &move |task, _| {
+        let mut laps = Laps::start();
+        dispatch(isa, Task { context, task });
+        laps.lap(Stage::Epilogue);
+    });
 }
 
 struct Context<'a> {

@@ -5,6 +5,7 @@ use super::spec::Layout;
 use crate::activation::{self, Activation};
 use crate::parallel::Parallelism;
 use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 
 /// Elements that a thread reads and writes in a second, at least.
 const ELEMENTS_PER_SECOND: f64 = 1e9;
@@ -35,7 +36,9 @@ pub(super) fn finish(
     let tasks = runs.min(TASKS_PER_THREAD * parallelism.threads());
     parallelism.for_each(tasks, tasks, &move |task, _| {
         let runs = runs * task / tasks..runs * (task + 1) / tasks;
+        let mut laps = Laps::start();
         dispatch(isa, Task { context, runs });
+        laps.lap(Stage::Epilogue);
     });
 }
 

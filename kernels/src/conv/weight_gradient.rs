@@ -32,6 +32,7 @@ use crate::gemm::lhs::RowsLhs;
 use crate::gemm::micro::multiply;
 use crate::gemm::rhs::StridedRhs;
 use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, aligned, round_up, split_indices};
 
 /// What a row of pixels costs to start, in pixels, with AVX2: this and the next are fitted to 80 layers of `kernelbench
@@ -266,6 +267,7 @@ impl Job for Task<'_> {
         // Blocks of pixels: `images` whole images, `rows` rows of one, or `columns` columns of a row.
         let blocks_of_columns = cut.grid[1].div_ceil(cut.columns);
         let blocks = cut.grid[0].div_ceil(cut.rows) * blocks_of_columns;
+        let mut laps = Laps::start();
         let mut first = true;
         let mut n = 0;
         while n < shape.batch {
@@ -288,6 +290,7 @@ impl Job for Task<'_> {
                         }
                     }
                 }
+                laps.lap(Stage::Pack);
                 for panel in first_panel..last_panel {
                     let row_len = plan.row_len(panel);
                     let panel_dy = packed_dy.wrapping_add((panel - first_panel) * plan.panel_len * images * pixels);
@@ -313,6 +316,7 @@ impl Job for Task<'_> {
                         }
                     }
                 }
+                laps.lap(Stage::Product);
                 first = false;
             }
             n += images;
@@ -333,6 +337,7 @@ impl Job for Task<'_> {
                 }
             }
         }
+        laps.lap(Stage::Epilogue);
     }
 }
 

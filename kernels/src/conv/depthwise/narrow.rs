@@ -14,6 +14,7 @@ use super::nhwc::{ChannelLanes, row};
 use super::windows::{TASKS_PER_THREAD, Windows, WindowsCall};
 use crate::parts::share;
 use crate::simd::{Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, aligned};
 
 /// Channels of a block: a vector of the widest instruction set.
@@ -113,6 +114,7 @@ impl Job for Units<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Shared { windows, blocks, source_size, target_size, finish, slot_len, .. } = *self.shared;
         let (from, to) = (source_size[0] * source_size[1], target_size[0] * target_size[1]);
+        let mut laps = Laps::start();
         for unit in self.begin..self.end {
             let (n, first) = (unit / blocks, unit % blocks * BLOCK);
             let channels = (windows.groups - first).min(BLOCK);
@@ -122,6 +124,7 @@ impl Job for Units<'_> {
                 let x = self.shared.scratch.add(self.slot * slot_len);
                 let y = x.add(BLOCK * from);
                 turn(simd, self.shared.source.add(plane * from), from, [channels, from], x, BLOCK);
+                laps.lap(Stage::Pack);
                 let lanes = ChannelLanes {
                     channels,
                     pixel_step: BLOCK,
@@ -140,7 +143,9 @@ impl Job for Units<'_> {
                 for oh in 0..target_size[0] {
                     row(simd, &lanes, 0, oh);
                 }
+                laps.lap(Stage::Product);
                 turn(simd, y, BLOCK, [to, channels], self.shared.target.add(plane * to), to);
+                laps.lap(Stage::Epilogue);
             }
         }
     }

@@ -17,6 +17,7 @@ use crate::activation::Activation;
 use crate::conv::blocking::SLOT_LIMIT;
 use crate::conv::spec::Layout;
 use crate::simd::{Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, aligned};
 
 /// Padded rows of a band, in floats: with what is written beside them they stay in 32 KiB of L1.
@@ -136,6 +137,7 @@ impl Job for Units<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Units { shared, begin, end, slot } = self;
         let (windows, frame) = (shared.windows, &shared.frame);
+        let mut laps = Laps::start();
         // SAFETY: the slot's own part of the workspace, whose length `Windows::run` has checked. Units are below
         // their number, and each is run once.
         unsafe {
@@ -144,7 +146,7 @@ impl Job for Units<'_> {
             for unit in begin..end {
                 let (outer, band) = (unit / frame.bands, unit % frame.bands);
                 let (n, group) = (outer / windows.groups, outer % windows.groups);
-                run_unit(simd, shared, scratch, n, group, band);
+                run_unit(simd, shared, scratch, [n, group, band], &mut laps);
             }
         }
     }
@@ -156,7 +158,13 @@ impl Job for Units<'_> {
 /// - `scratch` is a slot's memory, zero outside of the image's columns.
 /// - Nobody else uses the band's targets.
 #[inline(always)]
-unsafe fn run_unit<S: Simd>(simd: S, shared: &Shared<'_>, scratch: *mut f32, n: usize, group: usize, band: usize) {
+unsafe fn run_unit<S: Simd>(
+    simd: S,
+    shared: &Shared<'_>,
+    scratch: *mut f32,
+    [n, group, band]: [usize; 3],
+    laps: &mut Laps,
+) {
     let (windows, frame) = (shared.windows, &shared.frame);
     let (rows, columns) = (&windows.rows, &windows.columns);
     let first = band * frame.band;
@@ -180,6 +188,7 @@ unsafe fn run_unit<S: Simd>(simd: S, shared: &Shared<'_>, scratch: *mut f32, n: 
             fill(simd, channel, rows, columns, frame.row_layout, to, first * rows.step, count, clear);
         }
     }
+    laps.lap(Stage::Pack);
     let [height, width] = shared.target_size;
     let target_channels = windows.groups * windows.outs;
     let filters = windows.planes * windows.outs;
@@ -243,6 +252,7 @@ unsafe fn run_unit<S: Simd>(simd: S, shared: &Shared<'_>, scratch: *mut f32, n: 
             }
         }
     }
+    laps.lap(Stage::Product);
 }
 
 /// Puts a tile from scratch where its targets belong, bias and residual added.

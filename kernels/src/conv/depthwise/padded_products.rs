@@ -9,6 +9,7 @@ use super::rows::{RowLayout, SPARE, fill};
 use super::weights::{LANES, Shared, WeightGradient};
 use crate::conv::spec::Layout;
 use crate::simd::Simd;
+use crate::stages::{Laps, Stage};
 
 impl Shared<'_> {
     /// The lanes of every tap of a group, from padded copies of its planes.
@@ -23,6 +24,7 @@ impl Shared<'_> {
         images: std::ops::Range<usize>,
         padded: *mut f32,
         lanes: *mut f32,
+        laps: &mut Laps,
     ) {
         let (gradient, frame) = (self.gradient, &self.frame);
         let (planes, outs, taps) = (gradient.planes, gradient.outs, gradient.taps);
@@ -42,6 +44,7 @@ impl Shared<'_> {
                         let positions = rows.positions(count);
                         fill(simd, channel, rows, columns, frame.row_layout, to, first * rows.step, positions, clear);
                     }
+                    laps.lap(Stage::Pack);
                     for o in 0..outs {
                         let channel = self.dy_channel(n, group * outs + o);
                         let mut dy = Rows { start: channel.start.add(first * channel.strides[0]), row: width };
@@ -50,12 +53,14 @@ impl Shared<'_> {
                             let to = dy_rows.add(o * frame.band.min(height) * frame.dy_layout.row_len);
                             fill(simd, channel, identity, identity, frame.dy_layout, to, first, count, false);
                             dy = Rows { start: to, row: frame.dy_layout.row_len };
+                            laps.lap(Stage::Pack);
                         }
                         for p in 0..planes {
                             let x = padded.add(p * frame.plane_len);
                             let lanes = lanes.add((o * planes + p) * taps * LANES);
                             add_products(simd, gradient, frame.row_layout, x, dy, [count, width], lanes);
                         }
+                        laps.lap(Stage::Product);
                     }
                 }
             }

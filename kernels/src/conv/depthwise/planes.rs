@@ -16,6 +16,7 @@ use super::stack::{Image, Stack};
 use super::windows::{Squares, TASKS_PER_THREAD, Windows, WindowsCall};
 use crate::parts::share;
 use crate::simd::{Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 
 /// Rows of a band, at least: bands read the rows between them twice.
 const MIN_BAND: usize = 16;
@@ -68,7 +69,9 @@ pub(super) fn run(windows: &Windows, call: &mut WindowsCall<'_>, seconds: f64) {
     parallelism.for_each(tasks, slots, &|task, _| {
         // Task `task` of `tasks` takes its even share.
         let units = share(units, tasks, task);
+        let mut laps = Laps::start();
         dispatch(windows.isa, Units { planes, begin: units.start, end: units.end });
+        laps.lap(Stage::Product);
     });
 }
 

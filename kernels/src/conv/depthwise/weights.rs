@@ -24,6 +24,7 @@ use crate::conv::blocking::SLOT_LIMIT;
 use crate::conv::spec::{Conv2dSpec, Layout, Shape, Sizes};
 use crate::parts::share;
 use crate::simd::{Isa, Job, Simd, dispatch};
+use crate::stages::{Laps, Stage};
 use crate::workspace::{LINE, aligned};
 
 /// Virtual lanes of a sum.
@@ -167,8 +168,10 @@ impl WeightGradient {
             scratch: slot_scratch.as_mut_ptr(),
         });
         if frame.pieces > 1 {
+            let mut laps = Laps::start();
             merge(&mut partial[..w_len * frame.pieces], w_len, frame.pieces);
             call.dw.copy_from_slice(&partial[..w_len]);
+            laps.lap(Stage::Epilogue);
         }
     }
 }
@@ -245,6 +248,7 @@ impl Shared<'_> {
         let (gradient, frame) = (self.gradient, &self.frame);
         let (planes, outs, taps) = (gradient.planes, gradient.outs, gradient.taps);
         let (group, images) = self.unit_of(unit);
+        let mut laps = Laps::start();
         // SAFETY: the slot's own scratch; channels, images and bands are within the call's sizes, which the plan
         // has checked; the sums of this group and piece are written by this unit alone.
         unsafe {
@@ -265,8 +269,9 @@ impl Shared<'_> {
                     self.small_products::<S, 2>(simd, group, images.clone(), lanes);
                 }
             } else {
-                self.padded_products(simd, group, images.clone(), padded, lanes);
+                self.padded_products(simd, group, images.clone(), padded, lanes, &mut laps);
             }
+            laps.lap(Stage::Product);
             let sums = self.sums.add(unit / gradient.groups * self.w_len);
             for o in 0..outs {
                 for p in 0..planes {
@@ -280,6 +285,7 @@ impl Shared<'_> {
                     }
                 }
             }
+            laps.lap(Stage::Epilogue);
         }
     }
 

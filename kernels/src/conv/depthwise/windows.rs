@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::execution::Execution;
 use crate::parallel::Parallelism;
 use crate::simd::{Isa, dispatch};
+use crate::stages::{Laps, Stage};
 
 /// Tasks per thread: enough to even out, few enough that each is worth its start.
 pub(super) const TASKS_PER_THREAD: usize = 4;
@@ -305,7 +306,9 @@ impl Windows {
         let lanes = &lanes;
         parallelism.for_each(tasks, slots, &|task, _| {
             let (begin, end) = (task * units / tasks, (task + 1) * units / tasks);
+            let mut laps = Laps::start();
             dispatch(self.isa, TargetRows { lanes, begin, end });
+            laps.lap(Stage::Product);
         });
         self.complete(call.activation, call.target, call.parallelism, slots);
     }
