@@ -90,8 +90,8 @@ impl Algorithm {
 
     /// [`Algorithm::is_allowed`] for the gradient of the weights, whose tiles have other errors (see
     /// `docs/convolution.md`): F(2,3) and strides of 2 have a direct convolution's once a batch holds many tiles,
-    /// F(2,3) x F(4,3) exceeds it.
-    pub(crate) fn is_allowed_for_weights(self, spec: &Conv2dSpec, batch: usize, out_size: [usize; 2]) -> bool {
+    /// F(2,3) x F(4,3) exceeds it. `out_size` is that of the output.
+    pub fn is_allowed_for_weights(self, spec: &Conv2dSpec, batch: usize, out_size: [usize; 2]) -> bool {
         let taps = spec.kernel[0].max(spec.kernel[1]);
         if self.tile().is_none() || spec.accuracy == Accuracy::Fastest {
             return true;
@@ -106,7 +106,7 @@ impl Algorithm {
 
     /// [`Algorithm::is_allowed`] for the gradient of the input, which at stride 2 has fewer products, and errors of its
     /// own.
-    pub(crate) fn is_allowed_for_data(self, spec: &Conv2dSpec) -> bool {
+    pub fn is_allowed_for_data(self, spec: &Conv2dSpec) -> bool {
         self.is_allowed_in(spec, Direction::BackwardData)
     }
 
