@@ -10,6 +10,7 @@ use crate::machine;
 use crate::options::{Format, Options, Pass};
 use crate::problem::{Outcome, Problem, Refusal};
 use crate::random_layers;
+use crate::regret::{self, Timed};
 use crate::report::{Report, Row};
 use crate::shapes::{self, Layer};
 use crate::timing::Budget;
@@ -50,19 +51,18 @@ pub fn row(layer: &Layer, problem: &Problem, setting: Setting, algorithm: Algori
         gflops: speed / 1e9,
         share_of_peak: speed / setting.peak,
         gigabytes_per_second: problem.bytes() / seconds / 1e9,
+        share_of_bandwidth: None,
+        regret: None,
         workspace_bytes: outcome.workspace_bytes,
         checked_elements: outcome.checked.elements,
         worst_error: outcome.checked.worst,
     }
 }
 
-/// The seed of `--random`.
-const RANDOM_SEED: u64 = 1;
-
 /// The layers that the command line asks for.
 fn layers(options: &Options) -> Result<Vec<Layer>, Failure> {
     let mut layers = match (&options.shapes, options.pass) {
-        _ if options.random.is_some() => random_layers::layers(options.random.unwrap_or(0), RANDOM_SEED),
+        _ if options.random.is_some() => random_layers::layers(options.random.unwrap_or(0), options.seed),
         (Some(path), _) => shapes::read(path)?,
         (None, Pass::Forward) => shapes::parse(shapes::NETWORKS, "conv_networks.csv")?,
         (None, Pass::Backward) => shapes::parse(shapes::TRAINING, "conv_training.csv")?,
@@ -117,19 +117,26 @@ fn rows(
         None => std::iter::once(Algorithm::Auto).chain(Algorithm::ALL).collect(),
     };
     let (mut done, mut failures, mut last_refusal) = (0, 0, None);
+    let all = options.algorithm.is_none();
     let mut regrets = Vec::new();
     for layer in layers {
         let problem = Problem::new(layer.clone(), setting.pass)?;
-        let mut times = Vec::new();
+        let (mut times, mut held) = (Vec::new(), Vec::new());
         for &algorithm in &algorithms {
-            match problem.study(setting.isa, algorithm, parallelism, Budget::default(), options.stages) {
+            match problem.study(setting.isa, algorithm, parallelism, Budget::default(), options.stages, all) {
                 Ok(outcome) => {
-                    report.row(&row(layer, &problem, setting, algorithm, &outcome))?;
-                    times.push((algorithm, outcome.chosen.clone(), outcome.timing.seconds_min));
+                    let row = row(layer, &problem, setting, algorithm, &outcome);
+                    // For a program the choice's row says what it costs, which is known after the others'.
+                    if all && options.format != Format::Text {
+                        held.push(row);
+                    } else {
+                        report.row(&row)?;
+                    }
+                    times.push(Timed::new(algorithm, &outcome));
                     done += 1;
                 }
                 Err(Refusal::Unsuitable(error)) => {
-                    if options.algorithm.is_some() {
+                    if !all {
                         eprintln!("{}: left out, {algorithm} cannot do it ({error})", layer.name);
                     }
                     last_refusal = Some(error);
@@ -140,39 +147,21 @@ fn rows(
                 }
             }
         }
-        // Gradients have errors, and so choices, of their own.
-        if setting.pass == Pass::Forward {
-            regrets.extend(regret(layer, &times));
+        let choice = if all { regret::regret(layer, &times)? } else { None };
+        for mut row in held {
+            if row.algorithm == Algorithm::Auto.to_string() {
+                row.regret = choice.as_ref().map(|choice| choice.regret);
+            }
+            report.row(&row)?;
         }
+        regrets.extend(choice);
     }
-    if options.algorithm.is_none() && options.format == Format::Text && !regrets.is_empty() {
-        report.note(&summary(&mut regrets))?;
+    if options.format == Format::Text && !regrets.is_empty() {
+        report.note(&regret::summary(&mut regrets))?;
     }
     match (failures, done, last_refusal) {
         (0, 0, Some(error)) => Err(error.into()),
         (0, ..) => Ok(()),
         _ => Err(Failure::study(format!("{failures} of {} rows failed", failures + done))),
     }
-}
-
-/// How much longer than the fastest algorithm that a layer's accuracy allows the chosen one takes: both timed under
-/// their own names, in the same minute.
-fn regret(layer: &Layer, times: &[(Algorithm, Option<String>, f64)]) -> Option<(f64, String)> {
-    let chosen = times.iter().find(|time| time.0 == Algorithm::Auto)?.1.clone()?;
-    let named = |time: &&(Algorithm, Option<String>, f64)| time.0 != Algorithm::Auto;
-    let own = times.iter().filter(named).find(|time| time.0.to_string() == chosen)?.2;
-    let allowed = times.iter().filter(named).filter(|time| time.0.is_allowed(&layer.spec));
-    let best = allowed.min_by(|a, b| a.2.total_cmp(&b.2))?;
-    Some((own / best.2 - 1.0, format!("{}: {chosen} instead of {}", layer.name, best.0)))
-}
-
-/// What the choice costs.
-fn summary(regrets: &mut [(f64, String)]) -> String {
-    regrets.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let mean = regrets.iter().map(|regret| regret.0).sum::<f64>() / regrets.len() as f64;
-    let mut text = format!("\nThe choice costs {:.1} % over the best on average; the worst:\n", 100.0 * mean);
-    for (regret, what) in regrets.iter().take(12) {
-        text += &format!("  {:5.1} %  {what}\n", 100.0 * regret);
-    }
-    text
 }

@@ -1,5 +1,6 @@
-//! The command line.
+//! The command line: which study runs, and what it is told. What a study does not take is refused by name.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -8,47 +9,12 @@ use kernels::conv::{Accuracy, Algorithm, Layout};
 use lexopt::{Arg, Parser, ValueExt};
 
 use crate::failure::Failure;
+use crate::gemm::{CONTENDERS, Contender};
+use crate::heads;
 use crate::machine;
 
 /// What `--help` prints.
-pub const HELP: &str = "\
-kernelbench: how fast this machine runs the kernels, and how close that is to what it can do
-
-    kernelbench                     the machine, its ceiling and a dozen layers, in less than a minute
-    kernelbench conv [OPTIONS]      convolutions, checked against the definition and then timed
-    kernelbench attention [OPTIONS] attentions, checked and timed; takes --threads, --isa, --format, --only, --pass, and
-                                    --shapes FILE.csv with name,batch,heads,kv_heads,q_len,kv_len,head_dim,causal
-    kernelbench model [OPTIONS]     whole networks, forward or a step of training; takes --threads, --format, --only,
-                                    --pass forward|train, --layers, and --shapes FILE.csv with name,model,batch,train
-    kernelbench gemm [OPTIONS]      matrix products beside the crates matrixmultiply and gemm; takes --threads, --isa,
-                                    --format and --shapes FILE.csv with the header name,m,n,k
-    kernelbench memory [OPTIONS]    activations, softmax, norms, embeddings, dropout beside the speed of a copy; takes
-                                    --threads, --isa, --format and --only
-    kernelbench parallel            what a parallel loop costs, in a team and with rayon::join
-
-Options
-    --shapes FILE.csv               the layers, one a line:
-                                    name,n,c,h,w,k,r,s,stride_h,stride_w,pad_h,pad_w,dilation_h,dilation_w,groups
-                                    (default: layers of known networks)
-    --random N                      N layers made at random, the same ones each time
-    --stages                        beside each row, the seconds of its stages, summed over the threads
-    --layers                        below each network, the times of its layers
-    --only TEXT                     only those whose name contains the text
-    --pass forward|backward|train   backward is data, weights and bias in one call, train a step of a network
-                                    (default: forward)
-    --threads N                     (default: as many as the CPU has)
-    --algorithm NAME|all            auto, direct, im2col, depthwise, grouped, gemm, winograd2, winograd2x4,
-                                    winograd4, winograd6, baseline (default: auto)
-    --accuracy direct|fast|fastest  how much rounding error `auto` may trade for speed (default: fast)
-    --isa avx512|avx2|portable      the instruction set (default: the widest, or KERNELS_ISA)
-    --layout nchw|nhwc              (default: nchw)
-    --format text|json|csv          json is one object a line (default: text)
-    --help, --version
-
-GFLOP/s count the operations of a direct convolution, 2 * outputs * input channels of a group * taps, padding
-included; a backward pass counts twice as many. The exit code is 0, 1 when something failed, 2 for a bad
-command line.
-";
+pub const HELP: &str = include_str!("help.txt");
 
 /// Which study runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +37,58 @@ pub enum Command {
     Help,
     /// Prints the version.
     Version,
+}
+
+impl Command {
+    /// Those with a name, as on the command line.
+    const NAMED: [(&'static str, Self); 7] = [
+        ("conv", Self::Conv),
+        ("attention", Self::Attention),
+        ("model", Self::Model),
+        ("gemm", Self::Gemm),
+        ("memory", Self::Memory),
+        ("parallel", Self::Parallel),
+        ("help", Self::Help),
+    ];
+
+    fn named(given: &str) -> Result<Self, Failure> {
+        let found = Self::NAMED.into_iter().find(|(name, _)| *name == given).map(|(_, command)| command);
+        found.ok_or_else(|| {
+            let [most @ .., last] = Self::NAMED.map(|(name, _)| name);
+            Failure::Usage(format!("unknown command `{given}`; expected {} or {last}", most.join(", ")))
+        })
+    }
+
+    fn name(self) -> &'static str {
+        Self::NAMED.into_iter().find(|(_, command)| *command == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// Every option, and the commands that take it.
+const OPTIONS: [(&str, &[Command]); 13] = {
+    use Command::{Attention, Conv, Gemm, Memory, Model};
+    [
+        ("shapes", &[Conv, Attention, Model, Gemm]),
+        ("random", &[Conv, Attention]),
+        ("seed", &[Conv, Attention]),
+        ("stages", &[Conv]),
+        ("layers", &[Model]),
+        ("only", &[Conv, Attention, Model, Gemm, Memory]),
+        ("pass", &[Conv, Attention, Model]),
+        ("threads", &[Conv, Attention, Model, Gemm, Memory]),
+        ("algorithm", &[Conv, Gemm]),
+        ("accuracy", &[Conv]),
+        ("isa", &[Conv, Attention, Gemm, Memory]),
+        ("layout", &[Conv, Attention]),
+        ("format", &[Conv, Attention, Model, Gemm, Memory]),
+    ]
+};
+
+/// Options without a value.
+const FLAGS: [&str; 2] = ["stages", "layers"];
+
+fn takes(command: Command, option: &str) -> bool {
+    OPTIONS.iter().any(|(name, commands)| *name == option && commands.contains(&command))
 }
 
 /// The direction of a pass.
@@ -117,8 +135,10 @@ pub struct Options {
     pub shapes: Option<PathBuf>,
     /// Only shapes whose name contains this.
     pub only: Option<String>,
-    /// So many layers made at random, instead of named ones.
+    /// So many made up at random, instead of named ones.
     pub random: Option<usize>,
+    /// Which ones.
+    pub seed: u64,
     /// Whether the time of each stage is shown.
     pub stages: bool,
     /// Whether the time of each layer is shown.
@@ -129,14 +149,18 @@ pub struct Options {
     pub train: bool,
     /// Threads that work at once.
     pub threads: usize,
-    /// The algorithms to be timed, `None` for all of them.
+    /// The algorithms of convolutions to be timed, `None` for all of them.
     pub algorithm: Option<Algorithm>,
+    /// Whose matrix products are timed.
+    pub contenders: Vec<Contender>,
     /// What the automatic choice may trade.
     pub accuracy: Accuracy,
     /// The instruction set.
     pub isa: Isa,
     /// The layout of images.
     pub layout: Layout,
+    /// The layout of heads.
+    pub heads: heads::Layout,
     /// How rows are written.
     pub format: Format,
 }
@@ -155,6 +179,13 @@ fn algorithm(given: &str) -> Result<Option<Algorithm>, Failure> {
     among.extend(Algorithm::ALL.map(|algorithm| (algorithm.to_string(), Some(algorithm))));
     let among: Vec<_> = among.iter().map(|(name, value)| (name.as_str(), *value)).collect();
     choose("algorithm", given, &among)
+}
+
+fn contenders(given: &str) -> Result<Vec<Contender>, Failure> {
+    let mut among = vec![("all", None), ("auto", Some(Contender::Ours))];
+    among.extend(CONTENDERS.map(|contender| (contender.name(), Some(contender))));
+    let one = choose("algorithm", given, &among)?;
+    Ok(one.map_or(CONTENDERS.to_vec(), |one| vec![one]))
 }
 
 /// An instruction set that this CPU has.
@@ -179,110 +210,154 @@ fn count(option: &str, given: &str, most: usize) -> Result<usize, Failure> {
     count.ok_or_else(|| Failure::Usage(format!("--{option}: expected a number from 1 to {most}, given {given}")))
 }
 
-impl Options {
-    /// Reads the command line.
-    ///
-    /// # Errors
-    /// [`Failure::Usage`] for what is not understood.
-    pub fn parse(mut parser: Parser) -> Result<Self, Failure> {
-        let mut command = None;
-        let (mut shapes, mut only, mut chosen_isa) = (None, None, None);
-        let (mut random, mut stages, mut layers, mut train) = (None, false, false, false);
-        let (mut pass, mut format, mut layout) = (Pass::default(), Format::default(), Layout::default());
-        let (mut accuracy, mut chosen_algorithm) = (Accuracy::default(), Some(Algorithm::Auto));
-        let mut chosen_threads = machine::hardware_threads();
-        let mut options = false;
+/// What was given, before it is known what it means: that depends on the command, which may stand anywhere.
+#[derive(Default)]
+struct Given {
+    command: Option<Command>,
+    options: Vec<(&'static str, OsString)>,
+}
+
+impl Given {
+    fn read(mut parser: Parser) -> Result<Self, Failure> {
+        let mut given = Self::default();
         while let Some(arg) = parser.next()? {
             match arg {
-                Arg::Short('h') | Arg::Long("help") => command = Some(Command::Help),
-                Arg::Short('V') | Arg::Long("version") => command = Some(Command::Version),
-                Arg::Value(name) if command.is_none() => {
-                    let name = name.string()?;
-                    let among = [
-                        ("conv", Command::Conv),
-                        ("attention", Command::Attention),
-                        ("model", Command::Model),
-                        ("gemm", Command::Gemm),
-                        ("memory", Command::Memory),
-                        ("parallel", Command::Parallel),
-                        ("help", Command::Help),
-                    ];
-                    let found = among.into_iter().find(|(known, _)| *known == name).map(|(_, command)| command);
-                    let unknown = || {
-                        Failure::Usage(format!(
-                            "unknown command `{name}`; expected conv, attention, model, gemm, memory, parallel or help"
-                        ))
-                    };
-                    command = Some(found.ok_or_else(unknown)?);
-                }
+                Arg::Short('h') | Arg::Long("help") => given.command = Some(Command::Help),
+                Arg::Short('V') | Arg::Long("version") => given.command = Some(Command::Version),
+                Arg::Value(name) if given.command.is_none() => given.command = Some(Command::named(&name.string()?)?),
                 Arg::Long(name) => {
-                    options = true;
-                    match name.to_string().as_str() {
-                        "shapes" => shapes = Some(PathBuf::from(parser.value()?)),
-                        "only" => only = Some(parser.value()?.string()?),
-                        "random" => random = Some(count("random", &parser.value()?.string()?, MOST_LAYERS)?),
-                        "stages" => stages = true,
-                        "layers" => layers = true,
-                        "isa" => chosen_isa = Some(isa(&parser.value()?.string()?)?),
-                        "threads" => chosen_threads = count("threads", &parser.value()?.string()?, MOST_THREADS)?,
-                        "algorithm" => chosen_algorithm = algorithm(&parser.value()?.string()?)?,
-                        "pass" => {
-                            let [forward, backward] =
-                                [Pass::Forward, Pass::Backward].map(|pass| (pass.name(), (pass, false)));
-                            let among = [forward, backward, (TRAIN, (Pass::default(), true))];
-                            (pass, train) = choose("pass", &parser.value()?.string()?, &among)?;
-                        }
-                        "format" => {
-                            let among = [("text", Format::Text), ("json", Format::Json), ("csv", Format::Csv)];
-                            format = choose("format", &parser.value()?.string()?, &among)?;
-                        }
-                        "layout" => {
-                            let among = [("nchw", Layout::Nchw), ("nhwc", Layout::Nhwc)];
-                            layout = choose("layout", &parser.value()?.string()?, &among)?;
-                        }
-                        "accuracy" => {
-                            let among = [
-                                ("direct", Accuracy::Direct),
-                                ("fast", Accuracy::Fast),
-                                ("fastest", Accuracy::Fastest),
-                            ];
-                            accuracy = choose("accuracy", &parser.value()?.string()?, &among)?;
-                        }
-                        _ => return Err(Failure::Usage(format!("unknown option `--{name}`"))),
-                    }
+                    let known = OPTIONS.iter().map(|(known, _)| *known).find(|known| *known == name);
+                    let known = known.ok_or_else(|| Failure::Usage(format!("unknown option `--{name}`")))?;
+                    let value = if FLAGS.contains(&known) { OsString::new() } else { parser.value()? };
+                    given.options.push((known, value));
                 }
                 other => return Err(other.unexpected().into()),
             }
         }
-        let command = command.unwrap_or(Command::Overview);
-        if command == Command::Overview && options {
+        Ok(given)
+    }
+
+    /// The command, which takes all of the options.
+    fn command(&self) -> Result<Command, Failure> {
+        let command = self.command.unwrap_or(Command::Overview);
+        if [Command::Help, Command::Version].contains(&command) {
+            return Ok(command);
+        }
+        if command == Command::Overview && !self.options.is_empty() {
             return Err(Failure::Usage("options need a command, for example `kernelbench conv --threads 1`".into()));
         }
-        let given = if train { TRAIN } else { pass.name() };
-        let other = if command == Command::Model { TRAIN } else { Pass::Backward.name() };
-        if ![Pass::Forward.name(), other].contains(&given) {
-            return Err(Failure::Usage(format!("--pass: expected forward or {other} here, given {given}")));
+        if let Some((option, _)) = self.options.iter().find(|(option, _)| !takes(command, option)) {
+            let taken: Vec<String> =
+                OPTIONS.iter().filter(|(name, _)| takes(command, name)).map(|(name, _)| format!("--{name}")).collect();
+            let taken = if taken.is_empty() { "no options".into() } else { taken.join(", ") };
+            return Err(Failure::Usage(format!(
+                "--{option} means nothing to `kernelbench {}`, which takes {taken}",
+                command.name()
+            )));
         }
-        let isa = match chosen_isa {
+        let has = |option: &str| self.options.iter().any(|(name, _)| *name == option);
+        match (has("random"), has("shapes"), has("seed")) {
+            (true, true, _) => {
+                Err(Failure::Usage("--random makes up what --shapes would read: give one of them".into()))
+            }
+            (false, _, true) => Err(Failure::Usage("--seed is that of --random, which is not given".into())),
+            _ => Ok(command),
+        }
+    }
+}
+
+impl Options {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] for what is not understood, and for options that the command does not take.
+    pub fn parse(parser: Parser) -> Result<Self, Failure> {
+        let given = Given::read(parser)?;
+        let command = given.command()?;
+        let mut options = Self {
+            command,
+            shapes: None,
+            only: None,
+            random: None,
+            seed: 1,
+            stages: false,
+            layers: false,
+            pass: Pass::default(),
+            train: false,
+            threads: machine::hardware_threads(),
+            algorithm: Some(Algorithm::Auto),
+            contenders: CONTENDERS.to_vec(),
+            accuracy: Accuracy::default(),
+            isa: Isa::Portable,
+            layout: Layout::default(),
+            heads: heads::Layout::default(),
+            format: Format::default(),
+        };
+        if [Command::Help, Command::Version].contains(&command) {
+            return Ok(options);
+        }
+        let mut chosen_isa = None;
+        for (option, value) in given.options {
+            if option == "shapes" {
+                options.shapes = Some(PathBuf::from(value));
+                continue;
+            }
+            let value = value.string()?;
+            if option == "isa" {
+                chosen_isa = Some(isa(&value)?);
+            } else {
+                options.set(option, &value)?;
+            }
+        }
+        if options.layers && options.format != Format::Text {
+            return Err(Failure::Usage("--layers writes text, which --format text alone can hold".into()));
+        }
+        options.isa = match chosen_isa {
             Some(isa) => isa,
             None => Isa::choose()?,
         };
-        Ok(Self {
-            command,
-            shapes,
-            only,
-            random,
-            stages,
-            layers,
-            pass,
-            train,
-            threads: chosen_threads,
-            algorithm: chosen_algorithm,
-            accuracy,
-            isa,
-            layout,
-            format,
-        })
+        Ok(options)
+    }
+
+    /// Sets what the value of an option says to the command.
+    fn set(&mut self, option: &'static str, value: &str) -> Result<(), Failure> {
+        match option {
+            "only" => self.only = Some(value.into()),
+            "random" => self.random = Some(count(option, value, MOST_LAYERS)?),
+            "seed" => {
+                let seed = value.parse();
+                self.seed =
+                    seed.map_err(|_| Failure::Usage(format!("--seed: expected a number from 0 on, given {value}")))?;
+            }
+            "stages" => self.stages = true,
+            "layers" => self.layers = true,
+            "threads" => self.threads = count(option, value, MOST_THREADS)?,
+            "algorithm" if self.command == Command::Gemm => self.contenders = contenders(value)?,
+            "algorithm" => self.algorithm = algorithm(value)?,
+            "pass" => {
+                let other = match self.command {
+                    Command::Model => (TRAIN, (Pass::default(), true)),
+                    _ => (Pass::Backward.name(), (Pass::Backward, false)),
+                };
+                let among = [(Pass::Forward.name(), (Pass::Forward, false)), other];
+                (self.pass, self.train) = choose(option, value, &among)?;
+            }
+            "format" => {
+                let among = [("text", Format::Text), ("json", Format::Json), ("csv", Format::Csv)];
+                self.format = choose(option, value, &among)?;
+            }
+            "layout" if self.command == Command::Attention => {
+                let among = heads::Layout::ALL.map(|layout| (layout.name(), layout));
+                self.heads = choose(option, value, &among)?;
+            }
+            "layout" => self.layout = choose(option, value, &[("nchw", Layout::Nchw), ("nhwc", Layout::Nhwc)])?,
+            "accuracy" => {
+                let among = [("direct", Accuracy::Direct), ("fast", Accuracy::Fast), ("fastest", Accuracy::Fastest)];
+                self.accuracy = choose(option, value, &among)?;
+            }
+            _ => unreachable!("`--{option}` is one of `OPTIONS`"),
+        }
+        Ok(())
     }
 }
 
@@ -315,11 +390,45 @@ mod tests {
         );
         assert_eq!(message("conv --thread 2"), "unknown option `--thread`");
         assert_eq!(message("conv --threads 0"), "--threads: expected a number from 1 to 4096, given 0");
-        assert_eq!(message("conv --pass sideways"), "--pass: expected forward, backward, train, given sideways");
-        assert_eq!(message("model --pass backward"), "--pass: expected forward or train here, given backward");
+        assert_eq!(message("conv --pass sideways"), "--pass: expected forward, backward, given sideways");
+        assert_eq!(message("model --pass backward"), "--pass: expected forward, train, given backward");
         assert_eq!(message("conv --isa sse9"), "--isa: expected avx512, avx2 or portable, given sse9");
         assert!(message("conv --algorithm magic").contains("im2col"));
         assert!(message("--threads 2").contains("need a command"));
         assert!(message("conv --shapes").contains("--shapes"));
+        assert!(message("conv --random 3 --shapes a.csv").contains("give one of them"));
+        assert!(message("conv --seed 3").contains("--random"));
+        assert!(message("model --layers --format json").contains("--format text"));
+    }
+
+    #[test]
+    fn what_means_nothing_to_a_command_is_refused_with_what_it_takes() {
+        let message = |line: &str| parse(line).unwrap_err().to_string();
+        let commands = Command::NAMED.into_iter().filter(|(_, command)| *command != Command::Help);
+        for (name, command) in commands {
+            for (option, takers) in OPTIONS {
+                let value = if FLAGS.contains(&option) { "" } else { "1" };
+                let line = format!("{name} --{option} {value}");
+                let refusal = parse(&line).err().filter(|failure| failure.to_string().contains("means nothing"));
+                assert_eq!(refusal.is_none(), takers.contains(&command), "{line}");
+                assert!(refusal.is_none_or(|failure| failure.code() == 2), "{line}");
+            }
+        }
+        assert_eq!(
+            message("memory --stages"),
+            "--stages means nothing to `kernelbench memory`, which takes --only, --threads, --isa, --format"
+        );
+        assert!(message("parallel --only a").ends_with("takes no options"));
+        assert_eq!(parse("parallel --only a --help").unwrap().command, Command::Help);
+    }
+
+    #[test]
+    fn the_same_option_means_what_its_command_makes_of_it() {
+        assert_eq!(parse("gemm --algorithm auto").unwrap().contenders, [Contender::Ours]);
+        assert_eq!(parse("gemm").unwrap().contenders, CONTENDERS);
+        assert_eq!(parse("attention --layout bshd").unwrap().heads, heads::Layout::Bshd);
+        assert!(parse("--pass train model").unwrap().train);
+        assert!(parse("gemm --algorithm im2col").unwrap_err().to_string().ends_with("given im2col"));
+        assert!(parse("attention --layout nhwc").unwrap_err().to_string().contains("bhsd, bshd"));
     }
 }

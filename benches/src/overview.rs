@@ -86,7 +86,7 @@ fn layers(setting: Setting, parallelism: Parallelism, out: &mut (dyn Write + Sen
     let mut failures = 0;
     for (name, remark) in LAYERS {
         let problem = Problem::new(shapes::named(name)?, setting.pass)?;
-        match problem.study(setting.isa, Algorithm::Auto, parallelism, budget, false) {
+        match problem.study(setting.isa, Algorithm::Auto, parallelism, budget, false, false) {
             Ok(outcome) => {
                 let speed = problem.operations() / outcome.timing.seconds_min;
                 writeln!(

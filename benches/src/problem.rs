@@ -27,7 +27,8 @@ enum Numbers {
     Integer,
 }
 
-fn zeros(len: usize) -> Result<Vec<f32>, Failure> {
+/// So many zeros, if memory has room for them.
+pub(crate) fn zeros(len: usize) -> Result<Vec<f32>, Failure> {
     let mut buffer = Vec::new();
     buffer
         .try_reserve_exact(len)
@@ -145,8 +146,12 @@ pub struct Checked {
 pub struct Outcome {
     /// The algorithm that runs, where the plan says so.
     pub chosen: Option<String>,
+    /// What runs: the algorithm twice, or that of the input's gradient and that of the weights'.
+    pub ran: [Algorithm; 2],
     /// How long a call takes.
     pub timing: Timing,
+    /// The best seconds of each gradient in a call of its own, if that was asked for.
+    pub gradients: Option<[f64; 2]>,
     /// Where its time goes, if that was asked for.
     pub stages: Option<StageSeconds>,
     /// How long it takes to make the plan: the choice, and packing the weights.
@@ -155,6 +160,15 @@ pub struct Outcome {
     pub workspace_bytes: usize,
     /// What the check found.
     pub checked: Checked,
+}
+
+/// The gradients whose algorithms are chosen apart, in the order of their results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gradient {
+    /// That of the input.
+    Data,
+    /// Those of weights and bias.
+    Weights,
 }
 
 /// Why there is no outcome.
@@ -342,10 +356,10 @@ impl Problem {
         }
         let chosen = Some(chosen);
         let workspace_bytes = workspace_len * size_of::<f32>();
-        Ok(Prepared { problem: self, plan, results, workspace, chosen, seconds_prepare, workspace_bytes, checked })
+        Ok(Prepared { problem: self, plan, results, workspace, chosen, ran, seconds_prepare, workspace_bytes, checked })
     }
 
-    /// Makes a plan, checks it and times it.
+    /// Makes a plan, checks it and times it: its calls, and if asked for their stages, and gradients apart.
     ///
     /// # Errors
     /// Those of [`Problem::prepare`].
@@ -356,12 +370,23 @@ impl Problem {
         parallelism: Parallelism,
         budget: Budget,
         stages: bool,
+        apart: bool,
     ) -> Result<Outcome, Refusal> {
         let mut prepared = self.prepare(isa, algorithm, parallelism)?;
         let timing = timing::time(budget, || prepared.call(parallelism))?;
         let stages = if stages { Some(prepared.stages(parallelism)?) } else { None };
-        let Prepared { chosen, seconds_prepare, workspace_bytes, checked, .. } = prepared;
-        Ok(Outcome { chosen, timing, stages, seconds_prepare, workspace_bytes, checked })
+        let gradients = match (apart, self.pass) {
+            (true, Pass::Backward) => {
+                let mut seconds = |gradient| {
+                    let timing = timing::time(budget, || prepared.gradient(gradient, parallelism));
+                    timing.map(|timing| timing.seconds_min)
+                };
+                Some([seconds(Gradient::Data)?, seconds(Gradient::Weights)?])
+            }
+            _ => None,
+        };
+        let Prepared { chosen, ran, seconds_prepare, workspace_bytes, checked, .. } = prepared;
+        Ok(Outcome { chosen, ran, timing, gradients, stages, seconds_prepare, workspace_bytes, checked })
     }
 }
 
@@ -372,6 +397,7 @@ pub struct Prepared<'p> {
     results: Vec<Lines>,
     workspace: Workspace,
     chosen: Option<String>,
+    ran: [Algorithm; 2],
     seconds_prepare: f64,
     workspace_bytes: usize,
     checked: Checked,
@@ -385,6 +411,19 @@ impl Prepared<'_> {
     pub fn call(&mut self, parallelism: Parallelism) -> Result<(), Error> {
         let Self { problem, plan, results, workspace, .. } = self;
         problem.call(plan, &problem.real, results, workspace, parallelism)
+    }
+
+    /// One call for a gradient alone, in a backward pass.
+    fn gradient(&mut self, gradient: Gradient, parallelism: Parallelism) -> Result<(), Error> {
+        let Self { problem, plan, results, workspace, .. } = self;
+        let (shape, Data { x, dy, .. }) = (problem.layer.shape, &problem.real);
+        match (plan, results.as_mut_slice(), gradient) {
+            (Plan::Backward(plan), [dx, ..], Gradient::Data) => plan.data(shape, dy, dx, workspace, parallelism),
+            (Plan::Backward(plan), [_, dw, db], Gradient::Weights) => {
+                plan.weights(shape, x, dy, dw, Some(db), workspace, parallelism)
+            }
+            _ => unreachable!("gradients are those of a backward pass"),
+        }
     }
 
     /// The seconds of a call in each stage, summed over the threads: the mean of some calls.
@@ -443,11 +482,13 @@ mod tests {
             [(Pass::Forward, sizes.y_len), (Pass::Backward, sizes.x_len + sizes.w_len + layer.spec.out_channels)]
         {
             let problem = Problem::new(layer.clone(), pass).unwrap();
-            let Ok(outcome) = problem.study(Isa::Portable, Algorithm::Auto, Parallelism::Serial, BRIEF, true) else {
+            let Ok(outcome) = problem.study(Isa::Portable, Algorithm::Auto, Parallelism::Serial, BRIEF, true, true)
+            else {
                 panic!("{} {}", layer.name, pass.name());
             };
             assert_eq!(outcome.checked.elements, 2 * elements);
             assert!(outcome.checked.worst > 0.0 && outcome.checked.worst < 1.0);
+            assert_eq!(outcome.gradients.is_some(), pass == Pass::Backward);
         }
     }
 

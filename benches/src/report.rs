@@ -40,6 +40,10 @@ pub struct Row {
     pub share_of_peak: f64,
     /// Bytes of all arguments a nanosecond, in the fastest call.
     pub gigabytes_per_second: f64,
+    /// The same as a share of the measured speed of reads from memory, where that was measured.
+    pub share_of_bandwidth: Option<f64>,
+    /// What the choice of the algorithm costs, where all were timed.
+    pub regret: Option<Regret>,
     /// Scratch memory.
     pub workspace_bytes: usize,
     /// Elements that were compared with the definition.
@@ -48,15 +52,59 @@ pub struct Row {
     pub worst_error: f64,
 }
 
-enum Value<'a> {
+/// The value of a column.
+#[derive(Clone, Copy, Debug)]
+pub enum Value<'a> {
+    /// A name.
     Text(&'a str),
+    /// Nothing that could be said.
     Missing,
+    /// A number of things.
     Count(usize),
+    /// A measurement.
     Number(f64),
 }
 
+impl From<Option<f64>> for Value<'_> {
+    fn from(number: Option<f64>) -> Self {
+        number.map_or(Self::Missing, Self::Number)
+    }
+}
+
+/// Writes columns and their values as a JSON object, or as a line of CSV, the first one below a header.
+///
+/// # Errors
+/// Those of the output.
+pub fn write_fields(
+    out: &mut (dyn Write + Send),
+    format: Format,
+    first: bool,
+    fields: &[(&'static str, Value<'_>)],
+) -> io::Result<()> {
+    if format == Format::Json {
+        let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{}", json(value))).collect();
+        return writeln!(out, "{{{}}}", fields.join(","));
+    }
+    if first {
+        let names: Vec<&str> = fields.iter().map(|field| field.0).collect();
+        writeln!(out, "{}", names.join(","))?;
+    }
+    let fields: Vec<String> = fields.iter().map(|(_, value)| csv(value)).collect();
+    writeln!(out, "{}", fields.join(","))
+}
+
+/// How much longer the chosen algorithms take than the best that the accuracy allows: 0.1 is a tenth more time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Regret {
+    /// Of the whole call.
+    pub all: f64,
+    /// Of the gradient of the input and of that of the weights, which are chosen apart.
+    pub gradients: Option<[f64; 2]>,
+}
+
 impl Row {
-    fn fields(&self) -> [(&'static str, Value<'_>); 21] {
+    fn fields(&self) -> [(&'static str, Value<'_>); 25] {
+        let gradient = |which: usize| self.regret.and_then(|regret| regret.gradients).map(|gradients| gradients[which]);
         let stage = |stage: Stage| self.stages.map_or(Value::Missing, |stages| Value::Number(stages[stage as usize]));
         [
             ("name", Value::Text(&self.name)),
@@ -77,9 +125,13 @@ impl Row {
             ("gflops", Value::Number(self.gflops)),
             ("share_of_peak", Value::Number(self.share_of_peak)),
             ("gigabytes_per_second", Value::Number(self.gigabytes_per_second)),
+            ("share_of_bandwidth", self.share_of_bandwidth.into()),
             ("workspace_bytes", Value::Count(self.workspace_bytes)),
             ("checked_elements", Value::Count(self.checked_elements)),
             ("worst_error", Value::Number(self.worst_error)),
+            ("regret", self.regret.map(|regret| regret.all).into()),
+            ("regret_data", gradient(0).into()),
+            ("regret_weights", gradient(1).into()),
         ]
     }
 }
@@ -102,52 +154,44 @@ impl<'a> Report<'a> {
     /// # Errors
     /// Those of the output.
     pub fn row(&mut self, row: &Row) -> io::Result<()> {
-        if self.rows == 0 {
-            match self.format {
-                Format::Text => writeln!(
-                    self.out,
-                    "{:22} {:20} {:>11} {:>11} {:>9} {:>8} {:>7} {:>10}",
-                    "layer", "algorithm", "best", "median", "GFLOP/s", "of peak", "GB/s", "workspace"
-                )?,
-                Format::Csv => {
-                    let names: Vec<&str> = row.fields().iter().map(|field| field.0).collect();
-                    writeln!(self.out, "{}", names.join(","))?;
-                }
-                Format::Json => {}
-            }
-        }
+        let first = self.rows == 0;
         self.rows += 1;
-        match self.format {
-            Format::Text => {
-                let algorithm = match &row.chosen {
-                    Some(chosen) if *chosen != row.algorithm => format!("{}: {chosen}", row.algorithm),
-                    _ => row.algorithm.clone(),
-                };
-                writeln!(
-                    self.out,
-                    "{:22} {algorithm:20} {:>11} {:>11} {:>9.1} {:>7.0}% {:>7.1} {:>10}",
-                    row.name,
-                    duration(row.seconds_min),
-                    duration(row.seconds_median),
-                    row.gflops,
-                    100.0 * row.share_of_peak,
-                    row.gigabytes_per_second,
-                    bytes(row.workspace_bytes),
-                )?;
-                if let Some(stages) = row.stages {
-                    let parts = Stage::ALL.map(|stage| format!("{stage} {}", duration(stages[stage as usize])));
-                    writeln!(self.out, "{:22} {}", "", parts.join(", "))?;
-                }
+        if self.format != Format::Text {
+            write_fields(self.out, self.format, first, &row.fields())?;
+            return self.out.flush();
+        }
+        if first {
+            write!(
+                self.out,
+                "{:22} {:20} {:>11} {:>11} {:>9} {:>8} {:>7}",
+                "layer", "algorithm", "best", "median", "GFLOP/s", "of peak", "GB/s"
+            )?;
+            if row.share_of_bandwidth.is_some() {
+                write!(self.out, " {:>8}", "of reads")?;
             }
-            Format::Json => {
-                let fields: Vec<String> =
-                    row.fields().iter().map(|(name, value)| format!("\"{name}\":{}", json(value))).collect();
-                writeln!(self.out, "{{{}}}", fields.join(","))?;
-            }
-            Format::Csv => {
-                let fields: Vec<String> = row.fields().iter().map(|(_, value)| csv(value)).collect();
-                writeln!(self.out, "{}", fields.join(","))?;
-            }
+            writeln!(self.out, " {:>10}", "workspace")?;
+        }
+        let algorithm = match &row.chosen {
+            Some(chosen) if *chosen != row.algorithm => format!("{}: {chosen}", row.algorithm),
+            _ => row.algorithm.clone(),
+        };
+        write!(
+            self.out,
+            "{:22} {algorithm:20} {:>11} {:>11} {:>9.1} {:>7.0}% {:>7.1}",
+            row.name,
+            duration(row.seconds_min),
+            duration(row.seconds_median),
+            row.gflops,
+            100.0 * row.share_of_peak,
+            row.gigabytes_per_second,
+        )?;
+        if let Some(share) = row.share_of_bandwidth {
+            write!(self.out, " {:>7.0}%", 100.0 * share)?;
+        }
+        writeln!(self.out, " {:>10}", bytes(row.workspace_bytes))?;
+        if let Some(stages) = row.stages {
+            let parts = Stage::ALL.map(|stage| format!("{stage} {}", duration(stages[stage as usize])));
+            writeln!(self.out, "{:22} {}", "", parts.join(", "))?;
         }
         self.out.flush()
     }
@@ -237,6 +281,8 @@ mod tests {
             gflops: 100.0,
             share_of_peak: 0.5,
             gigabytes_per_second: 1.5,
+            share_of_bandwidth: Some(0.125),
+            regret: Some(Regret { all: 0.25, gradients: None }),
             workspace_bytes: 4096,
             checked_elements: 10,
             worst_error: 0.25,
@@ -259,7 +305,7 @@ mod tests {
         assert!(lines[0].starts_with(r#"{"name":"a \"layer\", quoted","pass":"forward""#), "{}", lines[0]);
         assert!(lines[0].contains(r#""algorithm":"auto","chosen":"direct""#));
         assert!(lines[0].contains(r#""seconds_min":0.001,"seconds_median":0.00125"#));
-        assert!(lines[0].ends_with(r#""worst_error":0.25}"#));
+        assert!(lines[0].ends_with(r#""worst_error":0.25,"regret":0.25,"regret_data":null,"regret_weights":null}"#));
         assert!(lines[1].contains(r#""chosen":null"#));
     }
 
@@ -279,7 +325,9 @@ mod tests {
             text.contains("product 2.000 ms")
                 && text.contains("auto: direct")
                 && text.contains("1.000 ms")
-                && text.contains("50%"),
+                && text.contains("50%")
+                && text.contains("of reads")
+                && text.contains("12%"),
             "{text}"
         );
         assert_eq!(duration(12.5e-6), "12.50 us");

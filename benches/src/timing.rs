@@ -13,6 +13,17 @@ pub struct Timing {
     pub calls: usize,
 }
 
+impl Timing {
+    /// The best and the median of the seconds of calls, at least one.
+    pub fn of(mut seconds: Vec<f64>) -> Self {
+        seconds.sort_by(f64::total_cmp);
+        // A clock that did not tick makes no infinite speeds.
+        let seconds_min = seconds[0].max(1e-9);
+        let seconds_median = seconds[seconds.len() / 2].max(1e-9);
+        Self { seconds_min, seconds_median, calls: seconds.len() }
+    }
+}
+
 /// How long to go on.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
@@ -43,11 +54,7 @@ pub fn time<E>(budget: Budget, mut call: impl FnMut() -> Result<(), E>) -> Resul
         call()?;
         seconds.push(before.elapsed().as_secs_f64());
     }
-    seconds.sort_by(f64::total_cmp);
-    // A clock that did not tick makes no infinite speeds.
-    let seconds_min = seconds[0].max(1e-9);
-    let seconds_median = seconds[seconds.len() / 2].max(1e-9);
-    Ok(Timing { seconds_min, seconds_median, calls: seconds.len() })
+    Ok(Timing::of(seconds))
 }
 
 #[cfg(test)]
