@@ -14,6 +14,7 @@
 //! | [`case`] | a convolution and how to run it, as one line of text |
 //! | [`decode`] | a case from bytes |
 //! | [`data`] | the operands of a case |
+//! | [`graph`] | random networks, and automatic differentiation in f64 |
 //! | [`guard`] | memory between inaccessible pages |
 //! | [`onnx`] | the ONNX project's cases, read from a fixture |
 //! | [`oracle`] | references in f64, and what may differ from them |
@@ -39,6 +40,7 @@ pub mod crash;
 pub mod data;
 pub mod decode;
 pub mod faults;
+pub mod graph;
 pub mod guard;
 pub mod onnx;
 pub mod oracle;

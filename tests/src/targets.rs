@@ -9,6 +9,7 @@ use crate::attention;
 use crate::case::ConvCase;
 use crate::check::{Bench, Failure, check};
 use crate::decode::{Bytes, Kinds, VERSION, conv};
+use crate::graph::{self, Report};
 use crate::stats::Stats;
 use crate::subject::Library;
 
@@ -57,6 +58,37 @@ pub fn attention(data: &[u8]) {
         && let Err(message) = attention::check(&case, &mut attention::Memory::default())
     {
         panic!("{}, {:?}: {message}", case.spec, case.shape);
+    }
+}
+
+/// A small network, trained: outputs, all gradients and new parameters must be within their bounds, and the same to the
+/// last bit on any number of threads.
+///
+/// # Panics
+/// When a result is wrong.
+pub fn nn_graph(data: &[u8]) {
+    train(data);
+}
+
+/// [`nn_graph`], with what was compared.
+///
+/// # Panics
+/// When a result is wrong.
+pub fn train(data: &[u8]) -> Report {
+    let Some(case) = graph::Case::decode(data) else { return Report::default() };
+    let _line = Line(data, &case);
+    graph::check(&case).unwrap_or_else(|message| panic!("{message}"))
+}
+
+/// Says how to repeat a network when it panics.
+struct Line<'a>(&'a [u8], &'a graph::Case);
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+            eprintln!("{}\nrepeat it: NN_GRAPH={hex} cargo test -p tests --test nn_graph", self.1);
+        }
     }
 }
 

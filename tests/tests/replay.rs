@@ -77,8 +77,13 @@ fn attention() {
 }
 
 #[test]
+fn nn_graph() {
+    replay("nn_graph", targets::nn_graph, None);
+}
+
+#[test]
 fn inputs_of_a_version_to_come_are_left_alone() {
-    for run in [targets::conv_exact, targets::conv_bound, targets::conv_api, targets::attention] {
+    for run in [targets::conv_exact, targets::conv_bound, targets::conv_api, targets::attention, targets::nn_graph] {
         run(&[VERSION + 1, 2, 3]);
     }
 }
