@@ -1,6 +1,6 @@
 //! Layers, losses and optimisers against PyTorch. `fixtures/pytorch.py` says how the numbers were made.
 
-use std::path::Path;
+mod fixtures;
 
 use kernels::conv::{Accuracy, Conv2dSpec, Padding};
 use kernels::pool::Pool2dSpec;
@@ -10,63 +10,11 @@ use nn::{
     SCELoss, Sequential, Sgd, Sigmoid, StateDict, Tanh, clip_norm,
 };
 
-/// The rounding unit of f32.
-const U: f64 = f32::EPSILON as f64 / 2.0;
+use fixtures::{array, check, close, elements, fixtures, parameters};
+
 /// The rates of the optimisers.
 const DESCENT_RATE: f32 = 0.25;
 const ADAM_RATE: f32 = 0.0625;
-
-fn fixtures(case: &str) -> StateDict {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pytorch.safetensors");
-    StateDict::load(&path).unwrap().under(&format!("{case}."))
-}
-
-fn array(case: &StateDict, name: &str) -> ndarray::ArrayD<f32> {
-    case.get(name).unwrap_or_else(|| panic!("no {name}")).clone()
-}
-
-fn elements(case: &StateDict, name: &str) -> Vec<f32> {
-    array(case, name).iter().copied().collect()
-}
-
-/// Fails unless each number is within so many roundings, each of its scale. One more is the fixture's own.
-fn close(what: &str, given: &[f32], expected: &[f32], scale: &[f32], roundings: f64) {
-    assert_eq!((given.len(), scale.len()), (expected.len(), expected.len()), "{what}");
-    for i in 0..given.len() {
-        let error = (given[i] as f64 - expected[i] as f64).abs();
-        let bound = roundings * U * scale[i] as f64 + U * (expected[i] as f64).abs();
-        assert!(error <= bound, "{what}[{i}]: {} for {}, errs by {error:e}, may by {bound:e}", given[i], expected[i]);
-    }
-}
-
-/// Compares output and gradients of a layer. With `sums`, the longest sum of products, the scale is that of the
-/// fixture; without, an error is relative to the number itself and bounded by `roundings` for output and gradient.
-fn check(name: &str, layer: &mut dyn Layer, sums: Option<usize>, roundings: [f64; 2]) -> Result<()> {
-    let case = fixtures(name);
-    let y = layer.forward(&[&array(&case, "x").into_shared()], Parallelism::Current)?;
-    let dx = layer.backward(&array(&case, "dy").into_shared(), Parallelism::Current)?.remove(0);
-    assert_eq!((y.shape(), dx.shape()), (array(&case, "y").shape(), array(&case, "x").shape()), "{name}");
-    let mut results = vec![("y".to_string(), y.as_slice().unwrap().to_vec(), roundings[0])];
-    results.push(("dx".to_string(), dx.as_slice().unwrap().to_vec(), roundings[1]));
-    layer.visit("d", &mut |name, parameter| {
-        results.push((name.to_string(), parameter.gradient_elements().to_vec(), 0.0));
-    });
-    for (result, given, roundings) in results {
-        let expected = elements(&case, &result);
-        let (scale, roundings) = match sums {
-            Some(longest) => (elements(&case, &format!("{result}.scale")), longest as f64 + 2.0),
-            None => (expected.iter().map(|x| x.abs()).collect(), roundings),
-        };
-        close(&format!("{name}.{result}"), &given, &expected, &scale, roundings);
-    }
-    Ok(())
-}
-
-/// Weight and bias of a case.
-fn parameters(name: &str) -> (ndarray::ArrayD<f32>, Option<ndarray::ArrayD<f32>>) {
-    let case = fixtures(name);
-    (array(&case, "weight"), case.get("bias").cloned())
-}
 
 #[test]
 fn linear_layers_agree() -> Result<()> {
