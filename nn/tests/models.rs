@@ -1,5 +1,7 @@
 //! The models against the figures that are published for them: parameters, operations, the shape behind each layer.
 
+mod tables;
+
 use nn::models::{
     AlexNet, Clip, Encoder, Fcn, GoogLeNet, LanguageModel, LeNet5, NiN, Perceptron, Sentiment, Stacked, Tower,
     Transformer, VisionTransformer,
@@ -24,6 +26,7 @@ fn random() -> Random {
 #[test]
 fn the_perceptron_has_its_two_layers() {
     let summary = summary(Perceptron::default().build(&mut random()).unwrap(), &[1, 1, 28, 28]);
+    tables::check("perceptron", &summary);
     assert_eq!(summary.parameters(), 407_050);
     assert_eq!(shapes(&summary, &["Linear"]), [[512], [10]]);
 }
@@ -31,6 +34,7 @@ fn the_perceptron_has_its_two_layers() {
 #[test]
 fn lenet_5_has_the_parameters_and_the_maps_of_its_paper() {
     let summary = summary(LeNet5::default().build(&mut random()).unwrap(), &[1, 1, 28, 28]);
+    tables::check("lenet5", &summary);
     assert_eq!(summary.parameters(), 61_706);
     assert_eq!(shapes(&summary, &["Conv2d"]), [[6, 28, 28], [16, 10, 10]]);
     assert_eq!(shapes(&summary, &["MaxPool2d"]), [[6, 14, 14], [16, 5, 5]]);
@@ -42,6 +46,7 @@ fn lenet_5_has_the_parameters_and_the_maps_of_its_paper() {
 #[test]
 fn alexnet_is_that_of_torchvision() {
     let summary = summary(AlexNet::default().build(&mut random()).unwrap(), &IMAGENET);
+    tables::check("alexnet", &summary);
     assert_eq!(summary.parameters(), 61_100_840);
     // torchvision publishes 0.71 billion multiply-adds.
     assert_eq!(format!("{:.2}", summary.flops() / 2e9), "0.71");
@@ -56,6 +61,7 @@ fn alexnet_is_that_of_torchvision() {
 #[test]
 fn network_in_network_has_its_four_blocks() {
     let summary = summary(NiN::default().build(&mut random()).unwrap(), &IMAGENET);
+    tables::check("nin", &summary);
     assert_eq!(summary.parameters(), 7_595_176);
     let maps: Vec<Vec<usize>> = shapes(&summary, &["Conv2d"]).into_iter().step_by(3).collect();
     assert_eq!(maps, [[96, 54, 54], [256, 27, 27], [384, 13, 13], [1024, 6, 6]]);
@@ -67,6 +73,7 @@ fn network_in_network_has_its_four_blocks() {
 fn googlenet_has_the_parameters_and_the_maps_of_its_paper() {
     let paper = GoogLeNet { batch_norm: false, ..GoogLeNet::default() };
     let summary = summary(paper.build(&mut random()).unwrap(), &IMAGENET);
+    tables::check("googlenet.paper", &summary);
     // Caffe's model, without the two classifiers for training.
     assert_eq!(summary.parameters(), 6_998_552);
     // The paper's table counts 1.5 billion multiply-adds.
@@ -90,6 +97,7 @@ fn googlenet_has_the_parameters_and_the_maps_of_its_paper() {
 #[test]
 fn googlenet_is_that_of_torchvision() {
     let summary = summary(GoogLeNet::default().build(&mut random()).unwrap(), &IMAGENET);
+    tables::check("googlenet", &summary);
     assert_eq!(summary.parameters(), 6_624_904);
     // torchvision publishes 1.50 billion multiply-adds.
     assert_eq!(format!("{:.2}", summary.flops() / 2e9), "1.50");
@@ -109,6 +117,7 @@ fn of_block(features: usize, hidden: usize) -> usize {
 #[test]
 fn the_vision_transformer_is_that_of_torchvision() {
     let summary = summary(VisionTransformer::b16().build(&mut random()).unwrap(), &IMAGENET);
+    tables::check("vit_b_16", &summary);
     assert_eq!(summary.parameters(), 86_567_656);
     // torchvision publishes 17.56 billion multiply-adds, with the classifier and the scores.
     assert_eq!(format!("{:.2}", summary.flops() / 2e9), "17.56");
@@ -177,6 +186,7 @@ fn clip_is_that_of_openai() {
     let model = Clip::b32();
     let mut network = Network::new(model.build(&mut random()).unwrap());
     let summary = network.summary_all(&[&IMAGENET, &[1, 77]]).unwrap();
+    tables::check("clip", &summary);
     assert_eq!(summary.parameters(), 151_277_313);
     assert_eq!(
         shapes(&summary, &["Conv2d", "ToSequence", "ClassToken"]),
@@ -258,6 +268,7 @@ fn the_transformer_is_that_of_pytorch_and_of_its_paper() {
     let base = Transformer::base();
     let mut network = Network::new(base.build(&mut random()).unwrap());
     let summary = network.summary_all(&[&[1, 10, 512], &[1, 7, 512]]).unwrap();
+    tables::check("transformer", &summary);
     // sum(p.numel() for p in torch.nn.Transformer().parameters())
     assert_eq!(summary.parameters(), 44_140_544);
     let of_attention = shapes(&summary, &["MultiHeadAttention"]);
@@ -341,6 +352,7 @@ fn planned_vision_transformers_give_the_bits_of_their_layers() -> Result<()> {
 #[test]
 fn a_fully_convolutional_network_makes_maps_of_pages() -> Result<()> {
     let mut network = Network::new(Fcn::default().build(&mut random())?);
+    tables::check("fcn", &network.summary(&[1, 1, 28, 28])?);
     for (size, map) in [([28, 28], [1, 1]), ([32, 28], [2, 1]), ([100, 200], [19, 44])] {
         let x = Tensor::zeros(vec![2, 1, size[0], size[1]]);
         assert_eq!(network.forward(&x)?.shape(), [2, 10, map[0], map[1]]);
@@ -374,6 +386,7 @@ fn a_page_gives_what_its_windows_give() -> Result<()> {
 #[test]
 fn stacked_convolutions_shrink_the_image_by_their_filters() {
     let model = Stacked { filters: vec![1, 8, 16], ..Stacked::default() };
+    tables::check("stacked", &summary(model.build(&mut random()).unwrap(), &[1, 1, 28, 28]));
     let summary = summary(model.build(&mut random()).unwrap(), &[3, 1, 28, 28]);
     assert_eq!(shapes(&summary, &["Conv2d"]), [[1, 24, 24], [8, 20, 20], [16, 16, 16]]);
     assert_eq!(summary.parameters(), 26 + (25 + 1) * 8 + (8 * 25 + 1) * 16 + (4096 + 1) * 10);
