@@ -1,5 +1,5 @@
-//! Where tests set block sizes of their own, so small that small cases cross every border. Not part of the API: behind
-//! a feature, and without any promise.
+//! Where tests set block sizes of their own, so small that small cases cross every border, and share loops that are too
+//! small to repay it. Not part of the API: behind a feature, and without any promise.
 
 use crate::conv::{Algorithm, Conv2dSpec, Shape};
 use crate::error::Error;
@@ -10,6 +10,7 @@ use crate::tensor::{View, ViewMut};
 
 pub use crate::conv::winograd::weights::{cut::Limits as GradientLimits, within::gradient_within};
 pub use crate::gemm::{blocking::Blocking as GemmBlocking, packed::Input as GemmInput};
+pub use crate::parallel::eager::{Loops, eagerly};
 
 /// [`Gemm::run`] and its like within blocks of the sizes given.
 ///

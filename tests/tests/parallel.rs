@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use kernels::internals::{Loops, eagerly};
 use kernels::{Parallelism, Team, TeamOptions};
 
 /// Fails, rather than hangs, on a deadlock.
@@ -442,4 +443,27 @@ fn millions_of_tiny_loops_add_up() {
         tiny_loops(2, 1_000_000, idle);
         tiny_loops(3, 50_000, idle);
     }
+}
+
+#[test]
+fn a_call_that_gives_away_small_loops_says_how_many_met_a_second_thread() {
+    const LEN: usize = 40_000;
+    let work = || {
+        let mut sum = vec![2.0; LEN];
+        kernels::sum::add(&vec![1.0; LEN], &mut sum, Parallelism::Current).unwrap();
+        assert!(sum.iter().all(|&sum| sum == 3.0));
+    };
+    pool(2).install(|| {
+        work();
+        let ((), Loops { given, shared }) = eagerly(|| meet(Parallelism::Current, |_| {}));
+        assert_eq!([given, shared], [1, 1], "a loop that ends only if a helper comes");
+        let ((), Loops { given, .. }) = eagerly(work);
+        assert_eq!(given, 1, "a loop that is too small to repay it");
+        let ((), Loops { given, .. }) = eagerly(|| check(Parallelism::Serial, 5, 5));
+        assert_eq!(given, 0, "there is nobody to give it to");
+        let caught = catch_unwind(|| eagerly(|| panic_with("thrown")));
+        assert_eq!(payload_of(caught.map(drop)), "thrown");
+        let ((), loops) = eagerly(|| ());
+        assert_eq!(loops, Loops::default(), "the counts of a call that panicked are gone");
+    });
 }

@@ -17,6 +17,8 @@ mod claim;
 mod crew;
 #[cfg(feature = "rayon")]
 mod current;
+#[cfg(feature = "internals")]
+pub(crate) mod eager;
 mod team;
 #[cfg(all(test, feature = "rayon"))]
 mod tests;
@@ -63,6 +65,10 @@ impl Parallelism<'_> {
 
     /// This, or [`Parallelism::Serial`] where so little work does not repay handing it to other threads.
     pub(crate) fn for_seconds(self, seconds: f64) -> Self {
+        #[cfg(feature = "internals")]
+        if eager::is_on() {
+            return self;
+        }
         match self {
             Self::Current if seconds < WORTH_A_POOL => Self::Serial,
             Self::Team(_) if seconds < WORTH_A_TEAM => Self::Serial,
@@ -95,19 +101,26 @@ impl Parallelism<'_> {
     /// ```
     pub fn for_each(self, tasks: usize, slots: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         let most = tasks.min(slots);
-        let shared = most > 1
-            && match self {
-                Self::Serial => false,
-                #[cfg(feature = "rayon")]
-                Self::Current => current::for_each(most, tasks, task),
-                #[cfg(not(feature = "rayon"))]
-                Self::Current => false,
-                Self::Team(team) => team.for_each(most, tasks, task),
-            };
-        if !shared {
+        #[cfg(feature = "internals")]
+        if most > 1 && eager::is_on() {
+            return eager::for_each(self, most, tasks, task);
+        }
+        if most <= 1 || !self.share(most, tasks, task) {
             for index in 0..tasks {
                 task(index, 0);
             }
+        }
+    }
+
+    /// Runs the tasks on at most `most` threads and tells whether it did: not so where there is nobody to share with.
+    fn share(self, most: usize, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) -> bool {
+        match self {
+            Self::Serial => false,
+            #[cfg(feature = "rayon")]
+            Self::Current => current::for_each(most, tasks, task),
+            #[cfg(not(feature = "rayon"))]
+            Self::Current => false,
+            Self::Team(team) => team.for_each(most, tasks, task),
         }
     }
 }
