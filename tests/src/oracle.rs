@@ -20,7 +20,7 @@ use kernels::reference::{
 use kernels::{Activation, Error};
 
 use crate::case::ConvCase;
-use crate::data::{ConvData, EXACT_LIMIT};
+use crate::data::{ConvData, DataKind, EXACT_LIMIT};
 use crate::guard::{POISON, SENTINEL};
 
 /// The unit roundoff of f32.
@@ -57,6 +57,22 @@ impl Expected {
         self.values[at] += term;
         self.magnitudes[at] += term.abs();
     }
+
+    /// The same values from sums of so many terms between Winograd's transforms, bounded as `kernels::reference` says:
+    /// by `gamma_n` of the shadow, `n` being less than the terms and [`WINOGRAD_ROUNDINGS`].
+    fn by_shadow(&self, shadow: Vec<f64>, terms: usize, data: DataKind) -> Self {
+        // A bound of `terms` is for one rounding more.
+        let mut terms = terms + WINOGRAD_ROUNDINGS - 1;
+        // What is not finite in a tile is computed by definition. No shadow is less than the sum of magnitudes, but its
+        // roundings may be fewer.
+        if matches!(data, DataKind::Special | DataKind::Wide | DataKind::Huge) {
+            terms = terms.max(self.terms);
+        }
+        let magnitudes = shadow.into_iter().zip(&self.magnitudes);
+        // Shadows leave out what is not finite.
+        let magnitudes = magnitudes.map(|(shadow, &own)| if own.is_finite() { shadow } else { own }).collect();
+        Self { values: self.values.clone(), magnitudes, terms, activation: self.activation }
+    }
 }
 
 /// All that a convolution must give.
@@ -70,6 +86,8 @@ pub struct Reference {
     pub dw: Expected,
     /// The gradient of the bias.
     pub db: Expected,
+    /// The magnitudes of bias and residual of each output, where there are any.
+    addends: Vec<f64>,
 }
 
 /// The element strides of `[n, c, h, w]`. An empty image may have sides whose product overflows; nobody uses it.
@@ -90,6 +108,19 @@ fn outputs_of_tap(offset: usize, padding: usize, size: usize, stride: usize, out
     first.min(outputs)..end.min(outputs)
 }
 
+/// Tiles of an image; with dilation those of each phase apart. An axis without taps to share has none but its outputs.
+fn tiles(case: &ConvCase, algorithm: Algorithm) -> usize {
+    let (spec, shape) = (&case.spec, case.shape);
+    let output = spec.output_size([shape.height, shape.width]).unwrap_or_default();
+    let along = |axis: usize| {
+        let (size, apart) = (output[axis], spec.dilation[axis]);
+        let outputs = algorithm.tile().map_or(1, |tile| if spec.kernel[axis] > 1 { tile[axis] } else { 1 });
+        let (each, longer) = (size / apart, size % apart);
+        longer * (each + 1).div_ceil(outputs) + (apart - longer) * each.div_ceil(outputs)
+    };
+    along(0) * along(1)
+}
+
 impl Reference {
     /// Computes a case by its definition.
     pub fn new(case: &ConvCase, sizes: &Sizes, data: &ConvData) -> Self {
@@ -102,6 +133,7 @@ impl Reference {
         let taps = kernel_height * kernel_width;
         let pixels = case.shape.batch.saturating_mul(out_height).saturating_mul(out_width);
         let addends = usize::from(case.bias) + usize::from(case.residual);
+        let mut added = vec![0.0; if addends > 0 { sizes.y_len } else { 0 }];
 
         let mut y = Expected::zeros(sizes.y_len, group_in * taps + addends);
         y.activation = spec.activation;
@@ -119,6 +151,9 @@ impl Reference {
                         }
                         if let Some(residual) = &data.residual {
                             y.add(y_at, residual[y_at].into());
+                        }
+                        if addends > 0 {
+                            added[y_at] = y.magnitudes[y_at];
                         }
                     }
                 }
@@ -149,7 +184,7 @@ impl Reference {
                 }
             }
         }
-        Self { y, dx, dw, db }
+        Self { y, dx, dw, db, addends: added }
     }
 
     /// What a Winograd algorithm must give as `y`: the values of any other, bounded by its shadow.
@@ -159,12 +194,12 @@ impl Reference {
     pub fn winograd_y(&self, case: &ConvCase, data: &ConvData, algorithm: Algorithm) -> Result<Expected, Error> {
         let mut shadow = vec![0.0; self.y.values.len()];
         winograd_shadow(&case.spec, case.shape, algorithm, &data.x, &data.weights, &mut shadow)?;
-        let mut expected = Expected { terms: self.y.terms + WINOGRAD_ROUNDINGS, ..self.y.clone() };
-        // Beside the products, the magnitudes hold those of bias and residual.
-        for (magnitude, shadow) in expected.magnitudes.iter_mut().zip(shadow) {
-            *magnitude += shadow;
+        // Bias and residual are added as they are.
+        for (shadow, addends) in shadow.iter_mut().zip(&self.addends) {
+            *shadow += addends;
         }
-        Ok(expected)
+        let addends = usize::from(case.bias) + usize::from(case.residual);
+        Ok(self.y.by_shadow(shadow, case.spec.in_channels / case.spec.groups + addends, case.data))
     }
 
     /// As [`Reference::winograd_y`], for `dx`.
@@ -174,11 +209,7 @@ impl Reference {
     pub fn winograd_dx(&self, case: &ConvCase, data: &ConvData, algorithm: Algorithm) -> Result<Expected, Error> {
         let mut shadow = vec![0.0; self.dx.values.len()];
         winograd_shadow_backward_data(&case.spec, case.shape, algorithm, &data.dy, &data.weights, &mut shadow)?;
-        let mut expected = Expected { terms: self.dx.terms + WINOGRAD_ROUNDINGS, ..self.dx.clone() };
-        for (magnitude, shadow) in expected.magnitudes.iter_mut().zip(shadow) {
-            *magnitude += shadow;
-        }
-        Ok(expected)
+        Ok(self.dx.by_shadow(shadow, case.spec.out_channels / case.spec.groups, case.data))
     }
 
     /// As [`Reference::winograd_y`], for `dw`.
@@ -188,11 +219,7 @@ impl Reference {
     pub fn winograd_dw(&self, case: &ConvCase, data: &ConvData, algorithm: Algorithm) -> Result<Expected, Error> {
         let mut shadow = vec![0.0; self.dw.values.len()];
         winograd_shadow_backward_weights(&case.spec, case.shape, algorithm, &data.x, &data.dy, &mut shadow)?;
-        let mut expected = Expected { terms: self.dw.terms + WINOGRAD_ROUNDINGS, ..self.dw.clone() };
-        for (magnitude, shadow) in expected.magnitudes.iter_mut().zip(shadow) {
-            *magnitude += shadow;
-        }
-        Ok(expected)
+        Ok(self.dw.by_shadow(shadow, case.shape.batch * tiles(case, algorithm), case.data))
     }
 
     /// Whether so many of the outputs are zero, by integer data, that mistakes may hide among them.

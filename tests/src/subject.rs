@@ -35,7 +35,7 @@ pub trait Subject: Sync {
 }
 
 /// A forward plan; the methods are those of [`Conv2d`].
-pub trait ForwardPlan: Sync {
+pub trait ForwardPlan: Send + Sync {
     /// The algorithm that runs.
     fn algorithm(&self) -> Algorithm;
     /// The workspace that a call needs.
@@ -53,7 +53,7 @@ pub trait ForwardPlan: Sync {
 }
 
 /// A backward plan; the methods are those of [`Conv2dBackward`].
-pub trait BackwardPlan: Sync {
+pub trait BackwardPlan: Send + Sync {
     /// The algorithms of the input's gradient and of the weights'.
     fn algorithms(&self) -> [Algorithm; 2];
     /// The workspace that any call needs.
