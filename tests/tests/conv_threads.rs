@@ -3,13 +3,18 @@
 use kernels::conv::{Conv2d, Conv2dBackward, Layout};
 use kernels::{Parallelism, Team, TeamOptions};
 use tests::case::ConvCase;
+use tests::check::{Bench, Ways, check_ways};
 use tests::data::{ConvData, DataKind};
 use tests::oracle::same_bits;
+use tests::stats::Stats;
+use tests::subject::Library;
 
 /// Checks a long case every way; the bits must not depend on the number of threads.
 fn holds(case: ConvCase) {
     tests::crash::report_faults();
-    if let Err(failure) = tests::targets::run(&case.data(DataKind::Uniform)) {
+    let case = case.data(DataKind::Uniform);
+    let ways = Ways::all(&case).on_threads(&[1, 2, 3, 7]);
+    if let Err(failure) = check_ways(&Library, &case, &ways, &mut Bench::new(), &mut Stats::default()) {
         panic!("{failure}");
     }
 }
