@@ -7,6 +7,7 @@
 use std::sync::Mutex;
 
 use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Gradients, Inputs, Shape};
+use kernels::internals::{Loops, eagerly};
 use kernels::{Error, Isa, Parallelism, View, ViewMut};
 use tests::attention::{Case, Memory, check};
 use tests::cores;
@@ -59,17 +60,29 @@ fn threads_do_not_change_a_bit() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let mut memory = Memory::default();
+            let (mut given, mut shared) = (0, 0);
+            let mut count = |loops: Loops| {
+                given += u64::from(loops.given > 0);
+                shared += u64::from(loops.shared > 0);
+            };
             for seed in 0..60 {
                 let case = Case::new(seed);
                 for isa in Isa::available() {
                     let (out, lse) = case.forward(isa, Parallelism::Serial, &mut memory, Side::Left);
-                    let (also_out, also_lse) = case.forward(isa, Parallelism::Current, &mut memory, Side::Left);
+                    let ((also_out, also_lse), loops) =
+                        eagerly(|| case.forward(isa, Parallelism::Current, &mut memory, Side::Left));
+                    count(loops);
                     assert_eq!((bits(&out), bits(&lse)), (bits(&also_out), bits(&also_lse)), "seed {seed}");
-                    let serial = case.backward(isa, Parallelism::Serial, &mut memory, Side::Left, (&out, &lse));
-                    let shared = case.backward(isa, Parallelism::Current, &mut memory, Side::Left, (&out, &lse));
-                    assert_eq!(serial.map(|of| bits(&of)), shared.map(|of| bits(&of)), "seed {seed}");
+                    let results = (&out[..], &lse[..]);
+                    let serial = case.backward(isa, Parallelism::Serial, &mut memory, Side::Left, results);
+                    let (on_threads, loops) =
+                        eagerly(|| case.backward(isa, Parallelism::Current, &mut memory, Side::Left, results));
+                    count(loops);
+                    assert_eq!(serial.map(|of| bits(&of)), on_threads.map(|of| bits(&of)), "seed {seed}");
                 }
             }
+            println!("{threads} threads: {given} calls with loops to give away, {shared} of them shared");
+            assert!(given > 60 && shared * 4 > given, "{shared} of {given} calls ran on more than one of {threads}");
         });
     }
 }
