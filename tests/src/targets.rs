@@ -136,7 +136,7 @@ pub fn conv_api(data: &[u8]) {
     let shape = Shape::new(number(), number(), number());
     let other_shape = if flags & 1 == 0 { shape } else { Shape::new(number(), number(), number()) };
     let slots = number();
-    let algorithm = bytes.pick(&[
+    let some = bytes.pick(&[
         Algorithm::Auto,
         Algorithm::Direct,
         Algorithm::Im2col,
@@ -146,6 +146,14 @@ pub fn conv_api(data: &[u8]) {
         Algorithm::Gemm,
         Algorithm::Auto,
     ]);
+    // Those that came later have a byte of their own, behind all others, so that old inputs keep their meaning.
+    let algorithm = match bytes.byte() & 7 {
+        4 => Algorithm::Winograd2,
+        5 => Algorithm::Winograd2x4,
+        6 => Algorithm::Winograd4,
+        7 => Algorithm::Winograd6,
+        _ => some,
+    };
     let _ = (spec.check(), spec.output_size([shape.height, shape.width]), spec.flops(shape), spec.to_string());
     let sizes = spec.sizes(shape);
     // Small enough to be run: then it is a case like any other.
