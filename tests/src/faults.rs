@@ -3,6 +3,8 @@
 //! Each mistake is one that kernels have had, here or elsewhere. [`Fault::None`] makes none: it passes every
 //! check, so what the checks say about the others is about the mistake.
 
+mod winograd;
+
 use kernels::conv::{Algorithm, Conv2dSpec, Layout, Padding, Shape, Sizes};
 use kernels::{Activation, Error, Parallelism};
 
@@ -103,6 +105,16 @@ faults! {
     OrderByBatch,
     /// The automatic choice runs something else than it reports.
     OtherAlgorithmThanReported,
+    /// What Winograd's last tile of a row has too much is written to the next row.
+    TileUnclipped,
+    /// Rows and columns of Winograd's output transform change places.
+    TileTransposed,
+    /// A constant of Winograd's weights is wrong.
+    TileConstantWrong,
+    /// Winograd's sums are not zero where the next tile begins.
+    TileSumsKept,
+    /// What is not finite spoils a whole tile.
+    TileSpoilt,
 }
 
 /// A subject with a mistake.
@@ -116,6 +128,7 @@ struct Plan {
     weights: Vec<f32>,
     bias: Option<Vec<f32>>,
     is_auto: bool,
+    is_tiled: bool,
 }
 
 /// The workspace of each slot; nothing is done with it.
@@ -132,8 +145,9 @@ enum Direction {
 impl Faulty {
     fn plan(self, case: &ConvCase, choice: Choice, weights: &[f32], bias: Option<&[f32]>) -> Result<Plan, Error> {
         let sizes = case.spec.sizes(case.shape)?;
-        if !matches!(choice.algorithm, Algorithm::Auto | Algorithm::Direct) {
-            return Err(Error::invalid("algorithm", "auto or direct", choice.algorithm));
+        let is_tiled = choice.algorithm == Algorithm::Winograd2 && winograd::can_do(&case.spec);
+        if !is_tiled && !matches!(choice.algorithm, Algorithm::Auto | Algorithm::Direct) {
+            return Err(Error::invalid("algorithm", "auto, direct or winograd2", choice.algorithm));
         }
         check("weights", sizes.w_len, weights.len())?;
         let mut weights = weights.to_vec();
@@ -141,7 +155,7 @@ impl Faulty {
             weights[0] = 0.0;
         }
         let is_auto = choice.algorithm == Algorithm::Auto;
-        Ok(Plan { fault: self.0, spec: case.spec, weights, bias: bias.map(<[f32]>::to_vec), is_auto })
+        Ok(Plan { fault: self.0, spec: case.spec, weights, bias: bias.map(<[f32]>::to_vec), is_auto, is_tiled })
     }
 }
 
@@ -157,6 +171,9 @@ impl Subject for Faulty {
     }
 
     fn backward(&self, case: &ConvCase, choice: Choice, weights: &[f32]) -> Result<Box<dyn BackwardPlan>, Error> {
+        if choice.algorithm == Algorithm::Winograd2 {
+            return Err(Error::invalid("algorithm", "auto or direct", choice.algorithm));
+        }
         Ok(Box::new(self.plan(case, choice, weights, None)?))
     }
 }
@@ -367,7 +384,7 @@ fn product_sum(product: f32, sum: f32) -> f32 {
 
 impl ForwardPlan for Plan {
     fn algorithm(&self) -> Algorithm {
-        Algorithm::Direct
+        if self.is_tiled { Algorithm::Winograd2 } else { Algorithm::Direct }
     }
 
     fn workspace_len(&self, shape: Shape, slots: usize) -> Result<usize, Error> {
@@ -397,6 +414,9 @@ impl ForwardPlan for Plan {
             y.fill(0.0);
         }
         self.accumulate(shape, &sizes, Direction::Forward, parallelism, y, [x, &self.weights]);
+        if self.is_tiled {
+            winograd::forward(self.fault, &self.spec, &sizes, shape.batch, [x, &self.weights], y);
+        }
         let [out_height, out_width] = sizes.output;
         for n in 0..shape.batch {
             for oc in 0..self.spec.out_channels {
