@@ -8,11 +8,13 @@ mod dropout;
 pub mod embedding;
 mod error;
 mod execution;
+pub mod extremum;
 pub mod gemm;
 mod huge_pages;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
+mod join;
 pub mod linear;
 mod local_response;
 pub mod loss;
@@ -23,6 +25,7 @@ mod parallel;
 mod parts;
 mod philox;
 pub mod pool;
+pub mod product;
 pub mod reference;
 pub mod rotary;
 mod simd;

@@ -6,15 +6,8 @@
 
 use crate::error::{Error, check_len};
 use crate::execution::Execution;
-use crate::parts::Parts;
-use crate::simd::each::{Step, each_vector, load, store};
-use crate::simd::{Job, Simd, dispatch};
-
-/// Elements of a task: large beside the cost of waking a thread, small enough that a part of `y` stays in L1.
-const PART: usize = 4 * 1024;
-
-/// A rough cost per element and term on one core, in seconds: memory traffic.
-const SECONDS: f64 = 0.3e-9;
+use crate::join::{self, First, Join};
+use crate::simd::Simd;
 
 /// `y = terms[0] + terms[1] + ...`, element by element; zeros without any term.
 ///
@@ -34,7 +27,7 @@ pub fn forward<'t>(terms: &[&[f32]], y: &mut [f32], execution: impl Into<Executi
     for term in terms {
         check_len("terms", y.len(), term.len())?;
     }
-    run(terms, false, y, execution.into())
+    join::run(Add, First::Term, [terms, &[], &[]], y, execution.into())
 }
 
 /// `y = y + x`, element by element: one rounding each.
@@ -51,92 +44,27 @@ pub fn forward<'t>(terms: &[&[f32]], y: &mut [f32], execution: impl Into<Executi
 /// [`Error::Length`] unless `x` is as long as `y`.
 pub fn add<'t>(x: &[f32], y: &mut [f32], execution: impl Into<Execution<'t>>) -> Result<(), Error> {
     check_len("x", y.len(), x.len())?;
-    run(&[x], true, y, execution.into())
+    join::run(Add, First::InPlace, [&[x], &[], &[]], y, execution.into())
 }
 
-fn run(terms: &[&[f32]], adds: bool, y: &mut [f32], execution: Execution) -> Result<(), Error> {
-    let isa = execution.isa()?;
-    let seconds = y.len() as f64 * SECONDS * (1 + terms.len()) as f64;
-    let parallelism = execution.parallelism.for_seconds(seconds);
-    let parts = Parts::new(y, PART);
-    parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
-        // SAFETY: each index comes up once.
-        let y = unsafe { parts.take(index) };
-        dispatch(isa, Terms { terms, adds, first: index * PART, y });
-    });
-    Ok(())
-}
+#[derive(Clone, Copy)]
+struct Add;
 
-/// Some elements of a sum. Whoever makes one vouches that each term has those from `first` on.
-struct Terms<'a> {
-    terms: &'a [&'a [f32]],
-    /// Whether `y` is the first term.
-    adds: bool,
-    first: usize,
-    y: &'a mut [f32],
-}
-
-impl Job for Terms<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { terms, adds, first, y } = self;
-        let to = y.as_mut_ptr();
-        let from = |term: &[f32]| term[first..].as_ptr();
-        // SAFETY: the maker's promise.
-        unsafe {
-            let rest = match terms {
-                _ if adds => terms,
-                [] => return y.fill(0.0),
-                [a] => {
-                    each_vector(simd, y.len(), &Copy { from: from(a), to });
-                    &[]
-                }
-                [a, b, rest @ ..] => {
-                    each_vector(simd, y.len(), &Add { a: from(a), b: from(b), to });
-                    rest
-                }
-            };
-            for term in rest {
-                each_vector(simd, y.len(), &Add { a: to, b: from(term), to });
-            }
-        }
+impl Join for Add {
+    fn empty(self) -> f32 {
+        0.0
     }
-}
 
-struct Copy {
-    from: *const f32,
-    to: *mut f32,
-}
-
-impl Step for Copy {
     #[inline(always)]
-    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
-        // SAFETY: the elements are within both.
-        unsafe { store(simd, self.to.add(at), count, load(simd, self.from.add(at), count)) };
-    }
-}
-
-struct Add {
-    a: *const f32,
-    b: *const f32,
-    to: *mut f32,
-}
-
-impl Step for Add {
-    #[inline(always)]
-    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
-        // SAFETY: the elements are within all three.
-        unsafe {
-            let (a, b) = (load(simd, self.a.add(at), count), load(simd, self.b.add(at), count));
-            store(simd, self.to.add(at), count, simd.add(a, b));
-        }
+    fn join<S: Simd>(self, simd: S, a: S::F, b: S::F) -> S::F {
+        simd.add(a, b)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::join::PART;
     use crate::{Isa, Parallelism, Team};
 
     #[test]

@@ -10,8 +10,8 @@
 //!
 //! Where several inputs equal the minimum or maximum, each of them gets the whole gradient.
 
-use kernels::{Parallelism, sum};
-use ndarray::Zip;
+use kernels::extremum::{self, Extremum};
+use kernels::{Parallelism, product, sum};
 
 use crate::error::{Error, Result};
 use crate::inference::Role;
@@ -34,15 +34,15 @@ pub struct Product {
 
 /// The smallest of its inputs. A NaN is passed on.
 #[derive(Default)]
-pub struct Minimum(Extremum);
+pub struct Minimum(Chosen);
 
 /// The largest of its inputs. A NaN is passed on.
 #[derive(Default)]
-pub struct Maximum(Extremum);
+pub struct Maximum(Chosen);
 
 /// The inputs of the last call and the output, which equals one of them in each element.
 #[derive(Default)]
-struct Extremum(Option<(Vec<Tensor>, Tensor)>);
+struct Chosen(Option<(Vec<Tensor>, Tensor)>);
 
 impl Layer for Sum {
     fn kind(&self) -> &'static str {
@@ -58,14 +58,11 @@ impl Layer for Sum {
     }
 
     fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
-        let shapes: Vec<Vec<usize>> = inputs.iter().map(|x| x.shape().to_vec()).collect();
-        let shape = common_shape(&shapes)?;
-        let terms: Vec<Tensor> = inputs.iter().map(|x| row_major(x)).collect();
-        let terms: Vec<&[f32]> = terms.iter().map(elements).collect();
+        let (terms, shape) = in_one_shape(inputs)?;
         let mut y = room(shape.iter().product());
-        sum::forward(&terms, &mut y, parallelism)?;
+        sum::forward(&all_elements(&terms), &mut y, parallelism)?;
         let y = tensor(&shape, y)?;
-        self.cache = Some((inputs.len(), y.shape().to_vec()));
+        self.cache = Some((inputs.len(), shape));
         Ok(y)
     }
 
@@ -87,25 +84,24 @@ impl Layer for Product {
         common_shape(inputs)
     }
 
-    fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
-        let y = fold(inputs, |product, x| product * x)?;
-        self.cache = Some(inputs.iter().map(|&x| x.clone()).collect());
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        let (factors, shape) = in_one_shape(inputs)?;
+        let mut y = room(shape.iter().product());
+        product::forward(&all_elements(&factors), &mut y, parallelism)?;
+        let y = tensor(&shape, y)?;
+        self.cache = Some(factors);
         Ok(y)
     }
 
-    fn backward(&mut self, d_output: &Tensor, _: Parallelism<'_>) -> Result<Vec<Tensor>> {
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         let inputs = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, inputs[0].shape())?;
+        let (dy, factors) = (row_major(d_output), all_elements(inputs));
         let mut gradients = Vec::with_capacity(inputs.len());
-        for i in 0..inputs.len() {
-            // Not y / xi, which fails for zeros.
-            let mut gradient = d_output.clone();
-            for (j, x) in inputs.iter().enumerate() {
-                if j != i {
-                    gradient *= x;
-                }
-            }
-            gradients.push(gradient);
+        for which in 0..inputs.len() {
+            let mut dx = room(dy.len());
+            product::backward(&factors, which, elements(&dy), &mut dx, parallelism)?;
+            gradients.push(tensor(dy.shape(), dx)?);
         }
         self.cache = None;
         Ok(gradients)
@@ -121,12 +117,12 @@ impl Layer for Minimum {
         common_shape(inputs)
     }
 
-    fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
-        self.0.forward(inputs, |least, x| if x < least || x.is_nan() { x } else { least })
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        self.0.forward(Extremum::Minimum, inputs, parallelism)
     }
 
-    fn backward(&mut self, d_output: &Tensor, _: Parallelism<'_>) -> Result<Vec<Tensor>> {
-        self.0.backward(d_output)
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.0.backward(d_output, parallelism)
     }
 }
 
@@ -139,34 +135,34 @@ impl Layer for Maximum {
         common_shape(inputs)
     }
 
-    fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
-        self.0.forward(inputs, |largest, x| if x > largest || x.is_nan() { x } else { largest })
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        self.0.forward(Extremum::Maximum, inputs, parallelism)
     }
 
-    fn backward(&mut self, d_output: &Tensor, _: Parallelism<'_>) -> Result<Vec<Tensor>> {
-        self.0.backward(d_output)
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
+        self.0.backward(d_output, parallelism)
     }
 }
 
-impl Extremum {
-    fn forward(&mut self, inputs: &[&Tensor], choose: impl Fn(f32, f32) -> f32) -> Result<Tensor> {
-        let y = fold(inputs, choose)?;
-        self.0 = Some((inputs.iter().map(|&x| x.clone()).collect(), y.clone()));
+impl Chosen {
+    fn forward(&mut self, which: Extremum, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
+        let (inputs, shape) = in_one_shape(inputs)?;
+        let mut y = room(shape.iter().product());
+        extremum::forward(which, &all_elements(&inputs), &mut y, parallelism)?;
+        let y = tensor(&shape, y)?;
+        self.0 = Some((inputs, y.clone()));
         Ok(y)
     }
 
-    fn backward(&mut self, d_output: &Tensor) -> Result<Vec<Tensor>> {
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         let (inputs, y) = self.0.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, y.shape())?;
+        let dy = row_major(d_output);
         let mut gradients = Vec::with_capacity(inputs.len());
         for x in inputs {
-            let mut gradient = d_output.clone();
-            Zip::from(&mut gradient).and(x).and(y).for_each(|d, &x, &y| {
-                if x != y {
-                    *d = 0.0;
-                }
-            });
-            gradients.push(gradient);
+            let mut dx = room(dy.len());
+            extremum::backward(elements(x), elements(y), elements(&dy), &mut dx, parallelism)?;
+            gradients.push(tensor(dy.shape(), dx)?);
         }
         self.0 = None;
         Ok(gradients)
@@ -184,17 +180,13 @@ fn common_shape(inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
     }
 }
 
-/// The inputs joined from left to right, element by element.
-fn fold(inputs: &[&Tensor], join: impl Fn(f32, f32) -> f32) -> Result<Tensor> {
-    let Some((&first, rest)) = inputs.split_first() else {
-        return Err(Error::invalid("inputs", "at least 1 tensor", 0));
-    };
-    if let Some(other) = rest.iter().find(|x| x.shape() != first.shape()) {
-        return Err(Error::shape("inputs", format!("{:?}, that of the first", first.shape()), other.shape()));
-    }
-    let mut y = first.clone();
-    for &x in rest {
-        Zip::from(&mut y).and(x).for_each(|y, &x| *y = join(*y, x));
-    }
-    Ok(y)
+/// The inputs in row-major order, and the shape that all of them have.
+fn in_one_shape(inputs: &[&Tensor]) -> Result<(Vec<Tensor>, Vec<usize>)> {
+    let shapes: Vec<Vec<usize>> = inputs.iter().map(|x| x.shape().to_vec()).collect();
+    let shape = common_shape(&shapes)?;
+    Ok((inputs.iter().map(|x| row_major(x)).collect(), shape))
+}
+
+fn all_elements(tensors: &[Tensor]) -> Vec<&[f32]> {
+    tensors.iter().map(elements).collect()
 }

@@ -192,8 +192,8 @@ impl Layer for BatchNorm2d {
             parallelism,
         )?;
         let dx = tensor(x.shape(), dx)?;
-        self.weight.accumulate(&self.d_parameters[0])?;
-        self.bias.accumulate(&self.d_parameters[1])?;
+        self.weight.accumulate(&self.d_parameters[0], parallelism)?;
+        self.bias.accumulate(&self.d_parameters[1], parallelism)?;
         self.cache = None;
         Ok(vec![dx])
     }

@@ -215,9 +215,9 @@ impl Conv2d {
             result?;
         } else {
             result?;
-            self.weight.accumulate(&self.d_weight)?;
+            self.weight.accumulate(&self.d_weight, parallelism)?;
             if let Some(bias) = &mut self.bias {
-                bias.accumulate(&self.d_bias)?;
+                bias.accumulate(&self.d_bias, parallelism)?;
             }
         }
         self.cache = None;

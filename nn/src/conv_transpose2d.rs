@@ -134,9 +134,9 @@ impl ConvTranspose2d {
         }
         let (dw, db) = (&mut self.d_weight, self.bias.is_some().then_some(self.d_bias.as_mut_slice()));
         kernel.backward_weights(shape, elements(&x), elements(&dy), dw, db, workspace, parallelism)?;
-        self.weight.accumulate(&self.d_weight)?;
+        self.weight.accumulate(&self.d_weight, parallelism)?;
         if let Some(bias) = &mut self.bias {
-            bias.accumulate(&self.d_bias)?;
+            bias.accumulate(&self.d_bias, parallelism)?;
         }
         self.cache = None;
         Ok(x.shape().to_vec())

@@ -167,7 +167,7 @@ impl Layer for CosineLogits {
         if !is_bounded {
             // One sum of n m products, in double precision: they cancel.
             let sum: f64 = dz.iter().zip(z).map(|(&dz, &z)| f64::from(dz) * f64::from(z)).sum();
-            self.scale.accumulate(&[sum as f32])?;
+            self.scale.accumulate(&[sum as f32], parallelism)?;
         }
         self.cache = None;
         Ok(vec![d_images, d_texts])

@@ -6,12 +6,13 @@
 //! SinusoidalPositions      y[n, i, 2 k] = x + sin(i / 10000^(2 k / d)),   y[n, i, 2 k + 1] = x + cos of the same
 //! ```
 
-use kernels::{Parallelism, embedding};
+use kernels::{Parallelism, embedding, sum};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
 use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, Parameter, bare_name, single, single_shape};
+use crate::memory::room;
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
 
@@ -169,13 +170,18 @@ fn check_sequence(shape: &[usize], [positions, features]: [usize; 2]) -> Result<
 }
 
 /// `y = x + positions`, for each sequence.
-fn add_positions(x: &[f32], positions: &[f32], [length, features]: [usize; 2], y: &mut [f32]) {
+fn add_positions(
+    x: &[f32],
+    positions: &[f32],
+    [length, features]: [usize; 2],
+    y: &mut [f32],
+    parallelism: Parallelism<'_>,
+) -> Result<()> {
     let len = length * features;
     for (x, y) in x.chunks_exact(len.max(1)).zip(y.chunks_exact_mut(len.max(1))) {
-        for i in 0..len {
-            y[i] = x[i] + positions[i];
-        }
+        sum::forward(&[x, &positions[..len]], y, parallelism)?;
     }
+    Ok(())
 }
 
 /// The forward pass of a plan.
@@ -184,8 +190,7 @@ struct Adding(Vec<f32>);
 impl Kernel for Adding {
     fn run(&self, call: Call<'_>) -> Result<()> {
         let size = [call.shapes[0][1], call.shapes[0][2]];
-        add_positions(call.inputs.get(0), &self.0, size, call.y);
-        Ok(())
+        add_positions(call.inputs.get(0), &self.0, size, call.y, call.parallelism)
     }
 }
 
@@ -236,22 +241,23 @@ impl Layer for LearnedPositions {
         Ok(Box::new(Adding(self.weight.elements().to_vec())))
     }
 
-    fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
         check_sequence(x.shape(), self.size())?;
-        let mut y = vec![0.0; x.len()];
-        add_positions(elements(&x), self.weight.elements(), [x.shape()[1], x.shape()[2]], &mut y);
+        let mut y = room(x.len());
+        add_positions(elements(&x), self.weight.elements(), [x.shape()[1], x.shape()[2]], &mut y, parallelism)?;
         self.cache = Some(x.shape().to_vec());
         tensor(x.shape(), y)
     }
 
-    fn backward(&mut self, d_output: &Tensor, _: Parallelism<'_>) -> Result<Vec<Tensor>> {
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         let shape = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, shape)?;
         let dy = row_major(d_output);
         let (_, gradient) = self.weight.elements_and_gradient();
         for sequence in elements(&dy).chunks_exact((shape[1] * shape[2]).max(1)) {
-            gradient.iter_mut().zip(sequence).for_each(|(sum, d)| *sum += d);
+            // A sequence may have fewer positions than there are.
+            sum::add(sequence, &mut gradient[..sequence.len()], parallelism)?;
         }
         self.cache = None;
         Ok(vec![dy])
@@ -302,11 +308,11 @@ impl Layer for SinusoidalPositions {
         Ok(Box::new(Adding(self.waves.clone())))
     }
 
-    fn forward(&mut self, inputs: &[&Tensor], _: Parallelism<'_>) -> Result<Tensor> {
+    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
         let x = row_major(single(inputs)?);
         check_sequence(x.shape(), self.size)?;
-        let mut y = vec![0.0; x.len()];
-        add_positions(elements(&x), &self.waves, [x.shape()[1], x.shape()[2]], &mut y);
+        let mut y = room(x.len());
+        add_positions(elements(&x), &self.waves, [x.shape()[1], x.shape()[2]], &mut y, parallelism)?;
         self.cache = Some(x.shape().to_vec());
         tensor(x.shape(), y)
     }

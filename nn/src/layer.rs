@@ -224,7 +224,7 @@ impl Parameter {
     ///
     /// # Errors
     /// [`Error::Shape`] unless there are as many elements as the parameter has.
-    pub fn accumulate(&mut self, gradient: &[f32]) -> Result<()> {
+    pub fn accumulate(&mut self, gradient: &[f32], parallelism: Parallelism<'_>) -> Result<()> {
         if gradient.len() != self.gradient.len() {
             return Err(Error::shape("gradient", format!("{:?}", self.value.shape()), &[gradient.len()]));
         }
@@ -232,10 +232,7 @@ impl Parameter {
             self.elements_and_room().1.copy_from_slice(gradient);
             return Ok(());
         }
-        for (sum, &term) in self.elements_and_gradient().1.iter_mut().zip(gradient) {
-            *sum += term;
-        }
-        Ok(())
+        Ok(kernels::sum::add(gradient, self.elements_and_gradient().1, parallelism)?)
     }
 
     /// Sets the gradient to zero.

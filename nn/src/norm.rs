@@ -304,9 +304,9 @@ impl<S: Sharing> Layer for Norm<S> {
         let dbeta = self.bias.is_some().then_some(self.d_bias.as_mut_slice());
         let gradients = Gradients { dx: &mut dx, dgamma: Some(&mut self.d_weight), dbeta };
         S::backward(call, elements(&dy), gradients, workspace, parallelism)?;
-        self.weight.accumulate(&self.d_weight)?;
+        self.weight.accumulate(&self.d_weight, parallelism)?;
         if let Some(bias) = &mut self.bias {
-            bias.accumulate(&self.d_bias)?;
+            bias.accumulate(&self.d_bias, parallelism)?;
         }
         self.cache = None;
         Ok(vec![tensor(x.shape(), dx)?])

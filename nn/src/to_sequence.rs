@@ -8,7 +8,7 @@
 //! Behind a convolution whose stride is its kernel, a pixel is what the network knows of a patch. Dosovitskiy et al.,
 //! "An image is worth 16x16 words", ICLR 2021.
 
-use kernels::Parallelism;
+use kernels::{Parallelism, sum};
 use ndarray::{ArrayD, IxDyn};
 
 use crate::error::{Error, Result};
@@ -170,7 +170,7 @@ impl Layer for ClassToken {
         tensor(&shape, y)
     }
 
-    fn backward(&mut self, d_output: &Tensor, _: Parallelism<'_>) -> Result<Vec<Tensor>> {
+    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
         let shape = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, shape)?;
         let (dy, features) = (row_major(d_output), shape[2]);
@@ -178,7 +178,7 @@ impl Layer for ClassToken {
         let mut dx = Vec::with_capacity(dy.len());
         for sequence in elements(&dy).chunks_exact(shape[1] * features) {
             let (first, others) = sequence.split_at(features);
-            gradient.iter_mut().zip(first).for_each(|(sum, d)| *sum += d);
+            sum::add(first, gradient, parallelism)?;
             dx.extend_from_slice(others);
         }
         let dx = tensor(&[shape[0], shape[1] - 1, features], dx)?;

@@ -4,6 +4,7 @@
 //! the specs that describe a problem. Slow on purpose: a reader should see at a glance that they are right.
 
 mod activation;
+mod arithmetic;
 mod attention;
 mod conv;
 mod gemm;
@@ -20,6 +21,7 @@ mod special;
 mod winograd;
 
 pub use activation::{activation_backward, activation_forward, gated_backward, gated_forward};
+pub use arithmetic::{extremum_backward, extremum_forward, product_backward, product_forward, sum_forward};
 pub use attention::{attention_backward, attention_forward};
 pub use conv::{
     conv_transpose2d_forward, conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weights, conv2d_forward,
