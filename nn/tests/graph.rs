@@ -1,9 +1,13 @@
-//! Backprop through graphs, against gradients found by hand.
+//! Backprop through graphs, against gradients found by hand and finite differences in f64.
+
+mod check;
 
 use nn::{
-    Error, Flatten, Graph, Layer, Linear, Maximum, Minimum, NodeId, Parallelism, Product, Result, Sequential, Sigmoid,
-    Sum, Tensor, tensor,
+    Error, Flatten, Graph, Layer, Linear, Maximum, Minimum, NodeId, Parallelism, Product, Random, Result, Sequential,
+    Sigmoid, Sum, Tensor, tensor,
 };
+
+use check::{STEP, U, check_node, differences, distinct, eighths, wide};
 
 const SERIAL: Parallelism<'static> = Parallelism::Serial;
 
@@ -80,6 +84,82 @@ fn a_product_with_a_zero_has_a_gradient() -> Result<()> {
     let mut graph = node(Product::default(), 3);
     graph.forward(&[&row(&[0.0]), &row(&[2.0]), &row(&[3.0])], SERIAL)?;
     assert_eq!(graph.backward(&row(&[1.0]), SERIAL)?, [row(&[6.0]), row(&[0.0]), row(&[0.0])]);
+    Ok(())
+}
+
+/// Inputs of more than a vector, and not a multiple of one, no two of which are equal anywhere.
+fn apart(count: usize) -> Vec<Tensor> {
+    let all = distinct(&[count, 67], &mut Random::new(21));
+    (0..count).map(|i| row(&all.as_slice().unwrap()[67 * i..][..67])).collect()
+}
+
+#[test]
+fn nodes_of_arithmetic_have_the_slopes_of_their_functions() {
+    let join = |from: f64, with: fn(f64, f64) -> f64| {
+        move |inputs: &[Vec<f64>]| -> Vec<f64> {
+            (0..inputs[0].len()).map(|i| inputs.iter().map(|x| x[i]).fold(from, with)).collect()
+        }
+    };
+    for count in 1..=4 {
+        let random = &mut Random::new(20 + count as u64);
+        let small: Vec<Tensor> = (0..count).map(|_| eighths(&[3, 23], random)).collect();
+        // Sums and products of so few eighths are exact, and so are the differences of what is linear in each input.
+        check_node(&mut node(Sum::default(), count), &small, 0.0, &join(0.0, |a, b| a + b));
+        check_node(&mut node(Product::default(), count), &small, 0.0, &join(1.0, |a, b| a * b));
+        check_node(&mut node(Minimum::default(), count), &apart(count), 0.0, &join(f64::INFINITY, f64::min));
+        check_node(&mut node(Maximum::default(), count), &apart(count), 0.0, &join(f64::NEG_INFINITY, f64::max));
+    }
+    // Sixteenths of sixteen bits: each factor after the first rounds, and so does each factor of a gradient.
+    let thirds: Vec<Tensor> = apart(4).into_iter().map(|x| x.mapv(|x| x / 3.0).into()).collect();
+    check_node(&mut node(Product::default(), 4), &thirds, 4.0, &join(1.0, |a, b| a * b));
+}
+
+#[test]
+fn the_node_of_sigmoid_has_the_slope_of_its_function() {
+    let sigmoid = |inputs: &[Vec<f64>]| inputs[0].iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
+    // A few units for the function itself, and 1 - y, which loses up to a factor of 9 here, for the gradient.
+    check_node(&mut node(Sigmoid::default(), 1), &[distinct(&[67], &mut Random::new(23))], 40.0, &sigmoid);
+}
+
+#[test]
+fn a_graph_of_all_nodes_has_the_slopes_of_its_function() -> Result<()> {
+    // y = sigmoid(max(a b, c) + min(a, b) c)
+    let mut graph = Graph::new();
+    let (a, b, c) = (graph.input("a")?, graph.input("b")?, graph.input("c")?);
+    let product = graph.add("product", Product::default(), &[a, b])?;
+    let largest = graph.add("largest", Maximum::default(), &[product, c])?;
+    let least = graph.add("least", Minimum::default(), &[a, b])?;
+    let weighted = graph.add("weighted", Product::default(), &[least, c])?;
+    let sum = graph.add("sum", Sum::default(), &[largest, weighted])?;
+    graph.add("y", Sigmoid::default(), &[sum])?;
+    let inputs: Vec<Tensor> = apart(3).into_iter().map(|x| x.mapv(|x| x / 4.0).into()).collect();
+    // No step of the differences crosses from one side of a maximum or minimum to the other.
+    for i in 0..67 {
+        let [a, b, c] = [0, 1, 2].map(|k| inputs[k][i]);
+        assert!((a * b - c).abs() > 0.001 && (a - b).abs() > 0.001, "{i}: {a} {b} {c}");
+    }
+    let function = |inputs: &[Vec<f64>]| {
+        let y = |i: usize| {
+            let [a, b, c] = [0, 1, 2].map(|k| inputs[k][i]);
+            1.0 / (1.0 + (-((a * b).max(c) + a.min(b) * c)).exp())
+        };
+        (0..67).map(y).collect::<Vec<f64>>()
+    };
+    let lists: Vec<Vec<f64>> = inputs.iter().map(|x| wide(x.as_slice().unwrap())).collect();
+    let y = graph.forward(&inputs.iter().collect::<Vec<_>>(), SERIAL)?;
+    let slopes = differences(&lists, &|lists| function(lists).iter().sum());
+    let gradients = graph.backward(&row(&[1.0; 67]), SERIAL)?;
+    // Inputs are below 1.6. Three roundings of terms below 8 change sigmoid by 6 units, which errs by 2.5 itself; its
+    // slope, at most 1/4, so by 6; a gradient is at most two such slopes times an input, and rounds three times.
+    for (i, y_i) in function(&lists).iter().enumerate() {
+        assert!((f64::from(y[i]) - y_i).abs() <= 9.0 * U, "y[{i}]: {} for {y_i}", y[i]);
+        for k in 0..3 {
+            let (given, slope) = (f64::from(gradients[k][i]), slopes[k][i]);
+            // The third derivative along an input is below 3.2^3 / 8.
+            let bound = 24.0 * U + STEP * STEP / 6.0 * 4.1;
+            assert!((given - slope).abs() <= bound, "dx{k}[{i}]: {given} for {slope}");
+        }
+    }
     Ok(())
 }
 

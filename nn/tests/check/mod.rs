@@ -64,16 +64,22 @@ pub fn differences(lists: &[Vec<f64>], loss: &dyn Fn(&[Vec<f64>]) -> f64) -> Vec
     slopes
 }
 
+/// Fails unless numbers differ by no more than `roundings` units of a bound, and a slack.
+fn close(what: &str, roundings: f64, given: &[f64], expected: &[f64], bound: &[f64], slack: f64) {
+    assert_eq!(given.len(), expected.len(), "{what}");
+    for i in 0..given.len() {
+        let tolerance = roundings * U * bound[i] + slack;
+        assert!((given[i] - expected[i]).abs() <= tolerance, "{what}[{i}]: {} for {}", given[i], expected[i]);
+    }
+}
+
+fn dot(weights: &[f64], y: &[f64]) -> f64 {
+    weights.iter().zip(y).map(|(weight, y)| weight * y).sum()
+}
+
 /// Compares a layer with its function. An output or gradient may err by `roundings` units of the same expression over
 /// the magnitudes of all operands, which bounds every partial sum; 0 asks for the exact result.
 pub fn check(layer: &mut dyn Layer, x: &Tensor, roundings: f64, function: Function<'_>) {
-    let close = |what: &str, given: &[f64], expected: &[f64], bound: &[f64], slack: f64| {
-        assert_eq!(given.len(), expected.len(), "{what}");
-        for i in 0..given.len() {
-            let tolerance = roundings * U * bound[i] + slack;
-            assert!((given[i] - expected[i]).abs() <= tolerance, "{what}[{i}]: {} for {}", given[i], expected[i]);
-        }
-    };
     // The input first, then the parameters.
     let mut lists = vec![wide(x.as_slice().unwrap())];
     lists.extend(parameters(layer, nn::Parameter::elements));
@@ -81,11 +87,10 @@ pub fn check(layer: &mut dyn Layer, x: &Tensor, roundings: f64, function: Functi
 
     let y = layer.forward(&[x], Parallelism::Current).unwrap();
     let bound = function(&sizes[0], &sizes[1..]);
-    close("y", &wide(y.as_slice().unwrap()), &function(&lists[0], &lists[1..]), &bound, 0.0);
+    close("y", roundings, &wide(y.as_slice().unwrap()), &function(&lists[0], &lists[1..]), &bound, 0.0);
 
     let dy = eighths(y.shape(), &mut Random::new(99));
     let weights = wide(dy.as_slice().unwrap());
-    let dot = |weights: &[f64], y: &[f64]| weights.iter().zip(y).map(|(weight, y)| weight * y).sum();
     let slopes = differences(&lists, &|lists| dot(&weights, &function(&lists[0], &lists[1..])));
     let bounds = differences(&sizes, &|lists| dot(&magnitudes(&weights), &function(&lists[0], &lists[1..])));
 
@@ -94,7 +99,7 @@ pub fn check(layer: &mut dyn Layer, x: &Tensor, roundings: f64, function: Functi
     let mut gradients = vec![wide(dx.as_slice().unwrap())];
     gradients.extend(parameters(layer, nn::Parameter::gradient_elements));
     for (at, gradient) in gradients.iter().enumerate() {
-        close(["dx", "dweight", "dbias"][at], gradient, &slopes[at], &bounds[at], DIFFERENCE);
+        close(["dx", "dweight", "dbias"][at], roundings, gradient, &slopes[at], &bounds[at], DIFFERENCE);
     }
 
     // A second pass adds the same again, whether or not the gradient of the input is asked for.
@@ -128,4 +133,30 @@ pub fn for_seeds(name: &str, count: u64, test: impl Fn(&mut Random)) {
 /// A number from `low` to `high`, both included.
 pub fn between(random: &mut Random, low: usize, high: usize) -> usize {
     low + random.below(high - low + 1)
+}
+
+/// A node as a function of its inputs, in f64.
+pub type Node<'a> = &'a dyn Fn(&[Vec<f64>]) -> Vec<f64>;
+
+/// Compares a node without parameters, of any number of inputs, with its function: as [`check`] does for layers of one
+/// input.
+pub fn check_node(layer: &mut dyn Layer, inputs: &[Tensor], roundings: f64, function: Node<'_>) {
+    let lists: Vec<Vec<f64>> = inputs.iter().map(|x| wide(x.as_slice().unwrap())).collect();
+    let sizes: Vec<Vec<f64>> = lists.iter().map(|list| magnitudes(list)).collect();
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+
+    let y = layer.forward(&inputs, Parallelism::Current).unwrap();
+    close("y", roundings, &wide(y.as_slice().unwrap()), &function(&lists), &function(&sizes), 0.0);
+
+    let dy = eighths(y.shape(), &mut Random::new(99));
+    let weights = wide(dy.as_slice().unwrap());
+    let slopes = differences(&lists, &|lists| dot(&weights, &function(lists)));
+    let bounds = differences(&sizes, &|lists| dot(&magnitudes(&weights), &function(lists)));
+    let gradients = layer.backward(&dy, Parallelism::Current).unwrap();
+    assert_eq!(gradients.len(), inputs.len());
+    for (at, gradient) in gradients.iter().enumerate() {
+        assert_eq!(gradient.shape(), inputs[at].shape());
+        let given = wide(gradient.as_slice().unwrap());
+        close(&format!("dx{at}"), roundings, &given, &slopes[at], &magnitudes(&bounds[at]), DIFFERENCE);
+    }
 }
