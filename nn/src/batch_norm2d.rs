@@ -3,7 +3,7 @@
 //! ```text
 //! training     y = (x - mean) / sqrt(var + epsilon) * weight + bias      mean, var: of each channel over this batch
 //!              running = (1 - momentum) running + momentum of this batch
-//! examination  the same with the running mean and variance
+//! examination  the same with the running mean and variance, which are constants to the gradients
 //! ```
 //!
 //! Ioffe, Szegedy, "Batch normalization", ICML 2015.
@@ -21,7 +21,8 @@ use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, te
 
 /// Each channel of `[batch, channels, height, width]` with mean 0 and variance 1, then scaled by `weight` and shifted
 /// by `bias`, `[channels]` each. The means and variances that training saw are kept as `running_mean` and
-/// `running_var`.
+/// `running_var`. In examination, they normalise, and a `backward` is one through a frozen norm: what comes before it
+/// learns as ever, and so do `weight` and `bias`.
 ///
 /// ```
 /// use nn::{BatchNorm2d, Layer, Parallelism, tensor};
@@ -41,8 +42,16 @@ pub struct BatchNorm2d {
     training: bool,
     workspace: Workspace,
     d_parameters: [Vec<f32>; 2],
-    /// The last input, its mean and its inverse deviation for each channel.
-    cache: Option<(Tensor, Vec<f32>, Vec<f32>)>,
+    /// The last input, and what it was normalised by.
+    cache: Option<(Tensor, Moments)>,
+}
+
+/// What normalised the channels of an input.
+enum Moments {
+    /// The input's own, in training: mean and inverse deviation.
+    Own(Vec<f32>, Vec<f32>),
+    /// Those that training kept.
+    Running,
 }
 
 impl BatchNorm2d {
@@ -140,7 +149,6 @@ impl Layer for BatchNorm2d {
         let workspace = self.workspace.grow(batch::workspace_len(shape)?)?;
         let mut y = room(x.len());
         if !self.training {
-            self.cache = None;
             let (mean, variance) = (self.running_mean.as_slice(), self.running_var.as_slice());
             let affine = Affine::new(self.weight.elements(), self.bias.elements());
             let (mean, variance) = (mean.unwrap_or_default(), variance.unwrap_or_default());
@@ -155,7 +163,9 @@ impl Layer for BatchNorm2d {
                 workspace,
                 parallelism,
             )?;
-            return tensor(x.shape(), y);
+            let y = tensor(x.shape(), y)?;
+            self.cache = Some((x, Moments::Running));
+            return Ok(y);
         }
         let (mut mean, mut inverse_deviation) = (vec![0.0; shape.channels], vec![0.0; shape.channels]);
         let moments = batch::Moments { mean: &mut mean, inverse_deviation: &mut inverse_deviation };
@@ -169,28 +179,40 @@ impl Layer for BatchNorm2d {
         let affine = Affine::new(self.weight.elements(), self.bias.elements());
         batch::forward(shape, elements(&x), affine, self.epsilon, &mut y, moments, running, workspace, parallelism)?;
         let y = tensor(x.shape(), y)?;
-        self.cache = Some((x, mean, inverse_deviation));
+        self.cache = Some((x, Moments::Own(mean, inverse_deviation)));
         Ok(y)
     }
 
     fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
-        let (x, mean, inverse_deviation) = self.cache.as_ref().ok_or(Error::NoForward)?;
+        let (x, moments) = self.cache.as_ref().ok_or(Error::NoForward)?;
         check_gradient(d_output, x.shape())?;
         let (shape, dy) = (self.shape_of(x.shape())?, row_major(d_output));
         let workspace = self.workspace.grow(batch::workspace_len(shape)?)?;
         let mut dx = room(x.len());
         let [dgamma, dbeta] = &mut self.d_parameters;
-        batch::backward(
-            shape,
-            elements(x),
-            mean,
-            inverse_deviation,
-            Some(self.weight.elements()),
-            elements(&dy),
-            Gradients { dx: &mut dx, dgamma: Some(dgamma), dbeta: Some(dbeta) },
-            workspace,
-            parallelism,
-        )?;
+        let gradients = Gradients { dx: &mut dx, dgamma: Some(dgamma), dbeta: Some(dbeta) };
+        let (images, gamma, dy) = (elements(x), Some(self.weight.elements()), elements(&dy));
+        match moments {
+            Moments::Own(mean, r) => {
+                batch::backward(shape, images, mean, r, gamma, dy, gradients, workspace, parallelism)?;
+            }
+            Moments::Running => {
+                let (mean, variance) = (self.running_mean.as_slice(), self.running_var.as_slice());
+                let (mean, variance) = (mean.unwrap_or_default(), variance.unwrap_or_default());
+                batch::inference_backward(
+                    shape,
+                    images,
+                    mean,
+                    variance,
+                    gamma,
+                    dy,
+                    self.epsilon,
+                    gradients,
+                    workspace,
+                    parallelism,
+                )?;
+            }
+        }
         let dx = tensor(x.shape(), dx)?;
         self.weight.accumulate(&self.d_parameters[0], parallelism)?;
         self.bias.accumulate(&self.d_parameters[1], parallelism)?;

@@ -7,10 +7,11 @@ mod sequence;
 
 use kernels::activation::gated::Gated;
 use kernels::attention::{AttentionSpec, Inputs};
+use kernels::conv::Conv2dSpec;
 use kernels::reference::{self, Sharing};
 use kernels::{View, ViewMut};
 use nn::{
-    BatchNorm2d, ClassToken, Dropout, Embedding, Error, GELU, GroupNorm, Layer, LayerNorm, LearnedPositions,
+    BatchNorm2d, ClassToken, Conv2d, Dropout, Embedding, Error, GELU, GroupNorm, Layer, LayerNorm, LearnedPositions,
     MeanPositions, MultiHeadAttention, Network, Parallelism, Pick, Projection, Random, Result, RmsNorm, Sequential,
     SiLU, SinusoidalPositions, Tensor, ToSequence, TransformerBlock, tensor,
 };
@@ -66,7 +67,58 @@ fn normalisation_is_that_of_the_loops() {
         let mut norm_of_batch = BatchNorm2d::new(channels).unwrap();
         stir(&mut norm_of_batch, random);
         compare(&mut norm_of_batch, &images, SHARE, &|x, parameters| norm(&sharing, x, parameters));
+
+        // Frozen: by moments that are constants, some of them far from the images' own.
+        let mut frozen = BatchNorm2d::new(channels).unwrap();
+        stir(&mut frozen, random);
+        let [means, variances] = [0; 2].map(|_| (0..channels).map(|c| 0.25 + c as f32 / 8.0).collect::<Vec<f32>>());
+        frozen.visit_buffers("", &mut |name, buffer| {
+            let kept = if name == "running_mean" { &means } else { &variances };
+            buffer.iter_mut().zip(kept).for_each(|(to, from)| *to = *from);
+        });
+        frozen.set_training(false);
+        let moments = [&means, &variances].map(|kept| kept.iter().map(|&kept| f64::from(kept)).collect::<Vec<f64>>());
+        compare(&mut frozen, &images, SHARE, &|x, parameters| {
+            let mut y = vec![0.0; len];
+            let (moments, parameters) = ([&*moments[0], &*moments[1]], [&*parameters[0], &*parameters[1]]);
+            let epsilon = f64::from(1e-5f32);
+            reference::norm_inference_forward(&sharing, x, moments, parameters, epsilon, &mut y).unwrap();
+            y
+        });
     });
+}
+
+#[test]
+fn a_convolution_learns_through_a_frozen_batch_norm_that_keeps_what_it_knows() -> Result<()> {
+    let spec = Conv2dSpec::new(1, 2, [1, 1]);
+    let weight = ndarray::array![[[[2.0]]], [[[-1.0]]]].into_dyn();
+    let mut graph = Sequential::new().with(Conv2d::with_weights(spec, weight, None)?)?.with(BatchNorm2d::new(2)?)?;
+    // Scaled by 1 / sqrt(4), and by 1 / sqrt(0.25), epsilon aside.
+    graph.visit_buffers("", &mut |name, buffer| {
+        let kept = if name.ends_with("running_mean") { [1.0, 0.0] } else { [4.0, 0.25] };
+        buffer.iter_mut().zip(kept).for_each(|(to, from)| *to = from);
+    });
+    graph.set_training(false);
+    let x = tensor(&[1, 1, 1, 2], vec![3.0, 5.0])?;
+    graph.forward(&[&x], Parallelism::Serial)?;
+    let dx = graph.backward(&tensor(&[1, 2, 1, 2], vec![1.0, 10.0, 100.0, 1000.0])?, Parallelism::Serial)?;
+    let close = |given: f32, expected: f32| assert!((given / expected - 1.0).abs() < 1e-4, "{given} for {expected}");
+    // 2 / 2 * dy of the first channel - 1 / 0.5 * dy of the second.
+    close(dx[0][[0, 0, 0, 0]], 1.0 - 200.0);
+    close(dx[0][[0, 0, 0, 1]], 10.0 - 2000.0);
+    let mut gradients = Vec::new();
+    graph.visit("", &mut |_, parameter| gradients.push(parameter.gradient_elements().to_vec()));
+    // dweight = sum of x dy, scaled; of the norm, sums of dy x^ and of dy: x^ is 2.5 and 4.5, then -6 and -10.
+    close(gradients[0][0], (3.0 + 50.0) / 2.0);
+    close(gradients[0][1], (300.0 + 5000.0) * 2.0);
+    close(gradients[1][0], 2.5 + 45.0);
+    close(gradients[1][1], -600.0 - 10_000.0);
+    assert_eq!(gradients[2], [11.0, 1100.0]);
+    graph.visit_buffers("", &mut |name, buffer| {
+        let kept = if name.ends_with("running_mean") { [1.0, 0.0] } else { [4.0, 0.25] };
+        assert!(buffer.iter().eq(&kept), "{name}: {buffer}");
+    });
+    Ok(())
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub use conv::{
 pub use gemm::gemm;
 pub use linear::{linear_backward, linear_forward};
 pub use local_response::{local_response_backward, local_response_forward};
-pub use norm::{Sharing, norm_backward, norm_forward};
+pub use norm::{Sharing, norm_backward, norm_forward, norm_inference_backward, norm_inference_forward};
 pub use normalize::{normalize_backward, normalize_forward};
 pub use optimizer::{adam_step, descent_step};
 pub use pool::{

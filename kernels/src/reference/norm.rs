@@ -113,3 +113,64 @@ pub fn norm_backward<T: Float>(
     }
     Ok(())
 }
+
+/// [`norm_forward`] with means and variances that are given, one of each for a set, instead of found in `x`.
+///
+/// # Errors
+/// [`Error::Length`] for a slice that does not fit.
+pub fn norm_inference_forward<T: Float>(
+    sharing: &Sharing,
+    x: &[T],
+    [means, variances]: [&[T]; 2],
+    [gamma, beta]: [&[T]; 2],
+    epsilon: T,
+    y: &mut [T],
+) -> Result<(), Error> {
+    check_len("x", sharing.len, x.len())?;
+    check_len("means", sharing.sets, means.len())?;
+    check_len("variances", sharing.sets, variances.len())?;
+    check_len("gamma", sharing.parameters, gamma.len())?;
+    check_len("beta", sharing.parameters, beta.len())?;
+    check_len("y", sharing.len, y.len())?;
+    for i in 0..sharing.len {
+        let (set, parameter) = ((sharing.set)(i), (sharing.parameter)(i));
+        y[i] = (x[i] - means[set]) / (variances[set] + epsilon).sqrt() * gamma[parameter] + beta[parameter];
+    }
+    Ok(())
+}
+
+/// The gradients of [`norm_inference_forward`]: `dx`, `dgamma` and `dbeta`.
+///
+/// # Errors
+/// [`Error::Length`] for a slice that does not fit.
+#[allow(clippy::too_many_arguments)]
+pub fn norm_inference_backward<T: Float>(
+    sharing: &Sharing,
+    x: &[T],
+    [means, variances]: [&[T]; 2],
+    gamma: &[T],
+    dy: &[T],
+    epsilon: T,
+    dx: &mut [T],
+    dgamma: &mut [T],
+    dbeta: &mut [T],
+) -> Result<(), Error> {
+    check_len("x", sharing.len, x.len())?;
+    check_len("means", sharing.sets, means.len())?;
+    check_len("variances", sharing.sets, variances.len())?;
+    check_len("gamma", sharing.parameters, gamma.len())?;
+    check_len("dy", sharing.len, dy.len())?;
+    check_len("dx", sharing.len, dx.len())?;
+    check_len("dgamma", sharing.parameters, dgamma.len())?;
+    check_len("dbeta", sharing.parameters, dbeta.len())?;
+    dgamma.fill(T::ZERO);
+    dbeta.fill(T::ZERO);
+    for i in 0..sharing.len {
+        let (set, parameter) = ((sharing.set)(i), (sharing.parameter)(i));
+        let deviation = (variances[set] + epsilon).sqrt();
+        dx[i] = dy[i] * gamma[parameter] / deviation;
+        dgamma[parameter] += dy[i] * ((x[i] - means[set]) / deviation);
+        dbeta[parameter] += dy[i];
+    }
+    Ok(())
+}

@@ -3,6 +3,7 @@
 //! ```text
 //! training   mean, var of this batch          y = x^ gamma + beta,   running = (1 - momentum) running + momentum of this
 //! inference  mean, var that training kept     y = x scale + shift,   scale = gamma r,  shift = beta - mean scale
+//!            constants to the gradients       dx = dy scale,         dgamma, dbeta as in training
 //! ```
 //!
 //! With channels apart (NCHW), a task is some channels of all images, which a cache often holds from the moments to the
@@ -37,7 +38,7 @@ pub struct Shape {
 impl Shape {
     /// Elements of all images.
     fn check(&self) -> Result<usize, Error> {
-        checked_len("shape", &[nhwc::PIECES + 1, 2, self.channels])?;
+        checked_len("shape", &[nhwc::PIECES + 2, 2, self.channels])?;
         checked_len("shape", &[self.batch, self.channels, self.pixels])
     }
 
@@ -100,13 +101,14 @@ impl Sample {
     }
 }
 
-/// Elements of scratch memory that [`forward`], [`backward`] and [`inference`] need, each.
+/// Elements of scratch memory that [`forward`], [`backward`], [`inference`] and [`inference_backward`] need, each.
 ///
 /// # Errors
 /// [`Error::Overflow`].
 pub fn workspace_len(shape: Shape) -> Result<usize, Error> {
     shape.check()?;
-    Ok((nhwc::pieces(shape) + 1) * 2 * shape.channels)
+    // Sums, one for each piece and one for all, and two numbers for each channel.
+    Ok((nhwc::pieces(shape) + 2) * 2 * shape.channels)
 }
 
 /// `y = x^ gamma + beta` with the mean and variance of each channel of this batch: a step of training.
@@ -295,12 +297,91 @@ pub fn backward<'t>(
             nchw::backward(inputs, dx, sums, parallelism);
         }
     }
-    for (which, gradient) in [dgamma, dbeta].into_iter().enumerate() {
-        if let Some(gradient) = gradient {
-            gradient.copy_from_slice(&sums[which * channels..][..channels]);
+    hand_out(sums, dgamma, dbeta);
+    Ok(())
+}
+
+/// The gradients of [`inference`] from its input `x`, the means and variances that it used and the gradient `dy` of its
+/// output: those of a norm that is frozen while what comes before it learns, or while its gamma and beta do.
+///
+/// An element of `dx` errs by at most `2 u |dx|`, one of `dgamma` by `(k + 4) u` times the sum of `|dy x^|`, one of
+/// `dbeta` by `k u` times the sum of `|dy|`, where `k` counts additions one behind the other, as for [`backward`].
+///
+/// ```
+/// use kernels::conv::Layout;
+/// use kernels::norm::{Gradients, batch};
+/// use kernels::{Parallelism, Workspace};
+/// let shape = batch::Shape { batch: 1, channels: 1, pixels: 2, layout: Layout::Nchw };
+/// let (mut dx, mut dgamma, mut dbeta) = ([0.0; 2], [0.0], [0.0]);
+/// let mut workspace = Workspace::with_len(batch::workspace_len(shape)?)?;
+/// // y = 6 (x - 3) / sqrt(4): dx = 3 dy, and x^ is 0 and 2.
+/// batch::inference_backward(
+///     shape, &[3.0, 7.0], &[3.0], &[4.0], Some(&[6.0]), &[1.0, 10.0], 0.0,
+///     Gradients { dx: &mut dx, dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta) },
+///     &mut workspace, Parallelism::Serial,
+/// )?;
+/// assert_eq!((dx, dgamma, dbeta), ([3.0, 30.0], [20.0], [11.0]));
+/// # Ok::<(), kernels::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`forward`].
+#[allow(clippy::too_many_arguments)]
+pub fn inference_backward<'t>(
+    shape: Shape,
+    x: &[f32],
+    mean: &[f32],
+    variance: &[f32],
+    gamma: Option<&[f32]>,
+    dy: &[f32],
+    epsilon: f32,
+    gradients: Gradients,
+    workspace: &mut [f32],
+    execution: impl Into<Execution<'t>>,
+) -> Result<(), Error> {
+    let len = shape.check()?;
+    let channels = shape.channels;
+    check_len("x", len, x.len())?;
+    check_len("mean", channels, mean.len())?;
+    check_len("variance", channels, variance.len())?;
+    Affine { gamma, beta: None }.check(channels)?;
+    check_len("dy", len, dy.len())?;
+    check_epsilon(epsilon)?;
+    gradients.check(len, channels)?;
+    check_workspace(workspace_len(shape)?, workspace.len())?;
+    let execution = execution.into();
+    let isa = execution.isa()?;
+    let parallelism = execution.parallelism.for_seconds(1.5 * len as f64 * SECONDS_PER_ELEMENT);
+    let Gradients { dx, dgamma, dbeta } = gradients;
+    let (constants, rest) = workspace.split_at_mut(2 * channels);
+    let (sums, partials) = rest.split_at_mut(2 * channels);
+    let (r, scale) = constants.split_at_mut(channels);
+    for c in 0..channels {
+        let inverse_deviation = 1.0 / (f64::from(variance[c]) + f64::from(epsilon)).sqrt();
+        r[c] = inverse_deviation as f32;
+        scale[c] = (f64::from(gamma.map_or(1.0, |gamma| gamma[c])) * inverse_deviation) as f32;
+    }
+    sums.fill(0.0);
+    if len > 0 {
+        let inputs = Inputs { shape, isa, x, dy, mean, r, gamma };
+        if shape.is_nhwc() {
+            nhwc::inference_backward(inputs, scale, dx, sums, partials, parallelism);
+        } else {
+            nchw::inference_backward(inputs, scale, dx, sums, parallelism);
         }
     }
+    hand_out(sums, dgamma, dbeta);
     Ok(())
+}
+
+/// Copies the gradients of gamma and then beta to where they are wanted.
+fn hand_out(sums: &[f32], dgamma: Option<&mut [f32]>, dbeta: Option<&mut [f32]>) {
+    let (of_gamma, of_beta) = sums.split_at(sums.len() / 2);
+    for (gradient, sums) in [(dgamma, of_gamma), (dbeta, of_beta)] {
+        if let Some(gradient) = gradient {
+            gradient.copy_from_slice(sums);
+        }
+    }
 }
 
 /// What backward reads.

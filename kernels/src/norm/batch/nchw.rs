@@ -158,6 +158,18 @@ impl Job for Inference<'_> {
     }
 }
 
+/// Adds a run's terms to the gradients of gamma and beta.
+///
+/// # Safety
+/// - The run, of `pixels` elements, has its `x` and its `dy`.
+#[inline(always)]
+unsafe fn add_sums<S: Simd>(simd: S, mut run: Both, pixels: usize, dgamma: &mut f32, dbeta: &mut f32) {
+    // SAFETY: the caller's contract.
+    let [weighted, plain] = unsafe { sum_pairs(simd, &mut run, pixels) };
+    *dgamma += weighted;
+    *dbeta += plain;
+}
+
 /// `sums` receives the gradients of gamma, then those of beta.
 pub(super) fn backward(inputs: Inputs, dx: &mut [f32], sums: &mut [f32], parallelism: Parallelism) {
     let Inputs { shape, isa, .. } = inputs;
@@ -196,11 +208,7 @@ impl Job for Backward<'_> {
                 let (x, dy) = (x[from..][..pixels].as_ptr(), dy[from..][..pixels].as_ptr());
                 let (mean, r) = (mean[first + c], r[first + c]);
                 // SAFETY: both runs have `pixels` elements.
-                unsafe {
-                    let [weighted, plain] = sum_pairs(simd, &mut Both { x, dy, mean, r }, pixels);
-                    dgamma[c] += weighted;
-                    dbeta[c] += plain;
-                }
+                unsafe { add_sums(simd, Both { x, dy, mean, r }, pixels, &mut dgamma[c], &mut dbeta[c]) };
             }
         }
         let past = goes_past(x.len(), pixels);
@@ -226,6 +234,69 @@ impl Job for Backward<'_> {
                 };
                 // SAFETY: all three runs have `pixels` elements.
                 unsafe { each_result(simd, dx, pixels, &step) };
+            }
+        }
+        if past {
+            simd.fence();
+        }
+    }
+}
+
+/// `sums` receives the gradients of gamma, then those of beta; `scale` is `gamma r`.
+pub(super) fn inference_backward(
+    inputs: Inputs,
+    scale: &[f32],
+    dx: &mut [f32],
+    sums: &mut [f32],
+    parallelism: Parallelism,
+) {
+    let Inputs { shape, isa, .. } = inputs;
+    let block = channels_per_task(shape);
+    let runs = Parts::new(dx, shape.pixels);
+    let (dgamma, dbeta) = sums.split_at_mut(shape.channels);
+    let (dgammas, dbetas) = (Parts::new(dgamma, block), Parts::new(dbeta, block));
+    parallelism.for_each(dgammas.count(), parallelism.threads(), &|index, _| {
+        // SAFETY: each index comes up once, and only its task takes runs of its channels.
+        let (dgamma, dbeta) = unsafe { (dgammas.take(index), dbetas.take(index)) };
+        dispatch(isa, InferenceBackward { inputs, scale, first: index * block, dx: &runs, dgamma, dbeta });
+    });
+}
+
+struct InferenceBackward<'a> {
+    inputs: Inputs<'a>,
+    scale: &'a [f32],
+    /// The first channel.
+    first: usize,
+    /// In runs of `pixels`. Those of these channels are nobody else's.
+    dx: &'a Parts<'a>,
+    /// Of these channels, +0.
+    dgamma: &'a mut [f32],
+    dbeta: &'a mut [f32],
+}
+
+impl Job for InferenceBackward<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { inputs, scale, first, dx, dgamma, dbeta } = self;
+        let Inputs { shape, x, dy, mean, r, .. } = inputs;
+        let Shape { batch, channels, pixels, .. } = shape;
+        let past = goes_past(x.len(), pixels);
+        for n in 0..batch {
+            for c in 0..dgamma.len() {
+                let channel = first + c;
+                let run = n * channels + channel;
+                let (x, dy) = (x[run * pixels..][..pixels].as_ptr(), dy[run * pixels..][..pixels].as_ptr());
+                let terms = Both { x, dy, mean: mean[channel], r: r[channel] };
+                // SAFETY: this task alone has these channels, and comes to each run once.
+                let dx = Output { start: unsafe { dx.take(run) }.as_mut_ptr(), past };
+                // Adding -0 changes nothing, the sign of a zero included.
+                let step = Scale { x: dy, y: dx, scale: scale[channel], shift: -0.0 };
+                // SAFETY: all three runs have `pixels` elements.
+                unsafe {
+                    add_sums(simd, terms, pixels, &mut dgamma[c], &mut dbeta[c]);
+                    each_result(simd, dx, pixels, &step);
+                }
             }
         }
         if past {

@@ -363,27 +363,40 @@ struct Sums<'a> {
     dbeta: &'a mut [f32],
 }
 
+/// Rows whose terms are summed before the next ones are looked at, so that the second sum finds them in L1.
+const ROWS: usize = 16;
+
 impl Job for Sums<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { inputs, range, dgamma, dbeta } = self;
-        let columns = dgamma.len();
-        let (x, dy) = (&inputs.x[range.clone()], &inputs.dy[range]);
-        let rows = x.len() / columns;
-        let (x, dy, mean, r) = (x.as_ptr(), dy.as_ptr(), inputs.mean.as_ptr(), inputs.r.as_ptr());
-        dgamma.fill(0.0);
-        dbeta.fill(0.0);
-        // Some rows at a time, so that the second sum finds them in L1.
-        const ROWS: usize = 16;
+        let rows = self.range.len() / self.dgamma.len();
+        self.dgamma.fill(0.0);
+        self.dbeta.fill(0.0);
         for first in (0..rows).step_by(ROWS) {
-            let some = first..rows.min(first + ROWS);
-            // SAFETY: the piece has `rows` rows of `columns` elements, and there are moments for each column.
-            unsafe {
-                add_rows(simd, some.clone(), dbeta, &Plain { x: dy, columns });
-                add_rows(simd, some, dgamma, &Weighted { x, dy, columns, mean, r });
-            }
+            add_sums(simd, &self.inputs, self.range.start, first..rows.min(first + ROWS), self.dgamma, self.dbeta);
         }
+    }
+}
+
+/// Adds the terms of some rows, counted from the one that starts at element `from`, to the gradients of gamma and beta.
+#[inline(always)]
+fn add_sums<S: Simd>(
+    simd: S,
+    inputs: &Inputs,
+    from: usize,
+    rows: std::ops::Range<usize>,
+    dgamma: &mut [f32],
+    dbeta: &mut [f32],
+) {
+    let columns = dgamma.len();
+    let len = rows.end * columns;
+    let (x, dy) = (inputs.x[from..][..len].as_ptr(), inputs.dy[from..][..len].as_ptr());
+    let (mean, r) = (inputs.mean[..columns].as_ptr(), inputs.r[..columns].as_ptr());
+    // SAFETY: there are as many rows of `columns` elements, and moments for each column.
+    unsafe {
+        add_rows(simd, rows.clone(), dbeta, &Plain { x: dy, columns });
+        add_rows(simd, rows, dgamma, &Weighted { x, dy, columns, mean, r });
     }
 }
 
@@ -444,6 +457,84 @@ impl Step for OutgoingRow {
             let v = simd.fma(simd.mul(centred, r), weighted, dy);
             let factor = if let Some(gamma) = self.gamma { simd.mul(r, load(simd, gamma.add(at), count)) } else { r };
             store(simd, self.dx.add(at), count, simd.mul(factor, v));
+        }
+    }
+}
+
+/// `sums` receives the gradients of gamma, then those of beta; `scale` is `gamma r`.
+pub(super) fn inference_backward(
+    inputs: Inputs,
+    scale: &[f32],
+    dx: &mut [f32],
+    sums: &mut [f32],
+    partials: &mut [f32],
+    parallelism: Parallelism,
+) {
+    let Inputs { shape, isa, .. } = inputs;
+    let channels = shape.channels;
+    let piece = rows_per_piece(shape) * channels;
+    let partials = &mut partials[..pieces(shape) * 2 * channels];
+    {
+        let (parts, outputs) = (Parts::new(partials, 2 * channels), Parts::new(dx, piece));
+        parallelism.for_each(parts.count(), parallelism.threads(), &|index, _| {
+            // SAFETY: each index comes up once.
+            let (sums, dx) = unsafe { (parts.take(index), outputs.take(index)) };
+            let (dgamma, dbeta) = sums.split_at_mut(channels);
+            dispatch(isa, InferenceBackward { inputs, scale, from: index * piece, dx, dgamma, dbeta });
+        });
+    }
+    let (dgamma, dbeta) = sums.split_at_mut(channels);
+    merge(partials, channels, Some(dgamma), Some(dbeta));
+}
+
+/// The sums of a piece, and the gradient of its input.
+struct InferenceBackward<'a> {
+    inputs: Inputs<'a>,
+    scale: &'a [f32],
+    /// The first element.
+    from: usize,
+    dx: &'a mut [f32],
+    dgamma: &'a mut [f32],
+    dbeta: &'a mut [f32],
+}
+
+impl Job for InferenceBackward<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { inputs, scale, from, dx, dgamma, dbeta } = self;
+        let columns = scale.len();
+        let rows = dx.len() / columns;
+        let dy = &inputs.dy[from..][..dx.len()];
+        dgamma.fill(0.0);
+        dbeta.fill(0.0);
+        for first in (0..rows).step_by(ROWS) {
+            let some = first..rows.min(first + ROWS);
+            add_sums(simd, &inputs, from, some.clone(), dgamma, dbeta);
+            for row in some {
+                let at = row * columns;
+                let (dy, dx) = (dy[at..][..columns].as_ptr(), dx[at..][..columns].as_mut_ptr());
+                // SAFETY: the rows have `columns` elements, as many as there are scales.
+                unsafe { each_vector(simd, columns, &MultiplyRow { x: dy, y: dx, scale: scale.as_ptr() }) };
+            }
+        }
+    }
+}
+
+/// `y = x scale`
+struct MultiplyRow {
+    x: *const f32,
+    y: *mut f32,
+    scale: *const f32,
+}
+
+impl Step for MultiplyRow {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let scale = load(simd, self.scale.add(at), count);
+            store(simd, self.y.add(at), count, simd.mul(load(simd, self.x.add(at), count), scale));
         }
     }
 }
