@@ -75,6 +75,8 @@ pub struct Conv2dBackward {
     data: Data,
     gradient: Weights,
     costs: [Costs; 2],
+    /// Images, and `[height, width]` of the output, that algorithms were chosen for.
+    hint: (usize, [usize; 2]),
 }
 
 impl Conv2dBackward {
@@ -129,7 +131,8 @@ impl Conv2dBackward {
             _ => Weights::Dense(WeightGradient::new(&spec, isa, blocking)),
         };
         let room = vec![0.0; weights.len()];
-        let mut plan = Self { spec, isa, weights: room, finite: true, data, gradient, costs };
+        let hint = (hint.batch, sizes.output);
+        let mut plan = Self { spec, isa, weights: room, finite: true, data, gradient, costs, hint };
         plan.pack(weights, Parallelism::Serial);
         Ok(plan)
     }
@@ -188,11 +191,15 @@ impl Conv2dBackward {
 
     /// What runs, on which instruction set, and why not the others.
     pub fn describe(&self) -> String {
-        let [data, weights] = self.algorithms();
+        let ([data, weights], spec) = (self.algorithms(), &self.spec);
+        let [data_costs, weights_costs] = &self.costs;
+        let data_allowed = |algorithm: Algorithm| algorithm.is_allowed_for_data(spec);
+        let (batch, output) = self.hint;
+        let weights_allowed = |algorithm: Algorithm| algorithm.is_allowed_for_weights(spec, batch, output);
         format!(
             "gradient of the input of {}\ngradient of the weights of {}",
-            describe(&self.spec, data, "", self.isa, &self.costs[0]),
-            describe(&self.spec, weights, "", self.isa, &self.costs[1]),
+            describe(spec, data, "", self.isa, data_costs, data_allowed),
+            describe(spec, weights, "", self.isa, weights_costs, weights_allowed),
         )
     }
 

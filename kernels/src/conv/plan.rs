@@ -104,9 +104,19 @@ pub(super) fn keep(from: &[f32], to: &mut [f32], parallelism: Parallelism<'_>) -
 /// ```
 ///
 /// # Numerical error
-/// Each output is one chain of `k = in_channels / groups * taps` fused multiply-adds, then bias and residual are added:
-/// at most `gamma(k + 2)` times the sum of the products' and addends' absolute values, with `gamma(n) = n u / (1 - n
-/// u)` and `u = 2^-24`. On integers whose partial sums stay below `2^24` the result is exact.
+/// An output sums `k = in_channels / groups * taps` products; then bias and residual are added. With `gamma(n) = n u /
+/// (1 - n u)` and `u = 2^-24`, it errs, before the activation and where no product underflows,
+///
+/// - with [`Algorithm::Winograd2`] and its like, by at most `gamma(in_channels / groups + WINOGRAD_ROUNDINGS + 2)`
+///   times the sum of its shadow ([`reference::winograd_shadow`](crate::reference::winograd_shadow)) and the addends'
+///   absolute values. F(2,3) alone is exact on integers, as long as all that it computes on the way, quarters of
+///   integers, has room in 24 bits.
+/// - with every other algorithm, which sums in some order, by at most `gamma(k + 2)` times the sum of the products' and
+///   addends' absolute values. On integers whose partial sums stay below `2^24` it is exact.
+///
+/// Which algorithm runs is up to [`Conv2dSpec::accuracy`]; the default may choose Winograd's where it is faster.
+/// Whoever needs the second bound, or exact integers, asks for one of the other algorithms with [`Options::algorithm`].
+/// [`Conv2d::algorithm`] says which one runs.
 #[derive(Clone)]
 pub struct Conv2d {
     spec: Conv2dSpec,
@@ -236,7 +246,8 @@ impl Conv2d {
             },
             _ => "",
         };
-        describe(&self.spec, self.algorithm(), lanes, self.isa, &self.costs)
+        let is_allowed = |algorithm: Algorithm| algorithm.is_allowed(&self.spec);
+        describe(&self.spec, self.algorithm(), lanes, self.isa, &self.costs, is_allowed)
     }
 
     /// The scratch memory that a call needs when at most `slots` tasks run at once, in `f32`s. A call that is given
@@ -265,6 +276,17 @@ impl Conv2d {
             #[cfg(feature = "baseline")]
             Kernel::Baseline(kernel) => kernel.workspace_len(shape, sizes, slots),
         }
+    }
+
+    /// Fails as a call would that is given this workspace.
+    pub(super) fn check_workspace(
+        &self,
+        shape: Shape,
+        workspace: &[f32],
+        parallelism: Parallelism,
+    ) -> Result<(), Error> {
+        let sizes = self.spec.sizes(shape)?;
+        slots(parallelism, workspace, |slots| self.scratch_len(shape, &sizes, slots)).map(drop)
     }
 
     /// `y = activation(x * w + bias + residual)`. Allocates nothing.
@@ -368,14 +390,34 @@ pub(super) fn choose(
     Err(Error::invalid(argument, format!("one of {} for {spec}", names.join(", ")), asked))
 }
 
-/// What runs, and why not the others.
-pub(super) fn describe(spec: &Conv2dSpec, chosen: Algorithm, lanes: &str, isa: Isa, costs: &Costs) -> String {
+/// What runs, and why not the others: they are slower, not possible, or excluded, which is said where their time alone
+/// would not tell.
+pub(super) fn describe(
+    spec: &Conv2dSpec,
+    chosen: Algorithm,
+    lanes: &str,
+    isa: Isa,
+    costs: &Costs,
+    is_allowed: impl Fn(Algorithm) -> bool,
+) -> String {
     let mut text = format!("{spec}: {chosen}{lanes}, on {isa}; expected on one thread:");
-    for (algorithm, cost) in costs {
+    let least = costs.iter().find(|(algorithm, _)| *algorithm == chosen).and_then(|&(_, cost)| cost);
+    for &(algorithm, cost) in costs {
         match cost {
-            Some(seconds) => text += &format!(" {algorithm} {:.3} ms,", seconds * 1e3),
-            None => text += &format!(" {algorithm} not possible,"),
+            Some(seconds) => text += &format!(" {algorithm} {:.3} ms", seconds * 1e3),
+            None => text += &format!(" {algorithm} not possible"),
         }
+        if algorithm != chosen && cost.is_some_and(|cost| least.is_some_and(|least| cost < least)) {
+            let reason = if algorithm == Algorithm::Baseline {
+                "a yardstick, never chosen".to_string()
+            } else if is_allowed(algorithm) {
+                "another was asked for".to_string()
+            } else {
+                format!("less accurate than {:?} allows", spec.accuracy)
+            };
+            text += &format!(" ({reason})");
+        }
+        text.push(',');
     }
     text.pop();
     text
@@ -388,32 +430,4 @@ pub(super) fn slots(parallelism: Parallelism, workspace: &[f32], len: impl Fn(us
         expected: len(1),
         given: workspace.len(),
     })
-}
-
-/// A convolution in one call: makes a plan, allocates a workspace, runs on the current rayon pool. Whoever convolves
-/// more than once with the same weights makes a [`Conv2d`] and keeps it.
-///
-/// # Errors
-/// Those of [`Conv2d::new`] and [`Conv2d::forward`], and [`Error::OutOfMemory`].
-///
-/// ```
-/// use kernels::conv::{Conv2dSpec, Padding, Shape, conv2d};
-/// let spec = Conv2dSpec::new(1, 1, [3, 3]).padding(Padding::all(1));
-/// let mut output = [0.0; 4];
-/// conv2d(spec, Shape::new(1, 2, 2), &[1.0, 2.0, 3.0, 4.0], &[1.0; 9], Some(&[0.5]), &mut output)?;
-/// assert_eq!(output, [10.5; 4]);
-/// # Ok::<(), kernels::Error>(())
-/// ```
-pub fn conv2d(
-    spec: Conv2dSpec,
-    shape: Shape,
-    x: &[f32],
-    weights: &[f32],
-    bias: Option<&[f32]>,
-    y: &mut [f32],
-) -> Result<(), Error> {
-    let plan = Conv2d::new(spec, weights, bias, shape)?;
-    let parallelism = Parallelism::Current;
-    let mut workspace = crate::Workspace::with_len(plan.workspace_len(shape, parallelism.threads())?)?;
-    plan.forward(shape, x, None, y, &mut workspace, parallelism)
 }
