@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::init::kaiming_uniform;
 use crate::layer::{Layer, Parameter, single, single_shape};
+use crate::memory::room;
 use crate::random::Random;
 use crate::tensor::{Tensor, check_gradient, elements, image_shape, row_major, tensor};
 
@@ -128,12 +129,15 @@ impl ConvTranspose2d {
         self.prepare(shape, parallelism)?;
         let Some((kernel, _)) = &self.plan else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
-        if let Some(dx) = dx {
-            dx.resize(x.len(), 0.0);
-            kernel.backward_data(shape, elements(&dy), dx, workspace, parallelism)?;
-        }
+        let (images, dy) = (elements(&x), elements(&dy));
         let (dw, db) = (&mut self.d_weight, self.bias.is_some().then_some(self.d_bias.as_mut_slice()));
-        kernel.backward_weights(shape, elements(&x), elements(&dy), dw, db, workspace, parallelism)?;
+        match dx {
+            Some(dx) => {
+                *dx = room(images.len());
+                kernel.both(shape, images, dy, dx, dw, db, workspace, parallelism)?;
+            }
+            None => kernel.backward_weights(shape, images, dy, dw, db, workspace, parallelism)?,
+        }
         self.weight.accumulate(&self.d_weight, parallelism)?;
         if let Some(bias) = &mut self.bias {
             bias.accumulate(&self.d_bias, parallelism)?;
@@ -166,14 +170,15 @@ impl Layer for ConvTranspose2d {
     }
 
     fn role(&self) -> Role {
-        Role::Compute { activation: true, residual: false }
+        Role::Compute { activation: true, residual: true }
     }
 
     fn kernel(&self, hint: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
         let shape = self.shape_of(single_shape(hint)?)?;
         let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
         let spec = self.spec.activation(fused.activation);
-        Ok(Box::new(Planned(conv::ConvTranspose2d::new(spec, weight, bias, shape)?)))
+        let plan = conv::ConvTranspose2d::new(spec, weight, bias, shape)?;
+        Ok(Box::new(Planned { plan, residual: fused.residual }))
     }
 
     /// x [batch, in_channels, height, width] -> y [batch, out_channels, output height, output width]
@@ -184,8 +189,8 @@ impl Layer for ConvTranspose2d {
         self.prepare(shape, parallelism)?;
         let Some((kernel, _)) = &self.plan else { return Err(Error::NoForward) };
         let workspace = self.workspace.grow(kernel.workspace_len(shape, parallelism.threads())?)?;
-        let mut y = vec![0.0; sizes.y_len];
-        kernel.forward(shape, elements(&x), &mut y, workspace, parallelism)?;
+        let mut y = room(sizes.y_len);
+        kernel.forward(shape, elements(&x), None, &mut y, workspace, parallelism)?;
         let y_shape = vec![shape.batch, self.spec.out_channels, sizes.output[0], sizes.output[1]];
         let y = tensor(&y_shape, y)?;
         self.cache = Some((x, y_shape));
@@ -212,16 +217,20 @@ impl Layer for ConvTranspose2d {
 }
 
 /// The forward pass with packed weights.
-struct Planned(conv::ConvTranspose2d);
+struct Planned {
+    plan: conv::ConvTranspose2d,
+    residual: bool,
+}
 
 impl Kernel for Planned {
     fn workspace_len(&self, inputs: &[Vec<usize>], slots: usize) -> Result<usize> {
-        Ok(self.0.workspace_len(image_shape(&inputs[0])?.0, slots)?)
+        Ok(self.plan.workspace_len(image_shape(&inputs[0])?.0, slots)?)
     }
 
     fn run(&self, call: Call<'_>) -> Result<()> {
         let (shape, _) = image_shape(&call.shapes[0])?;
-        self.0.forward(shape, call.inputs.get(0), call.y, call.workspace, call.parallelism)?;
+        let residual = self.residual.then(|| call.inputs.get(1));
+        self.plan.forward(shape, call.inputs.get(0), residual, call.y, call.workspace, call.parallelism)?;
         Ok(())
     }
 }

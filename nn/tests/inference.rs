@@ -79,6 +79,15 @@ fn residuals_and_activations_are_fused_where_nobody_else_needs_them() -> Result<
         graph.add("end", Sigmoid::default(), &[three])?;
         assert_same("residuals", graph, &[&[1, 4, 9, 9], &[2, 4, 8, 9]]);
     }
+    // Two transposed convolutions meet: the sum of one becomes the residual of the other.
+    let mut graph = Graph::new();
+    let x = graph.input("x")?;
+    let up = ConvTranspose2dSpec::new(4, 3, [3, 3]).stride([2, 2]).padding(Padding::all(1));
+    let left = graph.add("left", ConvTranspose2d::new(up, random)?, &[x])?;
+    let right = graph.add("right", ConvTranspose2d::new(up, random)?, &[x])?;
+    let sum = graph.add("sum", Sum::default(), &[left, right])?;
+    graph.add("relu", ReLU::default(), &[sum])?;
+    assert_same("transposed residuals", graph, &[&[1, 4, 5, 6], &[2, 4, 7, 3]]);
     Ok(())
 }
 

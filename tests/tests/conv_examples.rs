@@ -1,6 +1,9 @@
 //! Convolutions by hand, and shapes that other libraries have got wrong.
 
-use kernels::conv::{Accuracy, Conv2d, Conv2dBackward, Conv2dSpec, Layout, Padding, Shape, flip_filter};
+use kernels::conv::{
+    Accuracy, Algorithm, Conv2d, Conv2dBackward, Conv2dSpec, ConvTranspose2d, ConvTranspose2dSpec, Layout, Options,
+    Padding, Shape, conv2d, conv2d_backward, conv2d_residual, flip_filter,
+};
 use kernels::{Activation, Error, Parallelism};
 use tests::case::ConvCase;
 use tests::data::DataKind;
@@ -268,5 +271,118 @@ fn a_sum_that_underflows_to_minus_zero_is_that_on_every_instruction_set() {
     let case: ConvCase = line.parse().expect("a case");
     if let Err(failure) = tests::targets::run(&case) {
         panic!("{failure}");
+    }
+}
+
+/// Numbers that are no integers.
+fn fractions(len: usize) -> Vec<f32> {
+    (0..len).map(|i| (i * 37 % 101) as f32 / 101.0 - 0.5).collect()
+}
+
+#[test]
+fn calls_without_a_plan_give_the_bits_of_those_with_one() {
+    let spec = Conv2dSpec::new(6, 10, [3, 3]).stride([2, 1]).padding(Padding::all(1)).activation(Activation::Relu);
+    for (spec, height) in [(spec, 11), (spec.layout(Layout::Nhwc).groups(2), 9)] {
+        let shape = Shape::new(2, height, 14);
+        let sizes = spec.sizes(shape).unwrap();
+        let (x, w, b) = (fractions(sizes.x_len), fractions(sizes.w_len), fractions(spec.out_channels));
+        let (dy, residual) = (fractions(sizes.y_len), fractions(sizes.y_len));
+        let (parallelism, nan) = (Parallelism::Current, |len: usize| vec![f32::NAN; len]);
+        let plan = Conv2d::new(spec, &w, Some(&b), shape).unwrap();
+        let mut workspace = nan(plan.workspace_len(shape, parallelism.threads()).unwrap());
+        for residual in [None, Some(residual.as_slice())] {
+            let (mut y, mut expected) = (nan(sizes.y_len), nan(sizes.y_len));
+            plan.forward(shape, &x, residual, &mut expected, &mut workspace, parallelism).unwrap();
+            match residual {
+                None => conv2d(spec, shape, &x, &w, Some(&b), &mut y).unwrap(),
+                Some(residual) => conv2d_residual(spec, shape, &x, &w, Some(&b), residual, &mut y).unwrap(),
+            }
+            assert_eq!(y, expected, "{spec}");
+        }
+        let plan = Conv2dBackward::new(spec, &w, shape).unwrap();
+        let mut workspace = nan(plan.workspace_len(shape, parallelism.threads()).unwrap());
+        let [mut dx, mut dw, mut db] = [sizes.x_len, sizes.w_len, spec.out_channels].map(nan);
+        let [mut dx_one, mut dw_one, mut db_one] = [sizes.x_len, sizes.w_len, spec.out_channels].map(nan);
+        plan.both(shape, &x, &dy, &mut dx, &mut dw, Some(&mut db), &mut workspace, parallelism).unwrap();
+        conv2d_backward(spec, shape, &x, &w, &dy, &mut dx_one, &mut dw_one, Some(&mut db_one)).unwrap();
+        assert_eq!((&dx_one, &dw_one, &db_one), (&dx, &dw, &db), "{spec}");
+        dx_one.fill(f32::NAN);
+        conv2d_backward(spec, shape, &x, &w, &dy, &mut dx_one, &mut dw_one, None).unwrap();
+        assert_eq!(dx_one, dx, "{spec} without a bias");
+    }
+}
+
+#[test]
+fn calls_without_a_plan_refuse_what_does_not_fit_and_write_nothing() {
+    let (spec, shape) = (Conv2dSpec::new(1, 1, [1, 1]), Shape::new(1, 1, 2));
+    let (mut dx, mut dw, mut db, mut y) = ([7.0; 2], [7.0], [7.0], [7.0; 2]);
+    let length = |argument, expected, given| Error::Length { argument, expected, given };
+    let two = [1.0; 2];
+    let mut backward = |x: &[f32], w: &[f32], dy: &[f32], db_len: usize| {
+        let error = conv2d_backward(spec, shape, x, w, dy, &mut dx, &mut dw, Some(&mut db[..db_len])).unwrap_err();
+        assert_eq!((dx, dw, db), ([7.0; 2], [7.0], [7.0]));
+        error
+    };
+    assert_eq!(backward(&two[1..], &[1.0], &two, 1), length("x", 2, 1));
+    assert_eq!(backward(&two, &two, &two, 1), length("weights", 1, 2));
+    assert_eq!(backward(&two, &[1.0], &two[1..], 1), length("dy", 2, 1));
+    assert_eq!(backward(&two, &[1.0], &two, 0), length("db", 1, 0));
+    let refused = conv2d_residual(spec, shape, &two, &[1.0], None, &two[1..], &mut y);
+    assert_eq!((refused, y), (Err(length("residual", 2, 1)), [7.0; 2]));
+}
+
+/// What stands behind the colon of a line of a description: algorithms, their milliseconds, and reasons.
+fn algorithms_of(line: &str) -> (String, Vec<(String, f64, Option<String>)>) {
+    let (head, list) = line.split_once("; expected on one thread: ").unwrap();
+    let (chosen, _) = head.rsplit_once(": ").unwrap().1.split_once(',').unwrap();
+    let mut all = Vec::new();
+    // A reason may have a comma in it.
+    for entry in list.replace(", never chosen", " never chosen").split(", ") {
+        let (time, reason) = match entry.split_once(" (") {
+            Some((time, reason)) => (time, Some(reason.trim_end_matches(')').to_string())),
+            None => (entry, None),
+        };
+        if let Some((name, time)) = time.strip_suffix(" ms").and_then(|time| time.rsplit_once(' ')) {
+            all.push((name.to_string(), time.parse().unwrap(), reason));
+        }
+    }
+    (chosen.to_string(), all)
+}
+
+#[test]
+fn a_description_says_why_what_is_faster_does_not_run() {
+    let mut reasons = Vec::new();
+    for (accuracy, algorithm) in [
+        (Accuracy::Direct, Algorithm::Auto),
+        (Accuracy::Fast, Algorithm::Auto),
+        (Accuracy::Fast, Algorithm::Im2col),
+        (Accuracy::Fastest, Algorithm::Auto),
+    ] {
+        for shape in [Shape::new(1, 3, 3), Shape::new(8, 56, 56)] {
+            let options = Options { algorithm, ..Options::default() };
+            let spec = Conv2dSpec::new(96, 96, [3, 3]).padding(Padding::all(1)).accuracy(accuracy);
+            let up = ConvTranspose2dSpec::new(96, 96, [3, 3]).padding(Padding::all(1)).accuracy(accuracy);
+            let weights = vec![0.0; spec.sizes(shape).unwrap().w_len];
+            let text = [
+                Conv2d::with_options(spec, &weights, None, shape, options).unwrap().describe(),
+                Conv2dBackward::with_options(spec, &weights, shape, options).unwrap().describe(),
+                ConvTranspose2d::with_options(up, &weights, None, shape, options).unwrap().describe(),
+            ];
+            // A line for the forward pass, two for gradients, three for all of a transposed convolution.
+            assert_eq!(text.each_ref().map(|text| text.lines().count()), [1, 2, 3]);
+            for line in text.iter().flat_map(|text| text.lines()) {
+                let (chosen, all) = algorithms_of(line);
+                let least = all.iter().find(|(name, ..)| *name == chosen).unwrap().1;
+                for (name, time, reason) in &all {
+                    // Times are shown to a microsecond.
+                    assert!(*time >= least || reason.is_some(), "no reason for {name}: {line}");
+                    assert!(*time <= least || reason.is_none(), "{name} is slower: {line}");
+                }
+                reasons.extend(all.into_iter().filter_map(|(.., reason)| reason));
+            }
+        }
+    }
+    for reason in ["less accurate than Direct allows", "less accurate than Fast allows", "another was asked for"] {
+        assert!(reasons.iter().any(|given| given == reason), "never {reason}");
     }
 }

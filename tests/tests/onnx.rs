@@ -132,7 +132,7 @@ fn conv_transpose(case: &NodeCase) {
         let plan = ConvTranspose2d::with_options(spec, w.floats(), None, shape, options).unwrap();
         let mut out = vec![f32::NAN; y.floats().len()];
         let mut workspace = vec![f32::NAN; plan.workspace_len(shape, 1).unwrap()];
-        plan.forward(shape, x.floats(), &mut out, &mut workspace, Parallelism::Serial).unwrap();
+        plan.forward(shape, x.floats(), None, &mut out, &mut workspace, Parallelism::Serial).unwrap();
         let bound = plan.algorithm().amplification(&spec.gradient_of()) * (terms + 2.0) * U * magnitude;
         judge(case, &isa.to_string(), &out, y.floats(), |_| bound);
     }

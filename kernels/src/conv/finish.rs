@@ -1,4 +1,4 @@
-//! Bias and activation as a pass of their own, where a kernel cannot end with them.
+//! Bias, residual and activation as a pass of their own, where a kernel cannot end with them.
 
 use super::engine::Post;
 use super::spec::Layout;
@@ -10,7 +10,7 @@ use crate::stages::{Laps, Stage};
 /// Elements that a thread reads and writes in a second, at least.
 const ELEMENTS_PER_SECOND: f64 = 1e9;
 
-/// `y = activation(y + bias)` for `batch` images of `pixels`, `[batch, pixels]`. There is no residual.
+/// `y = activation(y + bias + residual)` for `batch` images of `pixels`, `[batch, pixels]`.
 pub(super) fn finish(
     isa: Isa,
     layout: Layout,
@@ -19,10 +19,11 @@ pub(super) fn finish(
     y: &mut [f32],
     parallelism: Parallelism<'_>,
 ) {
-    debug_assert!(post.residual.is_none());
-    if (post.bias.is_none() && post.activation == Activation::Identity) || y.is_empty() {
+    let Post { bias, residual, activation } = post;
+    if (bias.is_none() && residual.is_none() && activation == Activation::Identity) || y.is_empty() {
         return;
     }
+    debug_assert!(residual.is_none_or(|residual| residual.len() == y.len()));
     let channels = y.len() / (batch * pixels);
     // Runs of one bias each, or of all of them.
     let run = match layout {
@@ -84,6 +85,9 @@ impl Job for Task<'_> {
                                 Layout::Nhwc => simd.load_first(bias[at..].as_ptr(), left),
                             },
                         );
+                    }
+                    if let Some(residual) = post.residual {
+                        v = simd.add(v, simd.load_first(residual[index * run + at..].as_ptr(), left));
                     }
                     simd.store_first(place, left, activation::apply(simd, post.activation, v));
                 }

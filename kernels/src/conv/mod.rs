@@ -38,6 +38,7 @@ mod slide;
 mod spec;
 mod sums;
 mod transposed;
+mod transposed_line;
 mod weight_gradient;
 pub(crate) mod winograd;
 
@@ -49,6 +50,7 @@ pub use one_shot::{conv2d, conv2d_backward, conv2d_residual};
 pub use plan::{Conv2d, Options};
 pub use spec::{Accuracy, Conv2dSpec, Layout, Padding, Shape, Sizes, flip_filter};
 pub use transposed::{ConvTranspose2d, ConvTranspose2dSpec};
+pub use transposed_line::ConvTranspose1dSpec;
 pub(crate) use winograd::{Axis, Tiling};
 
 /// The axes of an algorithm's tiles, if it is one of Winograd's and can do the spec: forward, or for the input's

@@ -18,7 +18,7 @@ use super::backward::Conv2dBackward;
 use super::bias_gradient::bias_gradient;
 use super::engine::Post;
 use super::plan::{Conv2d, Options};
-use super::spec::{Conv2dSpec, Layout, Padding, Shape, Sizes};
+use super::spec::{Accuracy, Conv2dSpec, Layout, Padding, Shape, Sizes};
 use crate::activation::Activation;
 use crate::error::{Error, check_len, checked_len};
 use crate::parallel::Parallelism;
@@ -29,8 +29,8 @@ use crate::parallel::Parallelism;
 /// y[n, oc, ih * stride + kh * dilation - padding.top, ...] += w[ic, oc, kh, kw] * x[n, ic, ih, iw]
 /// ```
 ///
-/// then the bias and the activation. Weights are `[in_channels][out_channels / groups][kernel height][kernel width]` in
-/// either layout.
+/// then bias, residual and activation. Weights are `[in_channels][out_channels / groups][kernel height][kernel width]`
+/// in either layout.
 ///
 /// ```
 /// use kernels::conv::{ConvTranspose2dSpec, Padding};
@@ -60,6 +60,8 @@ pub struct ConvTranspose2dSpec {
     pub layout: Layout,
     /// What is applied to each output last.
     pub activation: Activation,
+    /// Bounds the automatic choice of the algorithm.
+    pub accuracy: Accuracy,
 }
 
 impl ConvTranspose2dSpec {
@@ -76,6 +78,7 @@ impl ConvTranspose2dSpec {
             groups: 1,
             layout: Layout::Nchw,
             activation: Activation::Identity,
+            accuracy: Accuracy::Fast,
         }
     }
 
@@ -121,8 +124,14 @@ impl ConvTranspose2dSpec {
         self
     }
 
-    /// The convolution whose gradient of the input this is: channels exchanged, without bias and activation. The
-    /// weights are the same.
+    /// Sets the bound of the automatic choice.
+    pub const fn accuracy(mut self, accuracy: Accuracy) -> Self {
+        self.accuracy = accuracy;
+        self
+    }
+
+    /// The convolution whose gradient of the input this is: channels exchanged, without bias and activation. Weights
+    /// and accuracy are the same.
     pub const fn gradient_of(&self) -> Conv2dSpec {
         Conv2dSpec::new(self.out_channels, self.in_channels, self.kernel)
             .stride(self.stride)
@@ -130,6 +139,7 @@ impl ConvTranspose2dSpec {
             .dilation(self.dilation)
             .groups(self.groups)
             .layout(self.layout)
+            .accuracy(self.accuracy)
     }
 
     /// Height and width of the output for an input of `[height, width]`.
@@ -208,13 +218,16 @@ impl ConvTranspose2dSpec {
 /// let conv = ConvTranspose2d::new(spec, &[1.0, 2.0, 3.0, 4.0], Some(&[0.5]), shape)?;
 /// let mut workspace = vec![0.0; conv.workspace_len(shape, 1)?];
 /// let mut output = [0.0; 8];
-/// conv.forward(shape, &[1.0, 10.0], &mut output, &mut workspace, Parallelism::Serial)?;
+/// conv.forward(shape, &[1.0, 10.0], None, &mut output, &mut workspace, Parallelism::Serial)?;
 /// assert_eq!(output, [1.5, 2.5, 10.5, 20.5, 3.5, 4.5, 30.5, 40.5]);
 /// # Ok::<(), kernels::Error>(())
 /// ```
 ///
 /// # Numerical error
-/// As for [`Conv2d`], with sums of `in_channels / groups * taps` products.
+/// As for [`Conv2d`], with sums of `in_channels / groups * taps` products, the shadow of a Winograd algorithm being
+/// [`winograd_shadow_backward_data`](crate::reference::winograd_shadow_backward_data) of
+/// [`ConvTranspose2dSpec::gradient_of`]. The gradients are those of that convolution: see [`Conv2d`] for the input's,
+/// and [`Conv2dBackward`] for the weights'.
 #[derive(Clone, Debug)]
 pub struct ConvTranspose2d {
     spec: ConvTranspose2dSpec,
@@ -287,9 +300,18 @@ impl ConvTranspose2d {
         self.gradient.algorithms()[0]
     }
 
+    /// The algorithms of the gradients: of the input, and of the weights.
+    pub fn gradient_algorithms(&self) -> [Algorithm; 2] {
+        [self.conv.algorithm(), self.gradient.algorithms()[1]]
+    }
+
     /// What runs, on which instruction set, and why not other algorithms.
     pub fn describe(&self) -> String {
-        format!("transposed, so forward is the {}", self.gradient.describe())
+        format!(
+            "transposed, so forward is the {}\ngradient of the input is the convolution {}",
+            self.gradient.describe(),
+            self.conv.describe()
+        )
     }
 
     /// The scratch memory that any of the calls needs when at most `slots` tasks run at once, in `f32`s.
@@ -301,7 +323,7 @@ impl ConvTranspose2d {
         Ok(self.gradient.workspace_len(output, slots)?.max(self.conv.workspace_len(output, slots)?))
     }
 
-    /// The output for `batch` inputs of `shape`. Allocates nothing.
+    /// `y = activation(x transposed * w + bias + residual)` for `batch` inputs of `shape`. Allocates nothing.
     ///
     /// # Errors
     /// Those of [`ConvTranspose2dSpec::sizes`], and [`Error::Length`] for a slice of another length or a workspace that
@@ -310,14 +332,16 @@ impl ConvTranspose2d {
         &self,
         shape: Shape,
         x: &[f32],
+        residual: Option<&[f32]>,
         y: &mut [f32],
         workspace: &mut [f32],
         parallelism: Parallelism,
     ) -> Result<(), Error> {
         let (output, sizes) = self.spec.gradient_sizes(shape)?;
         check_len("x", sizes.y_len, x.len())?;
+        check_len("residual", sizes.x_len, residual.map_or(sizes.x_len, <[f32]>::len))?;
         check_len("y", sizes.x_len, y.len())?;
-        let post = Post { bias: self.bias.as_deref(), residual: None, activation: self.spec.activation };
+        let post = Post { bias: self.bias.as_deref(), residual, activation: self.spec.activation };
         self.gradient.data_then(output, x, y, post, workspace, parallelism)
     }
 
@@ -353,17 +377,52 @@ impl ConvTranspose2d {
         workspace: &mut [f32],
         parallelism: Parallelism,
     ) -> Result<(), Error> {
+        let output = self.check_backward(shape, x, dy, db.as_deref())?;
+        // The convolution's input is this one's output.
+        self.gradient.weights(output, dy, x, dw, None, workspace, parallelism)?;
+        self.backward_bias(output, dy, db, parallelism);
+        Ok(())
+    }
+
+    /// All gradients in one call, the same bits as from [`ConvTranspose2d::backward_data`] and
+    /// [`ConvTranspose2d::backward_weights`]. Allocates nothing.
+    ///
+    /// # Errors
+    /// Those of [`ConvTranspose2d::forward`].
+    pub fn both(
+        &self,
+        shape: Shape,
+        x: &[f32],
+        dy: &[f32],
+        dx: &mut [f32],
+        dw: &mut [f32],
+        db: Option<&mut [f32]>,
+        workspace: &mut [f32],
+        parallelism: Parallelism,
+    ) -> Result<(), Error> {
+        let output = self.check_backward(shape, x, dy, db.as_deref())?;
+        // What the second call refuses would find the first one's output written.
+        check_len("dx", x.len(), dx.len())?;
+        self.conv.check_workspace(output, workspace, parallelism)?;
+        self.gradient.weights(output, dy, x, dw, None, workspace, parallelism)?;
+        self.conv.forward(output, dy, None, dx, workspace, parallelism)?;
+        self.backward_bias(output, dy, db, parallelism);
+        Ok(())
+    }
+
+    /// The shape of the output, for operands of a gradient that fit.
+    fn check_backward(&self, shape: Shape, x: &[f32], dy: &[f32], db: Option<&[f32]>) -> Result<Shape, Error> {
         let (output, sizes) = self.spec.gradient_sizes(shape)?;
         check_len("x", sizes.y_len, x.len())?;
         check_len("dy", sizes.x_len, dy.len())?;
-        let channels = self.spec.out_channels;
-        check_len("db", channels, db.as_deref().map_or(channels, <[f32]>::len))?;
-        // The convolution's input is this one's output.
-        self.gradient.weights(output, dy, x, dw, None, workspace, parallelism)?;
+        check_len("db", self.spec.out_channels, db.map_or(self.spec.out_channels, <[f32]>::len))?;
+        Ok(output)
+    }
+
+    fn backward_bias(&self, output: Shape, dy: &[f32], db: Option<&mut [f32]>, parallelism: Parallelism) {
         if let Some(db) = db {
             let pixels = output.height * output.width;
-            bias_gradient(self.gradient.isa(), self.spec.layout, shape.batch, pixels, dy, db, parallelism);
+            bias_gradient(self.gradient.isa(), self.spec.layout, output.batch, pixels, dy, db, parallelism);
         }
-        Ok(())
     }
 }
