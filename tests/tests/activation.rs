@@ -169,3 +169,52 @@ fn what_does_not_fit_is_refused_and_outputs_stay_untouched() {
     }
     assert_eq!(y, [9.0; 3]);
 }
+
+/// A function of slices as the crate offers it.
+type Slices = fn(&[f32], &mut [f32], Execution) -> Result<(), Error>;
+
+#[test]
+fn elementary_functions_err_by_no_more_than_promised_wherever_they_run() {
+    let functions: [(&str, Slices, fn(f64) -> f64, f64); 3] = [
+        ("exp", |x, y, run| activation::exp(x, y, run), f64::exp, 1.1),
+        ("tanh", |x, y, run| activation::tanh(x, y, run), f64::tanh, 1.8),
+        ("erf", |x, y, run| activation::erf(x, y, run), reference::erf, 1.3),
+    ];
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    for (name, function, exact, promised) in functions {
+        for len in LENGTHS {
+            let x = values(len);
+            let mut fused: Option<Vec<f32>> = None;
+            for isa in Isa::available() {
+                let mut y = vec![9.5; len + 2];
+                function(&x, &mut y[1..=len], Execution::on(isa)).unwrap();
+                assert_eq!([y[0], y[len + 1]], [9.5; 2], "{name} of {len} on {isa}");
+                for (x, y) in x.iter().zip(&y[1..=len]) {
+                    let exact = exact(f64::from(*x));
+                    // Below its domain exp is 0, above it infinite.
+                    let fits = y.is_nan() && exact.is_nan()
+                        || f64::from(*y) == exact
+                        || (f64::from(*y) - exact).abs() <= promised * ulp(exact)
+                        || name == "exp" && (*x < -87.3 && *y == 0.0 || *x > 88.722_83 && *y == f32::INFINITY);
+                    assert!(fits, "{name}({x}) = {y} on {isa}, exactly {exact}");
+                }
+                let mut threads = vec![9.5; len];
+                let current = Execution::on(isa).parallelism(Parallelism::Current);
+                pool.install(|| function(&x, &mut threads, current)).unwrap();
+                assert!(same_bits(&threads, &y[1..=len]), "{name} of {len} on {isa}, 3 threads");
+                if isa != Isa::Portable {
+                    let bits = fused.get_or_insert_with(|| threads.clone());
+                    assert!(same_bits(bits, &threads), "{name} of {len} on {isa}");
+                }
+            }
+        }
+        let mut short = [7.0; 2];
+        let error = function(&[1.0; 3], &mut short, Parallelism::Serial.into()).unwrap_err();
+        assert_eq!((error, short), (Error::Length { argument: "y", expected: 3, given: 2 }, [7.0; 2]));
+    }
+    let x = values(33);
+    let (mut own, mut activated) = ([0.0; 33], [0.0; 33]);
+    activation::tanh(&x, &mut own, Parallelism::Serial).unwrap();
+    activation::forward(Activation::Tanh, &x, &mut activated, Parallelism::Serial).unwrap();
+    assert!(same_bits(&own, &activated));
+}

@@ -10,20 +10,26 @@ use crate::simd::{Job, Simd, dispatch};
 /// Elements of a task: large beside the cost of waking a thread, small enough to stay in L2 until reused.
 const PART: usize = 16 * 1024;
 
-/// A function of one element, and its gradient from what the forward pass keeps: its output or its input.
+/// A function of one element.
 pub(super) trait Function: Copy + Sync {
     /// A rough cost per element on one core, in seconds.
     fn seconds_per_element(self) -> f64;
 
-    /// Whether the arithmetic, forward and backward, takes so long that it hides that memory reads an output's lines
-    /// before it writes them: what it takes to write past the caches it does not hide.
-    fn hides_reads(self) -> [bool; 2];
+    /// Whether the arithmetic takes so long that it hides that memory reads an output's lines before it writes them:
+    /// what it takes to write past the caches it does not hide.
+    fn hides_reads(self) -> bool;
 
     /// Runs `work` with this very function, named variant by variant: so the choice moves out of the loop.
     fn choose<S: Simd>(self, simd: S, work: impl Work<Self>);
 
     /// The function of one vector.
     fn apply<S: Simd>(self, simd: S, x: S::F) -> S::F;
+}
+
+/// A function with a gradient from what the forward pass keeps: its output or its input.
+pub(super) trait Differentiable: Function {
+    /// [`Function::hides_reads`] of the gradient.
+    fn gradient_hides_reads(self) -> bool;
 
     /// The gradient of one vector.
     fn apply_backward<S: Simd>(self, simd: S, kept: S::F, dy: S::F) -> S::F;
@@ -50,7 +56,7 @@ pub(super) fn forward_in_place(function: impl Function, x: &mut [f32], execution
 
 /// `dx = dy function'(kept)`; all are of one length.
 pub(super) fn backward(
-    function: impl Function,
+    function: impl Differentiable,
     kept: &[f32],
     dy: &[f32],
     dx: &mut [f32],
@@ -68,7 +74,7 @@ pub(super) fn backward(
 
 /// `gradient = gradient function'(kept)`; both are of one length.
 pub(super) fn backward_in_place(
-    function: impl Function,
+    function: impl Differentiable,
     kept: &[f32],
     gradient: &mut [f32],
     execution: Execution,
@@ -123,7 +129,7 @@ impl<F: Function> Job for Forward<'_, F> {
 impl<F: Function> Work<F> for Forward<'_, F> {
     #[inline(always)]
     fn with<S: Simd>(self, simd: S, function: F) {
-        let past = self.past && !function.hides_reads()[0];
+        let past = self.past && !function.hides_reads();
         let y = Output::apart(self.y, past, self.x);
         // SAFETY: the maker's promise.
         unsafe { each_result(simd, y, self.y.len(), &Map { function, x: self.x, y }) };
@@ -159,7 +165,7 @@ struct Backward<'a, F> {
     past: bool,
 }
 
-impl<F: Function> Job for Backward<'_, F> {
+impl<F: Differentiable> Job for Backward<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -167,10 +173,10 @@ impl<F: Function> Job for Backward<'_, F> {
     }
 }
 
-impl<F: Function> Work<F> for Backward<'_, F> {
+impl<F: Differentiable> Work<F> for Backward<'_, F> {
     #[inline(always)]
     fn with<S: Simd>(self, simd: S, function: F) {
-        let past = self.past && !function.hides_reads()[1];
+        let past = self.past && !function.gradient_hides_reads();
         let dx = Output::apart(self.dx, past, self.dy);
         let step = MapBackward { function, kept: self.kept, dy: self.dy, dx };
         // SAFETY: the maker's promise.
@@ -186,7 +192,7 @@ struct MapBackward<F> {
     dx: Output,
 }
 
-impl<F: Function> Step for MapBackward<F> {
+impl<F: Differentiable> Step for MapBackward<F> {
     #[inline(always)]
     unsafe fn step<S: Simd>(&self, simd: S, at: usize, count: usize) {
         // SAFETY: the elements are within all three.

@@ -25,7 +25,7 @@ use crate::error::{Error, check_len};
 use crate::execution::Execution;
 use crate::simd::{Simd, math};
 
-use super::elementwise::{self, Function, Work};
+use super::elementwise::{self, Differentiable, Function, Work};
 
 /// sqrt(2 / pi) * 2, so that the argument of the exponential is `-GELU_TANH (x + 0.044715 x^3)`.
 const GELU_TANH: f32 = 1.595_769;
@@ -181,8 +181,8 @@ impl Function for Gated {
         1.2e-9
     }
 
-    fn hides_reads(self) -> [bool; 2] {
-        [true, matches!(self, Self::Gelu | Self::GeluTanh)]
+    fn hides_reads(self) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -198,6 +198,12 @@ impl Function for Gated {
     #[inline(always)]
     fn apply<S: Simd>(self, simd: S, x: S::F) -> S::F {
         apply(simd, self, x)
+    }
+}
+
+impl Differentiable for Gated {
+    fn gradient_hides_reads(self) -> bool {
+        matches!(self, Self::Gelu | Self::GeluTanh)
     }
 
     /// From the input `x`.

@@ -11,17 +11,21 @@
 //! tanh       tanh(x)                 1 - y^2
 //! ```
 //!
-//! Those that need their input to be differentiated, GELU and SiLU, are in [`gated`].
+//! Those that need their input to be differentiated, GELU and SiLU, are in [`gated`]. [`exp`], [`tanh`] and [`erf`] are
+//! the functions themselves, for whoever builds something else of them.
 //!
 //! NaN stays NaN, and where the output is NaN the derivative of relu and clamp is 1: both as in PyTorch.
 
+mod elementary;
 mod elementwise;
 pub mod gated;
 
 use crate::error::{Error, check_len};
 use crate::execution::Execution;
 use crate::simd::{Job, Simd, dispatch, math};
-use elementwise::{Function, Work};
+use elementwise::{Differentiable, Function, Work};
+
+pub use elementary::{erf, exp, tanh};
 
 /// A function applied to each element.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -183,8 +187,8 @@ impl Function for Activation {
         }
     }
 
-    fn hides_reads(self) -> [bool; 2] {
-        [matches!(self, Self::Sigmoid | Self::Tanh), false]
+    fn hides_reads(self) -> bool {
+        matches!(self, Self::Sigmoid | Self::Tanh)
     }
 
     #[inline(always)]
@@ -201,6 +205,12 @@ impl Function for Activation {
     #[inline(always)]
     fn apply<S: Simd>(self, simd: S, x: S::F) -> S::F {
         apply(simd, self, x)
+    }
+}
+
+impl Differentiable for Activation {
+    fn gradient_hides_reads(self) -> bool {
+        false
     }
 
     /// From the output `y`.

@@ -156,8 +156,7 @@ const ERF_SMALL: f32 = 0.9277;
 
 /// The error function `2 / sqrt(pi) * integral from 0 to x of exp(-t^2)`: at most 1.3 ULP everywhere. Keeps the sign of
 /// zero; NaN for NaN.
-// Activations take the tail of the normal distribution instead, which stays accurate where 1 - erf cancels.
-#[cfg_attr(not(test), allow(dead_code))]
+// GELU takes the tail of the normal distribution instead, which stays accurate where 1 - erf cancels.
 #[inline(always)]
 pub(crate) fn erf<S: Simd>(simd: S, x: S::F) -> S::F {
     let sign = simd.and_int(simd.bits_to_int(x), simd.splat_int(i32::MIN));
