@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use image::codecs::jpeg::JpegEncoder;
-use image::{ImageFormat, ImageReader, RgbImage};
-use kernels::Parallelism;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use kernels::conv::{Conv2d, Conv2dSpec, Layout, Shape};
+use kernels::{Error, Parallelism, Workspace};
 
 /// Red, green and blue are filtered each on its own.
 const CHANNELS: usize = 3;
@@ -150,15 +150,31 @@ fn read(path: &Path) -> Result<RgbImage, String> {
     let failed = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
     let file = File::open(path).map_err(|error| failed(&error))?;
     // The contents decide, whatever the name says.
-    let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(|error| failed(&error))?;
+    let mut reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(|error| failed(&error))?;
     if !matches!(reader.format(), Some(ImageFormat::Jpeg | ImageFormat::Png)) {
         return Err(failed(&"is neither a JPEG nor a PNG"));
     }
-    Ok(reader.decode().map_err(|error| failed(&error))?.into_rgb8())
+    // Memory is the limit, not half a gigabyte.
+    reader.no_limits();
+    let decoder = reader.into_decoder().map_err(|error| failed(&error))?;
+    // What decodes, and what brings the picture to three bytes a pixel, would abort without memory: asked for before.
+    let (width, height) = decoder.dimensions();
+    let bytes = decoder.total_bytes().saturating_add(u64::from(width) * u64::from(height) * CHANNELS as u64);
+    reserve::<u8>(usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(|error| failed(&error))?;
+    Ok(DynamicImage::from_decoder(decoder).map_err(|error| failed(&error))?.into_rgb8())
+}
+
+/// An empty vector with room for so many elements.
+fn reserve<T>(len: usize) -> Result<Vec<T>, Error> {
+    let mut room = Vec::new();
+    match room.try_reserve_exact(len) {
+        Ok(()) => Ok(room),
+        Err(_) => Err(Error::OutOfMemory { bytes: len.saturating_mul(size_of::<T>()) }),
+    }
 }
 
 /// The filtered picture, and how long the convolution took.
-fn apply(filter: &Filter, picture: &RgbImage) -> Result<(RgbImage, Duration), kernels::Error> {
+fn apply(filter: &Filter, picture: &RgbImage) -> Result<(RgbImage, Duration), Error> {
     let (width, height) = picture.dimensions();
     let shape = Shape::new(1, height as usize, width as usize);
     // Pixels lie in memory as red, green, blue: NHWC. Each channel is a group of its own.
@@ -166,13 +182,16 @@ fn apply(filter: &Filter, picture: &RgbImage) -> Result<(RgbImage, Duration), ke
     let spec = Conv2dSpec::new(CHANNELS, CHANNELS * directions, [filter.size, filter.size])
         .groups(CHANNELS)
         .layout(Layout::Nhwc);
-    let [out_height, out_width] = spec.sizes(shape)?.output;
+    let sizes = spec.sizes(shape)?;
+    let [out_height, out_width] = sizes.output;
     let weights = filter.taps.concat().repeat(CHANNELS);
     let conv = Conv2d::new(spec, &weights, None, shape)?;
     let parallelism = Parallelism::Current;
-    let mut workspace = vec![0.0; conv.workspace_len(shape, parallelism.threads())?];
-    let x: Vec<f32> = picture.iter().map(|&byte| byte as f32).collect();
-    let mut y = vec![0.0; out_height * out_width * CHANNELS * directions];
+    let mut workspace = Workspace::with_len(conv.workspace_len(shape, parallelism.threads())?)?;
+    let mut x = reserve(sizes.x_len)?;
+    x.extend(picture.iter().map(|&byte| f32::from(byte)));
+    let mut y = reserve(sizes.y_len)?;
+    y.resize(sizes.y_len, 0.0);
 
     let start = Instant::now();
     conv.forward(shape, &x, None, &mut y, &mut workspace, parallelism)?;
@@ -185,9 +204,10 @@ fn apply(filter: &Filter, picture: &RgbImage) -> Result<(RgbImage, Duration), ke
         [value] => (value + grey).round() as u8,
         components => components.iter().map(|value| value * value).sum::<f32>().sqrt().round() as u8,
     };
-    let bytes = y.chunks_exact(directions).map(show).collect();
+    let mut bytes = reserve(sizes.y_len / directions)?;
+    bytes.extend(y.chunks_exact(directions).map(show));
     let filtered = RgbImage::from_raw(out_width as u32, out_height as u32, bytes);
-    filtered.map(|picture| (picture, time)).ok_or(kernels::Error::Overflow { argument: "picture" })
+    filtered.map(|picture| (picture, time)).ok_or(Error::Overflow { argument: "picture" })
 }
 
 /// Writes to a file beside `path` first, so that `path` never holds half a picture.

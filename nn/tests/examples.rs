@@ -85,11 +85,44 @@ fn the_photo_example_filters_pictures() {
 fn the_photo_example_reads_the_photographs() {
     let folder = folder("photographs");
     for name in ["flower.jpg", "china.jpg"] {
-        let output = folder.join(name);
-        let run = photo(&Path::new(DATA).join(name), &output, &["--filter", "sobel"]);
-        assert!(run.status.success(), "{}", text(&run.stderr));
-        assert_eq!(image::image_dimensions(&output).unwrap(), (638, 425));
+        for options in [&[] as &[&str], &["--filter", "sobel"]] {
+            let output = folder.join(name);
+            let run = photo(&Path::new(DATA).join(name), &output, options);
+            assert!(run.status.success(), "{name} {options:?}: {}", text(&run.stderr));
+            assert_eq!(image::image_dimensions(&output).unwrap(), (638, 425));
+        }
     }
+}
+
+/// The start of a PNG that claims to have so many columns and rows of red, green and blue.
+fn claim_of_a_picture(side: u32) -> Vec<u8> {
+    let crc = |bytes: &[u8]| {
+        !bytes.iter().fold(u32::MAX, |crc, &byte| {
+            (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xEDB8_8320 } else { crc >> 1 })
+        })
+    };
+    let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
+    let header = [&side.to_be_bytes()[..], &side.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
+    // The first bytes of a stream of zlib: more than this is never there.
+    for (name, body) in [(b"IHDR", header), (b"IDAT", vec![0x78, 0x9C])] {
+        png.extend((body.len() as u32).to_be_bytes());
+        let chunk = [&name[..], &body].concat();
+        png.extend(&chunk);
+        png.extend(crc(&chunk).to_be_bytes());
+    }
+    png
+}
+
+#[test]
+fn the_photo_example_refuses_a_picture_that_memory_does_not_hold() {
+    let folder = folder("photo-huge");
+    let (input, output) = (folder.join("huge.png"), folder.join("out.png"));
+    // Three terabytes, then more bytes than an address can count.
+    for side in [1_000_000, 0x7FFF_FFFF] {
+        fs::write(&input, claim_of_a_picture(side)).unwrap();
+        assert_refused(&photo(&input, &output, &[]), &["huge.png"]);
+    }
+    assert_eq!(names(&folder), ["huge.png"]);
 }
 
 #[test]
