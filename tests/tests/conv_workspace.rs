@@ -1,6 +1,8 @@
 //! The workspace of every algorithm is bounded: what the input and the output hold together, and 4 MiB for each slot.
 
-use kernels::conv::{Algorithm, Conv2d, Conv2dBackward, Options};
+use kernels::conv::{
+    Algorithm, Conv2d, Conv2dBackward, ConvTranspose2d, ConvTranspose2dSpec, Layout, Options, Padding, Shape,
+};
 use rayon::prelude::*;
 use tests::case::ConvCase;
 
@@ -65,6 +67,39 @@ fn workspaces_hold_no_more_than_images_and_four_mebibytes_a_slot() {
     for algorithm in algorithms() {
         for pass in ["forward", "backward"] {
             assert!(checked.contains(&(algorithm, pass)), "{algorithm} {pass}");
+        }
+    }
+}
+
+/// Layers that make images larger: of networks that generate, that segment, and of one that decodes sound.
+#[test]
+fn workspaces_of_transposed_convolutions_keep_to_the_bound_of_their_images() {
+    let up = |channels, out_channels, size: usize, stride| {
+        let padding = Padding::all((size - stride) / 2);
+        ConvTranspose2dSpec::new(channels, out_channels, [size, size]).stride([stride, stride]).padding(padding)
+    };
+    let layers = [
+        (up(1024, 512, 4, 2), Shape::new(16, 4, 4)),
+        (up(128, 3, 4, 2), Shape::new(16, 32, 32)),
+        (up(1024, 512, 2, 2), Shape::new(1, 28, 28)),
+        (up(21, 21, 16, 8), Shape::new(1, 70, 70)),
+        (up(64, 64, 3, 1), Shape::new(2, 56, 56)),
+        (ConvTranspose2dSpec::new(512, 256, [1, 16]).stride([1, 8]), Shape::line(1, 4000)),
+    ];
+    for (spec, shape) in layers {
+        let sizes = spec.sizes(shape).unwrap();
+        let weights = vec![0.0; sizes.w_len];
+        for layout in [Layout::Nchw, Layout::Nhwc] {
+            for algorithm in algorithms() {
+                let options = Options { algorithm, ..Options::default() };
+                let spec = spec.layout(layout);
+                let Ok(plan) = ConvTranspose2d::with_options(spec, &weights, None, shape, options) else { continue };
+                for slots in [1, 2, 7] {
+                    let bound = 4 * (sizes.x_len + sizes.y_len) + SLOT * slots;
+                    let bytes = 4 * plan.workspace_len(shape, slots).unwrap();
+                    assert!(bytes <= bound, "{algorithm}, {slots} slots: {bytes} > {bound}, {spec:?} {shape:?}");
+                }
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 //! [`depthwise`](super::depthwise)).
 
 use super::algorithm::{BackwardDataCall, BackwardWeightsCall, Forward, ForwardCall};
+use super::blocking::SLOT_LIMIT;
 use super::depthwise::weights::WeightGradient;
 use super::depthwise::windows::Windows;
 use super::depthwise::{run_backward_data, run_forward};
@@ -37,7 +38,11 @@ const MAX_CHANNELS: usize = 32;
 
 fn fits(spec: &Conv2dSpec, sizes: &Sizes, backward: bool) -> bool {
     let channels = spec.in_channels.max(spec.out_channels) / spec.groups;
-    channels <= MAX_CHANNELS && Windows::fits(spec, backward) && Windows::rows_fit(spec, sizes, channels)
+    channels <= MAX_CHANNELS && Windows::fits(spec, backward) && rows_len(spec, sizes) <= SLOT_LIMIT
+}
+
+fn rows_len(spec: &Conv2dSpec, sizes: &Sizes) -> usize {
+    Windows::rows_len(spec, sizes, spec.in_channels.max(spec.out_channels) / spec.groups)
 }
 
 /// With fewer than four target channels a group, vectors are shared by fewer products.
@@ -137,7 +142,8 @@ pub(super) struct GroupedBackwardWeights {
 impl GroupedBackwardWeights {
     /// The expected seconds of a call on one thread, or `None` where this cannot do the spec.
     pub fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
-        fits(spec, sizes, false).then(|| seconds(spec, sizes, isa, 4, SHARE_WEIGHTS))
+        let slot_len = || rows_len(spec, sizes).saturating_add(WeightGradient::lanes_len(spec));
+        (fits(spec, sizes, false) && slot_len() <= SLOT_LIMIT).then(|| seconds(spec, sizes, isa, 4, SHARE_WEIGHTS))
     }
 
     /// Only for specs that `cost` accepts.

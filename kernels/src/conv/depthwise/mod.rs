@@ -35,6 +35,7 @@ pub(super) mod weights;
 pub(super) mod windows;
 
 use super::algorithm::{BackwardDataCall, BackwardWeightsCall, Forward, ForwardCall};
+use super::blocking::SLOT_LIMIT;
 use super::spec::{Conv2dSpec, Shape, Sizes};
 use crate::activation::Activation;
 use crate::error::Error;
@@ -141,7 +142,7 @@ impl DepthwiseBackwardData {
     pub fn cost(spec: &Conv2dSpec, _hint: Shape, sizes: &Sizes, isa: Isa) -> Option<f64> {
         // All planes that an input's gradient adds up are copied together.
         let planes = spec.out_channels / spec.groups;
-        let fits = fits(spec, true) && (planes == 1 || Windows::rows_fit(spec, sizes, planes));
+        let fits = fits(spec, true) && (planes == 1 || Windows::rows_len(spec, sizes, planes) <= SLOT_LIMIT);
         fits.then(|| seconds(spec, sizes, isa))
     }
 

@@ -95,6 +95,12 @@ impl WeightGradient {
         }
     }
 
+    /// Elements of the lanes of all taps of a group.
+    pub fn lanes_len(spec: &Conv2dSpec) -> usize {
+        let [planes, outs] = [spec.in_channels, spec.out_channels].map(|channels| channels / spec.groups);
+        [outs, spec.kernel[0], spec.kernel[1], LANES].into_iter().fold(planes, usize::saturating_mul)
+    }
+
     /// Whether both tensors are read where they are, plane by plane.
     pub(super) fn plane_by_plane(&self) -> bool {
         self.layout == Layout::Nchw && self.planes == 1 && self.columns.step <= 2
@@ -123,10 +129,10 @@ impl WeightGradient {
         // Whole blocks of rows in all bands but the last, so that the order of a sum does not depend on the band. Rows
         // so long that a slot has no room for more come in single blocks.
         let wanted = wanted.next_multiple_of(ROW_BLOCK);
-        let band = if lens(wanted).1 <= SLOT_LIMIT { wanted } else { ROW_BLOCK };
+        let lanes_len = self.planes * self.outs * self.taps * LANES;
+        let band = if lens(wanted).1.saturating_add(lanes_len) <= SLOT_LIMIT { wanted } else { ROW_BLOCK };
         let bands = height.div_ceil(band);
         let (plane_len, padded_len) = lens(band);
-        let lanes_len = self.planes * self.outs * self.taps * LANES;
         let padded_len = if self.plane_by_plane() { 0 } else { padded_len };
         let slot_len = padded_len.saturating_add(lanes_len).div_ceil(LINE).saturating_mul(LINE);
         let pieces = self.pieces(shape.batch);

@@ -5,7 +5,6 @@ use super::nhwc::{ChannelLanes, TargetRows};
 use super::rows::SPARE;
 use super::{halves, narrow, padded, planes, stack};
 use crate::activation::{self, Activation};
-use crate::conv::blocking::SLOT_LIMIT;
 use crate::conv::dense::PEAK_FLOPS;
 use crate::conv::spec::{Conv2dSpec, Layout, Sizes};
 use crate::error::Error;
@@ -99,18 +98,15 @@ impl Windows {
         extents && padding && phases && spec.stride.into_iter().all(|stride| stride <= MAX_EXTENT)
     }
 
-    /// Whether the padded rows of a group's `planes` that a few rows of targets meet have room in a slot's scratch
-    /// memory.
-    pub fn rows_fit(spec: &Conv2dSpec, sizes: &Sizes, planes: usize) -> bool {
+    /// Elements of the padded rows of a group's `planes` that a few rows of targets meet, which a slot's scratch memory
+    /// has to hold.
+    pub fn rows_len(spec: &Conv2dSpec, sizes: &Sizes, planes: usize) -> usize {
         let extent = |axis: usize| spec.window(axis).unwrap_or(usize::MAX).saturating_add(ROWS * spec.stride[axis]);
-        let row = sizes.input[1]
-            .max(sizes.output[1])
-            .max(SPARE)
-            .saturating_add(extent(1).saturating_mul(2))
-            .saturating_add(SPARE);
+        let targets = sizes.input[1].max(sizes.output[1]).max(SPARE);
+        let row = targets.saturating_add(extent(1).saturating_mul(2)).saturating_add(SPARE);
         // With channels last, rows of dy are copied as well.
         let copies = if spec.layout == Layout::Nhwc { 2 } else { 1 };
-        planes.saturating_mul(copies).saturating_mul(extent(0)).saturating_add(ROWS).saturating_mul(row) <= SLOT_LIMIT
+        planes.saturating_mul(copies).saturating_mul(extent(0)).saturating_add(ROWS).saturating_mul(row)
     }
 
     /// The seconds that a call may take on one thread: `products` for each output at what the tiles reach, and each
