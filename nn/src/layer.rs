@@ -96,6 +96,11 @@ pub trait Layer: Send {
         let _ = (prefix, visitor);
     }
 
+    /// Shows each whole number that what is random in training follows from, as dropout's `seed` and `stream`.
+    fn visit_counters(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut u64)) {
+        let _ = (prefix, visitor);
+    }
+
     /// Shows each attention under its name, for those who want to see what it looks at.
     fn visit_attention(&self, prefix: &str, visitor: &mut dyn FnMut(&str, &MultiHeadAttention)) {
         let _ = (prefix, visitor);
