@@ -46,11 +46,17 @@ impl Embedding {
     /// Given vectors.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless `weight` is `[words, features]` with at most 2^24 words.
+    /// [`Error::Shape`] unless `weight` is `[words, features]` with at most 2^24 words and at least 1 feature.
     pub fn with_weights(weight: ArrayD<f32>) -> Result<Self> {
         match *weight.shape() {
-            [words, _] if words <= 1 << 24 => Ok(Self { weight: Parameter::new(weight), cache: None }),
-            _ => Err(Error::shape("weight", "[words, features], at most 2^24 words", weight.shape())),
+            [words, features] if words <= 1 << 24 && features > 0 => {
+                Ok(Self { weight: Parameter::new(weight), cache: None })
+            }
+            _ => Err(Error::shape(
+                "weight",
+                "[words, features], at most 2^24 words and at least 1 feature",
+                weight.shape(),
+            )),
         }
     }
 
