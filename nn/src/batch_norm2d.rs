@@ -130,6 +130,11 @@ impl Layer for BatchNorm2d {
     /// `gamma (x - mean) / sqrt(var + epsilon) + beta`
     fn channel_scale(&self) -> Option<ChannelScale> {
         let kernel = self.kernel_of();
+        // Whoever is shown the buffers may have put others in their place: the kernel refuses them.
+        let channels = kernel.gamma.len();
+        if kernel.mean.len() != channels || kernel.variance.len() != channels {
+            return None;
+        }
         let (mut scale, mut shift) = (Vec::new(), Vec::new());
         for c in 0..kernel.gamma.len() {
             let [gamma, beta, mean] = [&kernel.gamma, &kernel.beta, &kernel.mean].map(|of| f64::from(of[c]));
