@@ -9,7 +9,7 @@ use kernels::{Activation, Parallelism, Workspace};
 use ndarray::{Array1, ArrayD};
 
 use crate::error::{Error, Result};
-use crate::inference::{Call, Fused, Kernel, Role};
+use crate::inference::{Call, ChannelScale, Fused, Kernel, Role};
 use crate::init::kaiming_uniform;
 use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::memory::room;
@@ -179,6 +179,35 @@ impl Layer for ConvTranspose2d {
         let spec = self.spec.activation(fused.activation);
         let plan = conv::ConvTranspose2d::new(spec, weight, bias, shape)?;
         Ok(Box::new(Planned { plan, residual: fused.residual }))
+    }
+
+    fn takes_scale(&self, channels: usize) -> bool {
+        channels == self.spec.out_channels
+    }
+
+    fn scaled_kernel(
+        &self,
+        hint: &[Vec<usize>],
+        fused: Fused,
+        ChannelScale { scale, shift }: &ChannelScale,
+    ) -> Result<Box<dyn Kernel>> {
+        let out_channels = self.spec.out_channels;
+        if scale.len() != out_channels || shift.len() != out_channels {
+            return Err(Error::shape("scale", format!("[{out_channels}]"), &[scale.len()]));
+        }
+        let shape = self.shape_of(single_shape(hint)?)?;
+        let [group_in, group_out] = [self.spec.in_channels, out_channels].map(|channels| channels / self.spec.groups);
+        let taps = self.spec.kernel.iter().product::<usize>();
+        let mut weight = self.weight.elements().to_vec();
+        // The filters of an input channel are those of its group's outputs.
+        for (at, filter) in weight.chunks_exact_mut(taps).enumerate() {
+            let oc = at / group_out / group_in * group_out + at % group_out;
+            filter.iter_mut().for_each(|weight| *weight = (scale[oc] * f64::from(*weight)) as f32);
+        }
+        let own = |oc: usize| self.bias.as_ref().map_or(0.0, |bias| f64::from(bias.elements()[oc]));
+        let bias: Vec<f32> = (0..out_channels).map(|oc| (scale[oc] * own(oc) + shift[oc]) as f32).collect();
+        let spec = self.spec.activation(fused.activation);
+        Ok(Box::new(Planned(conv::ConvTranspose2d::new(spec, &weight, Some(&bias), shape)?)))
     }
 
     /// x [batch, in_channels, height, width] -> y [batch, out_channels, output height, output width]

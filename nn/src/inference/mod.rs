@@ -9,8 +9,8 @@
 //! conv ──► sum ──► relu     one kernel:  y = relu(conv(x) + bias + other)
 //!           ▲
 //! other ────┘
-//! conv ──► batch norm       one kernel with other weights:  (scale w) * x + (scale bias + shift)
-//! linear ──► sigmoid        one kernel
+//! conv ──► batch norm       one kernel, transposed or not, with other weights:  (scale w) * x + (scale bias + shift)
+//! linear ──► sigmoid        one kernel; GELU and SiLU, which the ends of kernels do not have, are steps of their own
 //! flatten                   no kernel: the same elements under another shape
 //! concat                    for a single image no kernel: each branch writes its part of the result
 //! ```
@@ -23,7 +23,7 @@ mod layout;
 mod program;
 
 pub(crate) use layout::{Layout, Memory};
-pub(crate) use program::Program;
+pub(crate) use program::{Program, shapes};
 
 use kernels::{Activation, Parallelism, Workspace};
 
