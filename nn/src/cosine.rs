@@ -16,7 +16,7 @@ use ndarray::Array0;
 use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, Parameter, bare_name};
-use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
+use crate::tensor::{Tensor, check_gradient, count, elements, row_major, tensor};
 
 /// The cosine of each row of a first input with each row of a second, times a scale that learns: CLIP's logits. The
 /// scale's logarithm is a parameter with the name of the layer.
@@ -77,7 +77,7 @@ impl CosineLogits {
 /// n, m, features
 fn sizes(inputs: &[&[usize]]) -> Result<[usize; 3]> {
     match *inputs {
-        [&[n, features], &[m, of_second]] if features == of_second && n.checked_mul(m).is_some() => {
+        [&[n, features], &[m, of_second]] if features == of_second && count("texts", &[n, m]).is_ok() => {
             Ok([n, m, features])
         }
         [&[n, features], second] => {
@@ -115,8 +115,8 @@ impl Layer for CosineLogits {
 
     /// Those of the products of all pairs.
     fn flops(&self, inputs: &[Vec<usize>]) -> Result<f64> {
-        let pairs: usize = self.output_shape(inputs)?.iter().product();
-        Ok(2.0 * pairs as f64 * inputs[0][1] as f64)
+        let pairs: f64 = self.output_shape(inputs)?.iter().map(|&size| size as f64).product();
+        Ok(2.0 * pairs * inputs[0][1] as f64)
     }
 
     fn role(&self) -> Role {

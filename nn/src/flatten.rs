@@ -5,7 +5,7 @@ use kernels::Parallelism;
 use crate::error::{Error, Result};
 use crate::inference::Role;
 use crate::layer::{Layer, single, single_shape};
-use crate::tensor::{Tensor, check_gradient, reshape, row_major};
+use crate::tensor::{Tensor, check_gradient, count, reshape, row_major};
 
 /// `[batch, a, b, ...]` becomes `[batch, a * b * ...]`, in row-major order. No element is moved.
 #[derive(Default)]
@@ -21,7 +21,7 @@ impl Layer for Flatten {
 
     fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
         match single_shape(inputs)? {
-            [batch, rest @ ..] => Ok(vec![*batch, rest.iter().product()]),
+            [batch, rest @ ..] => Ok(vec![*batch, count("x", rest)?]),
             given => Err(Error::shape("x", "[batch, ...]", given)),
         }
     }
@@ -35,7 +35,7 @@ impl Layer for Flatten {
         let Some((&batch, rest)) = x.shape().split_first() else {
             return Err(Error::shape("x", "[batch, ...]", x.shape()));
         };
-        let shape = [batch, rest.iter().product()];
+        let shape = [batch, count("x", rest)?];
         self.cache = Some((x.shape().to_vec(), shape));
         reshape(x, &shape)
     }

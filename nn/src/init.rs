@@ -16,7 +16,7 @@ pub fn kaiming_uniform(shape: &[usize], fan_in: usize, random: &mut Random) -> A
 ///
 /// Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
 pub fn xavier_uniform(shape: &[usize], fan_in: usize, fan_out: usize, random: &mut Random) -> ArrayD<f32> {
-    uniform(shape, (6.0 / (fan_in + fan_out).max(1) as f32).sqrt(), random)
+    uniform(shape, (6.0 / fan_in.saturating_add(fan_out).max(1) as f32).sqrt(), random)
 }
 
 fn uniform(shape: &[usize], bound: f32, random: &mut Random) -> ArrayD<f32> {

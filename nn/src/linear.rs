@@ -16,7 +16,7 @@ use crate::init::{kaiming_uniform, xavier_uniform};
 use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::memory::room;
 use crate::random::Random;
-use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
+use crate::tensor::{Tensor, check_gradient, count, elements, row_major, tensor};
 
 /// `y = x weightᵀ + bias` over rows `[batch, inputs]`, or `[..., inputs]`, with `weight [outputs, inputs]` and `bias
 /// [outputs]`.
@@ -71,11 +71,13 @@ impl Linear {
     /// A layer with given weights, and with a bias or without.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless `weight` is `[outputs, inputs]` and `bias` is `[outputs]`.
+    /// [`Error::Shape`] unless `weight` is `[outputs, inputs]` and `bias` is `[outputs]`, [`Error::Invalid`] without
+    /// inputs or outputs.
     pub fn with_weights(weight: ArrayD<f32>, bias: Option<ArrayD<f32>>) -> Result<Self> {
-        let &[outputs, _] = weight.shape() else {
+        let &[outputs, inputs] = weight.shape() else {
             return Err(Error::shape("weight", "[outputs, inputs]", weight.shape()));
         };
+        Self::check(inputs, outputs)?;
         if let Some(bias) = bias.as_ref().filter(|bias| bias.shape() != [outputs]) {
             return Err(Error::shape("bias", format!("[{outputs}]"), bias.shape()));
         }
@@ -97,7 +99,7 @@ impl Linear {
     fn rows(&self, shape: &[usize]) -> Result<usize> {
         let [_, features] = self.size();
         match shape {
-            [rows @ .., given] if *given == features && !rows.is_empty() => Ok(rows.iter().product()),
+            [rows @ .., given] if *given == features && !rows.is_empty() => count("x", rows),
             _ => Err(Error::shape("x", format!("[batch, {features}]"), shape)),
         }
     }
@@ -193,8 +195,8 @@ impl Layer for Linear {
     }
 
     fn flops(&self, inputs: &[Vec<usize>]) -> Result<f64> {
-        let outputs: usize = self.output_shape(inputs)?.iter().product();
-        Ok(2.0 * outputs as f64 * self.size()[1] as f64)
+        let outputs: f64 = self.output_shape(inputs)?.iter().map(|&size| size as f64).product();
+        Ok(2.0 * outputs * self.size()[1] as f64)
     }
 
     fn role(&self) -> Role {
@@ -280,18 +282,18 @@ impl Product {
 }
 
 /// The rows of `[..., features]`.
-fn rows(shape: &[usize]) -> usize {
-    shape.split_last().map_or(0, |(_, rows)| rows.iter().product())
+fn rows(shape: &[usize]) -> Result<usize> {
+    shape.split_last().map_or(Ok(0), |(_, rows)| count("x", rows))
 }
 
 impl Kernel for Product {
     fn workspace_len(&self, inputs: &[Vec<usize>], slots: usize) -> Result<usize> {
-        self.scratch_len(rows(&inputs[0]), slots)
+        self.scratch_len(rows(&inputs[0])?, slots)
     }
 
     fn run(&self, call: Call<'_>) -> Result<()> {
         let residual = self.fused.residual.then(|| call.inputs.get(1));
-        let rows = rows(&call.shapes[0]);
+        let rows = rows(&call.shapes[0])?;
         self.run_rows(rows, call.inputs.get(0), residual, call.y, call.workspace, call.parallelism)
     }
 }

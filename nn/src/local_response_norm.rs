@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, single, single_shape};
 use crate::memory::room;
-use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
+use crate::tensor::{Tensor, check_gradient, count, elements, row_major, tensor};
 
 /// Damps each value of `[batch, channels, ...]` by those beside it in neighbouring channels.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ impl LocalResponseNorm {
 /// [batch, channels, pixels]
 fn planes(shape: &[usize]) -> Result<[usize; 3]> {
     match shape {
-        [batch, channels, rest @ ..] => Ok([*batch, *channels, rest.iter().product()]),
+        [batch, channels, rest @ ..] => Ok([*batch, *channels, count("x", rest)?]),
         _ => Err(Error::shape("x", "[batch, channels, ...]", shape)),
     }
 }

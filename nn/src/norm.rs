@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::inference::{Call, Fused, Kernel, Role};
 use crate::layer::{Layer, Parameter, single, single_shape};
 use crate::memory::room;
-use crate::tensor::{Tensor, check_gradient, elements, row_major, tensor};
+use crate::tensor::{Tensor, check_gradient, count, elements, row_major, tensor};
 
 /// Rows `[..., features]` with mean 0 and variance 1, then scaled and shifted. Ba, Kiros, Hinton, "Layer
 /// normalization", 2016.
@@ -245,9 +245,9 @@ impl<S: Sharing> Norm<S> {
 fn sizes<S: Sharing>(shape: &[usize], features: usize, groups: usize) -> Result<[usize; 4]> {
     match shape {
         [batch, channels, pixels @ ..] if S::CHANNELS && *channels == features => {
-            Ok([*batch, features, pixels.iter().product(), groups])
+            Ok([*batch, features, count("x", pixels)?, groups])
         }
-        [rows @ .., columns] if !S::CHANNELS && *columns == features => Ok([rows.iter().product(), features, 1, 1]),
+        [rows @ .., columns] if !S::CHANNELS && *columns == features => Ok([count("x", rows)?, features, 1, 1]),
         _ if S::CHANNELS => Err(Error::shape("x", format!("[batch, {features}, ...]"), shape)),
         _ => Err(Error::shape("x", format!("[..., {features}]"), shape)),
     }

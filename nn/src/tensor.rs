@@ -32,6 +32,21 @@ pub fn tensor(shape: &[usize], elements: Vec<f32>) -> Result<Tensor> {
     Tensor::from_shape_vec(IxDyn(shape), elements).map_err(|_| Error::shape("elements", format!("{shape:?}"), &[given]))
 }
 
+/// How many elements a shape has, if they can be counted and addressed.
+pub(crate) fn count(argument: &'static str, shape: &[usize]) -> Result<usize> {
+    let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
+    let fits = count.filter(|&count| count <= isize::MAX as usize / size_of::<f32>());
+    fits.ok_or_else(|| Error::shape(argument, "one that fits in memory", shape))
+}
+
+/// Memory for as many elements as a shape has, to be pushed.
+pub(crate) fn reserve(argument: &'static str, shape: &[usize]) -> Result<Vec<f32>> {
+    let (count, mut elements) = (count(argument, shape)?, Vec::new());
+    let reserved = elements.try_reserve_exact(count);
+    reserved.map_err(|_| Error::shape(argument, "one that fits in memory", shape))?;
+    Ok(elements)
+}
+
 /// The same tensor in row-major order without gaps; shares its elements where it is so already.
 pub(crate) fn row_major(x: &Tensor) -> Tensor {
     if x.is_standard_layout() { x.clone() } else { x.as_standard_layout().into_owned().into_shared() }

@@ -14,7 +14,7 @@
 use super::Images;
 use crate::error::{Error, Result};
 use crate::random::Random;
-use crate::tensor::{Tensor, tensor};
+use crate::tensor::{Tensor, reserve, tensor};
 
 /// How images may be shown.
 ///
@@ -48,8 +48,8 @@ impl Augment {
     /// `random` each window depends on the image's index alone, without it is the one in the middle.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an index beyond the images, and for a crop that is empty or larger than an image and its
-    /// border.
+    /// [`Error::Invalid`] for an index beyond the images, for a crop that is empty or larger than an image and its
+    /// border; [`Error::Shape`] for more pixels than memory holds.
     pub fn batch(&self, images: &Images, indices: &[usize], random: Option<&Random>) -> Result<(Tensor, Vec<usize>)> {
         let (size, [height, width]) = (images.size(), self.crop);
         let room = [0, 1].map(|axis: usize| {
@@ -60,8 +60,8 @@ impl Augment {
             let expected = format!("from 1 x 1 to {size:?} and a border of {}", self.shift);
             return Err(Error::invalid("crop", expected, format!("{:?}", self.crop)));
         };
-        let (planes, plane) = (images.channels(), height * width);
-        let mut batch = Vec::with_capacity(indices.len() * planes * plane);
+        let planes = images.channels();
+        let mut batch = reserve("crop", &[indices.len(), planes, height, width])?;
         let mut labels = Vec::with_capacity(indices.len());
         for &index in indices {
             let Some(&label) = images.labels().get(index) else {

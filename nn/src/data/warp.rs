@@ -9,7 +9,7 @@
 
 use crate::error::{Error, Result};
 use crate::random::Random;
-use crate::tensor::{Tensor, tensor};
+use crate::tensor::{Tensor, count, reserve, tensor};
 
 use super::Images;
 
@@ -41,11 +41,15 @@ impl Warp {
     /// `random` each image is bent by amounts that depend on its index alone, without it is only stretched.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an index beyond the images.
+    /// [`Error::Invalid`] for an index beyond the images, [`Error::Shape`] for more pixels than memory holds.
     pub fn batch(&self, images: &Images, indices: &[usize], random: Option<&Random>) -> Result<(Tensor, Vec<usize>)> {
         let [height, width] = self.size;
-        let (channels, plane) = (images.channels(), height * width);
-        let mut batch = vec![0.0; indices.len() * channels * plane];
+        let channels = images.channels();
+        let shape = [indices.len(), channels, height, width];
+        let mut batch = reserve("size", &shape)?;
+        batch.resize(count("size", &shape)?, 0.0);
+        // More than can be counted only where there is no image to draw.
+        let plane = height.saturating_mul(width);
         let mut labels = Vec::with_capacity(indices.len());
         for (at, &index) in indices.iter().enumerate() {
             let Some(&label) = images.labels().get(index) else {
@@ -60,7 +64,7 @@ impl Warp {
                 self.draw(&from[channel * from_plane..][..from_plane], images.size(), &map, output);
             }
         }
-        Ok((tensor(&[indices.len(), channels, height, width], batch)?, labels))
+        Ok((tensor(&shape, batch)?, labels))
     }
 
     fn map(&self, from: [usize; 2], random: Option<&mut Random>) -> Map {
