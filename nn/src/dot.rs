@@ -15,7 +15,7 @@ use crate::leaves::leaves;
 
 /// The whole graph, down to the layers that are no graphs.
 pub(crate) fn to_dot(graph: &Graph) -> String {
-    let (leaves, _) = leaves(graph, 0);
+    let (leaves, _) = leaves(graph, 0, 1);
     let mut text = String::from("digraph {\n    rankdir=TB\n    node [shape=box, fontname=\"sans-serif\"]\n");
     // The graphs around the last leaf: those that are open.
     let mut open: Vec<&str> = Vec::new();

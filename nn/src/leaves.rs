@@ -37,27 +37,18 @@ impl Leaf<'_> {
 }
 
 /// The leaves of a layer in an order of computing, and the one whose value is the output; none for an empty graph. A
-/// layer that is no graph has one input, `x`.
-pub(crate) fn leaves(layer: &dyn Layer, parameters: usize) -> (Vec<Leaf<'_>>, Option<usize>) {
+/// layer that is no graph takes so many inputs, each of them an `x`.
+pub(crate) fn leaves(layer: &dyn Layer, parameters: usize, inputs: usize) -> (Vec<Leaf<'_>>, Option<usize>) {
     let mut leaves = Vec::new();
     let output = match layer.as_graph() {
         Some(graph) => take_apart(graph, &[], None, &mut leaves),
         None => {
-            leaves.push(Leaf {
-                path: vec!["x"],
-                layer: None,
-                parameters: 0,
-                from: Vec::new(),
-                times: Default::default(),
-            });
-            leaves.push(Leaf {
-                path: Vec::new(),
-                layer: Some(layer),
-                parameters,
-                from: vec![0],
-                times: Default::default(),
-            });
-            Some(1)
+            let times = Default::default();
+            for _ in 0..inputs {
+                leaves.push(Leaf { path: vec!["x"], layer: None, parameters: 0, from: Vec::new(), times });
+            }
+            leaves.push(Leaf { path: Vec::new(), layer: Some(layer), parameters, from: (0..inputs).collect(), times });
+            Some(inputs)
         }
     };
     (leaves, output)

@@ -80,6 +80,17 @@ pub(crate) fn as_team<R>(parallelism: Parallelism<'_>, pass: impl FnOnce(Paralle
     }
 }
 
+/// Calls with the elements of some tensors in row-major order. A list of a few needs no memory of the heap.
+fn with_elements<R>(inputs: &[&Tensor], call: impl FnOnce(&[&[f32]]) -> R) -> R {
+    let mut few: [&[f32]; 4] = [&[]; 4];
+    if inputs.len() <= few.len() && inputs.iter().all(|x| x.is_standard_layout()) {
+        few.iter_mut().zip(inputs).for_each(|(place, x)| *place = elements(x));
+        return call(&few[..inputs.len()]);
+    }
+    let inputs: Vec<Tensor> = inputs.iter().map(|x| row_major(x)).collect();
+    call(&inputs.iter().map(elements).collect::<Vec<_>>())
+}
+
 impl Network {
     /// A network that runs on the current rayon pool.
     pub fn new(layer: impl Layer + 'static) -> Self {
@@ -128,6 +139,12 @@ impl Network {
         self.training
     }
 
+    /// Whether the last `forward` in the mode for examination ran nothing but kernels: false until there was one, and
+    /// where a layer has none.
+    pub fn is_planned(&self) -> bool {
+        !self.training && matches!(self.plan, Plan::Ready { .. })
+    }
+
     /// The output for an input.
     ///
     /// # Errors
@@ -152,17 +169,16 @@ impl Network {
     /// Those of [`Network::forward`], and [`Error::Invalid`] for another number of inputs than the network takes.
     pub fn forward_all(&mut self, inputs: &[&Tensor]) -> Result<Tensor> {
         let parallelism = self.parallelism;
-        let inputs: Vec<Tensor> = inputs.iter().map(|x| row_major(x)).collect();
-        let inputs: Vec<&Tensor> = inputs.iter().collect();
-        match self.planned(&inputs)? {
+        match self.planned(inputs)? {
             Some((program, layout, memory)) => {
                 let mut y = vec![0.0; layout.output_len()];
-                let inputs: Vec<&[f32]> = inputs.iter().map(|x| elements(x)).collect();
-                as_team(parallelism, |team| layout.run(program, &inputs, &mut y, memory, team, None))?;
+                with_elements(inputs, |inputs| {
+                    as_team(parallelism, |team| layout.run(program, inputs, &mut y, memory, team, None))
+                })?;
                 let shape = layout.output_shape.clone();
                 tensor(&shape, y)
             }
-            None => self.run_layers(&inputs),
+            None => self.run_layers(inputs),
         }
     }
 
@@ -173,15 +189,34 @@ impl Network {
     /// # Errors
     /// Those of [`Network::forward`], and [`Error::Shape`] for a `y` of another length. `y` is untouched then.
     pub fn forward_into(&mut self, x: &Tensor, y: &mut [f32]) -> Result<()> {
+        self.forward_all_into(&[x], y)
+    }
+
+    /// As [`Network::forward_into`], for several inputs. Allocates as little for up to four of them in row-major order.
+    ///
+    /// ```
+    /// use nn::{Network, Sum, tensor};
+    /// let mut network = Network::new(Sum::default());
+    /// network.eval();
+    /// let (x, other, mut y) = (tensor(&[2], vec![1.0, 2.0])?, tensor(&[2], vec![3.0, 4.0])?, [0.0; 2]);
+    /// network.forward_all_into(&[&x, &other], &mut y)?;
+    /// assert_eq!(y, [4.0, 6.0]);
+    /// # Ok::<(), nn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Network::forward_all`], and [`Error::Shape`] for a `y` of another length. `y` is untouched then.
+    pub fn forward_all_into(&mut self, inputs: &[&Tensor], y: &mut [f32]) -> Result<()> {
         let parallelism = self.parallelism;
-        let x = row_major(x);
-        if let Some((program, layout, memory)) = self.planned(&[&x])? {
+        if let Some((program, layout, memory)) = self.planned(inputs)? {
             if y.len() != layout.output_len() {
                 return Err(Error::shape("y", format!("{:?}", layout.output_shape), &[y.len()]));
             }
-            return as_team(parallelism, |team| layout.run(program, &[elements(&x)], y, memory, team, None));
+            return with_elements(inputs, |inputs| {
+                as_team(parallelism, |team| layout.run(program, inputs, y, memory, team, None))
+            });
         }
-        let output = row_major(&self.run_layers(&[&x])?);
+        let output = row_major(&self.run_layers(inputs)?);
         if y.len() != output.len() {
             return Err(Error::shape("y", format!("{:?}", output.shape()), &[y.len()]));
         }
@@ -196,8 +231,10 @@ impl Network {
             self.pool.clear();
             self.pooled = inputs.iter().map(|x| x.shape().to_vec()).collect();
         }
+        let inputs: Vec<Tensor> = inputs.iter().map(|x| row_major(x)).collect();
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
         let (layer, parallelism) = (&mut self.layer, self.parallelism);
-        self.pool.lend(|| as_team(parallelism, |team| layer.forward(inputs, team)))
+        self.pool.lend(|| as_team(parallelism, |team| layer.forward(&inputs, team)))
     }
 
     /// The planned forward pass for some inputs, if the network is not in training and all layers have kernels.
@@ -208,6 +245,13 @@ impl Network {
         }
         let slots = self.parallelism.threads();
         let shapes = || inputs.iter().map(|x| x.shape().to_vec()).collect::<Vec<_>>();
+        // A layer alone may take another number of inputs than before; a graph has its own.
+        if let Plan::Ready { program, .. } = &self.plan
+            && program.inputs.len() != inputs.len()
+            && self.layer.as_graph().is_none()
+        {
+            self.plan = Plan::Unknown;
+        }
         if let Plan::Unknown = self.plan {
             self.plan = match Program::new(self.layer.as_ref(), &shapes())? {
                 Some(program) => Plan::Ready { program, layouts: Vec::new(), memory: Memory::default() },
@@ -246,12 +290,32 @@ impl Network {
     /// As [`Network::backward`], and gives the gradient of the input too.
     ///
     /// # Errors
-    /// Those of [`Network::backward`].
+    /// Those of [`Network::backward`], and [`Error::Invalid`] when the network has taken several inputs: see
+    /// [`Network::backward_to_inputs`].
     pub fn backward_to_input(&mut self, d_output: &Tensor) -> Result<Tensor> {
+        if self.pooled.len() > 1 {
+            return Err(Error::invalid("network", "one that has taken 1 input", self.pooled.len()));
+        }
+        self.backward_to_inputs(d_output)?.pop().ok_or(Error::NoForward)
+    }
+
+    /// As [`Network::backward`], and gives the gradients of all inputs, in their order.
+    ///
+    /// ```
+    /// use nn::{Network, Product, tensor};
+    /// let mut network = Network::new(Product::default());
+    /// let (x, y) = (tensor(&[2], vec![1.0, 2.0])?, tensor(&[2], vec![3.0, 4.0])?);
+    /// network.forward_all(&[&x, &y])?;
+    /// assert_eq!(network.backward_to_inputs(&tensor(&[2], vec![1.0, 1.0])?)?, [y, x]);
+    /// # Ok::<(), nn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Network::backward`].
+    pub fn backward_to_inputs(&mut self, d_output: &Tensor) -> Result<Vec<Tensor>> {
         self.check_training()?;
         let (layer, parallelism) = (&mut self.layer, self.parallelism);
-        let gradients = self.pool.lend(|| as_team(parallelism, |team| layer.backward(d_output, team)));
-        gradients?.pop().ok_or(Error::NoForward)
+        self.pool.lend(|| as_team(parallelism, |team| layer.backward(d_output, team)))
     }
 
     fn check_training(&self) -> Result<()> {
@@ -266,6 +330,12 @@ impl Network {
     /// Shows each tensor that is part of the state but does not learn, under its name: `1.running_mean`, ...
     pub fn visit_buffers(&mut self, mut visitor: impl FnMut(&str, &mut ArrayD<f32>)) {
         self.layer_mut().visit_buffers("", &mut visitor);
+    }
+
+    /// Shows each whole number that what is random in training follows from, under its name: `2.seed` and `2.stream` of
+    /// a dropout.
+    pub fn visit_counters(&mut self, mut visitor: impl FnMut(&str, &mut u64)) {
+        self.layer.visit_counters("", &mut visitor);
     }
 
     /// Shows each attention under its name: after a `forward` in training, it knows what it looked at.
@@ -341,7 +411,7 @@ impl Network {
         if self.training {
             self.backward(&Tensor::zeros(y.raw_dim()))?;
         }
-        let (leaves, _) = leaves(self.layer.as_ref(), 0);
+        let (leaves, _) = leaves(self.layer.as_ref(), 0, 1);
         let layers = leaves.iter().filter(|leaf| leaf.layer.is_some());
         let time = |leaf: &Leaf<'_>| {
             let [forward, backward] = leaf.times;

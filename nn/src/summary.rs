@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::inference::shapes;
 use crate::layer::Layer;
 use crate::leaves::leaves;
 
@@ -33,27 +34,20 @@ pub struct Summary {
 impl Summary {
     /// The table of a layer over inputs of these shapes.
     pub(crate) fn new(layer: &dyn Layer, parameters: usize, inputs: &[Vec<usize>]) -> Result<Self> {
-        let (leaves, _) = leaves(layer, parameters);
-        let mut inputs = inputs.iter();
-        let mut shapes: Vec<Vec<usize>> = Vec::with_capacity(leaves.len());
+        let (leaves, _) = leaves(layer, parameters, inputs.len());
+        let shapes = shapes(&leaves, inputs)?;
         let mut rows = Vec::with_capacity(leaves.len());
-        for leaf in &leaves {
-            let Some(layer) = leaf.layer else {
-                shapes.push(inputs.next().cloned().ok_or_else(|| Error::invalid("inputs", "one for each input", 0))?);
-                continue;
-            };
+        for (leaf, shape) in leaves.iter().zip(&shapes) {
+            let Some(layer) = leaf.layer else { continue };
             let from: Vec<Vec<usize>> = leaf.from.iter().map(|&from| shapes[from].clone()).collect();
-            let within = |error: Error| leaf.within(error);
-            let shape = layer.output_shape(&from).map_err(within)?;
             rows.push(SummaryRow {
                 name: leaf.name(),
                 kind: layer.kind(),
                 details: layer.details(),
                 shape: shape.clone(),
                 parameters: leaf.parameters,
-                flops: layer.flops(&from).map_err(within)?,
+                flops: layer.flops(&from).map_err(|error| leaf.within(error))?,
             });
-            shapes.push(shape);
         }
         Ok(Self { rows })
     }

@@ -17,6 +17,7 @@ use super::{Call, Home, Inputs, Place};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::leaves::leaves;
+use crate::tensor::count;
 
 /// A step with the places of its operands.
 struct Placed {
@@ -41,8 +42,11 @@ pub(crate) struct Layout {
 impl Layout {
     /// Lays a program's values out for inputs of these shapes.
     pub fn new(program: &Program, layer: &dyn Layer, inputs: &[Vec<usize>], slots: usize) -> Result<Self> {
-        let (leaves, _) = leaves(layer, 0);
+        let (leaves, _) = leaves(layer, 0, program.inputs.len());
         let shapes = shapes(&leaves, inputs)?;
+        for (leaf, shape) in leaves.iter().zip(&shapes) {
+            count("output", shape).map_err(|error| leaf.within(error))?;
+        }
         let len = |leaf: usize| shapes[leaf].iter().product::<usize>();
         let mut places: Vec<Option<Place>> = vec![None; leaves.len()];
         for (input, &leaf) in program.inputs.iter().enumerate() {

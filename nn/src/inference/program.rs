@@ -44,7 +44,7 @@ pub(crate) struct Program {
 impl Program {
     /// Plans a layer for inputs like those of the given shapes; nothing if a layer has no kernel.
     pub fn new(layer: &dyn Layer, hint: &[Vec<usize>]) -> Result<Option<Self>> {
-        let (leaves, Some(output)) = leaves(layer, 0) else { return Ok(None) };
+        let (leaves, Some(output)) = leaves(layer, 0, hint.len()) else { return Ok(None) };
         let role = |at: usize| leaves[at].layer.map_or(Role::View, Layer::role);
         if (0..leaves.len()).any(|at| role(at) == Role::Opaque) {
             return Ok(None);
@@ -145,11 +145,15 @@ impl Program {
 
 /// The shape of each leaf's value.
 pub(crate) fn shapes(leaves: &[Leaf<'_>], inputs: &[Vec<usize>]) -> Result<Vec<Vec<usize>>> {
+    let expected = leaves.iter().filter(|leaf| leaf.layer.is_none()).count();
+    if inputs.len() != expected {
+        return Err(Error::invalid("inputs", format!("{expected} tensors"), inputs.len()));
+    }
     let mut inputs = inputs.iter();
     let mut shapes: Vec<Vec<usize>> = Vec::with_capacity(leaves.len());
     for leaf in leaves {
         let shape = match leaf.layer {
-            None => inputs.next().cloned().ok_or_else(|| Error::invalid("inputs", "one for each input", 0))?,
+            None => inputs.next().cloned().unwrap_or_default(),
             Some(layer) => {
                 let from: Vec<Vec<usize>> = leaf.from.iter().map(|&from| shapes[from].clone()).collect();
                 layer.output_shape(&from).map_err(|error| leaf.within(error))?
@@ -157,10 +161,7 @@ pub(crate) fn shapes(leaves: &[Leaf<'_>], inputs: &[Vec<usize>]) -> Result<Vec<V
         };
         shapes.push(shape);
     }
-    match inputs.next() {
-        None => Ok(shapes),
-        Some(extra) => Err(Error::shape("inputs", "one for each input", extra)),
-    }
+    Ok(shapes)
 }
 
 impl Task {
