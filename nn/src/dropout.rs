@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Srivastava et al., "Dropout", JMLR 2014. Which elements are left out follows from the seed, the number of the
-//! `forward` call and the element's position alone.
+//! `forward` call and the element's position alone; the first two are part of a network's state, so that training that
+//! is taken up again leaves out what it would have left out.
 
 use kernels::{Dropout as Mask, Parallelism};
 
@@ -83,6 +84,11 @@ impl Layer for Dropout {
         };
         self.cache = None;
         Ok(vec![dx])
+    }
+
+    fn visit_counters(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut u64)) {
+        visitor(&format!("{prefix}seed"), &mut self.mask.seed);
+        visitor(&format!("{prefix}stream"), &mut self.mask.stream);
     }
 
     fn set_training(&mut self, training: bool) {

@@ -353,6 +353,14 @@ impl Layer for Graph {
         }
     }
 
+    fn visit_counters(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut u64)) {
+        for node in &mut self.nodes {
+            if let Some(layer) = &mut node.layer {
+                layer.visit_counters(&format!("{prefix}{}.", node.name), visitor);
+            }
+        }
+    }
+
     fn visit_attention(&self, prefix: &str, visitor: &mut dyn FnMut(&str, &MultiHeadAttention)) {
         for node in &self.nodes {
             if let Some(layer) = &node.layer {

@@ -12,7 +12,7 @@
 //!                                        │
 //!     Network ──► SCELoss, MSELoss, ClipLoss ──► Network::backward ──► Sgd, Adam, AdamW
 //!        │                                                                    │
-//!        ├──► StateDict: files, by name ◄─────────────────────────────────────┘
+//!        ├──► StateDict, StateFile: by name ◄─────────────────────────────────┘
 //!        └──► Network::eval: planned forward passes, fused, without allocation
 //! ```
 //!
@@ -62,6 +62,7 @@ pub mod init;
 mod layer;
 mod leaves;
 mod linear;
+mod load;
 mod local_response_norm;
 mod loss;
 mod max_pool2d;
@@ -74,6 +75,7 @@ mod projection;
 mod random;
 mod sequential;
 mod state_dict;
+mod state_file;
 mod summary;
 mod tensor;
 mod time;
@@ -113,6 +115,7 @@ pub use projection::Projection;
 pub use random::Random;
 pub use sequential::Sequential;
 pub use state_dict::StateDict;
+pub use state_file::StateFile;
 pub use summary::{Summary, SummaryRow};
 pub use tensor::{Tensor, tensor};
 pub use time::LayerTime;

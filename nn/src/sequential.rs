@@ -98,6 +98,10 @@ impl Layer for Sequential {
         self.graph.visit_buffers(prefix, visitor);
     }
 
+    fn visit_counters(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut u64)) {
+        self.graph.visit_counters(prefix, visitor);
+    }
+
     fn visit_attention(&self, prefix: &str, visitor: &mut dyn FnMut(&str, &MultiHeadAttention)) {
         self.graph.visit_attention(prefix, visitor);
     }
