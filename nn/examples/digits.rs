@@ -1,26 +1,15 @@
 //! LeNet-5 learns to read digits: `cargo run --release --example digits`.
 //!
-//! ```text
-//! [1, 28, 28] ── conv 5x5, padding 2 ──► [6, 28, 28] ── ReLU, max 2x2 ──► [6, 14, 14]
-//!             ── conv 5x5 ──► [16, 10, 10] ── ReLU, max 2x2 ──► [16, 5, 5]
-//!             ── 400 ──► 120 ──► 84 ──► 10
-//! ```
-//!
-//! LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998, with ReLU and max
-//! pooling where the paper has sigmoids and sums. The 8x8 images of `digits.csv.gz` are stretched to 28x28.
+//! The network is `nn::models::LeNet5`. The 8x8 images of `digits.csv.gz` are stretched to 28x28.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use kernels::conv::{Conv2dSpec, Padding};
-use kernels::pool::Pool2dSpec;
 use nn::data::{Images, Warp, read_csv, read_idx, shuffled_batches};
-use nn::{
-    Conv2d, Flatten, Linear, MaxPool2d, Network, OneCycle, Parallelism, Random, ReLU, Result, SCELoss, Sequential, Sgd,
-    classify,
-};
+use nn::models::LeNet5;
+use nn::{Network, OneCycle, Parallelism, Random, Result, SCELoss, Sgd, classify};
 
 const HELP: &str = "\
 Trains LeNet-5 on handwritten digits and says how many of the held-out ones (every fifth) it reads.
@@ -39,7 +28,6 @@ digits [--data digits|mnist|all] [--epochs N] [--threads N] [--seed N] [--images
 const HELD_OUT: usize = 5;
 /// Images are stretched to this [height, width].
 const SIZE: [usize; 2] = [28, 28];
-const CLASSES: usize = 10;
 const MOMENTUM: f32 = 0.9;
 const DECAY: f32 = 5e-4;
 const PEAK_RATE: f32 = 0.05;
@@ -153,23 +141,6 @@ fn positive(option: &str, text: &str) -> std::result::Result<usize, String> {
     number.ok_or_else(|| format!("{option}: expected a whole number, at least 1, given {text}"))
 }
 
-fn lenet5(random: &mut Random) -> Result<Network> {
-    let layers = Sequential::new()
-        .with(Conv2d::new(Conv2dSpec::new(1, 6, [5, 5]).padding(Padding::all(2)), random)?)?
-        .with(ReLU::default())?
-        .with(MaxPool2d::new(Pool2dSpec::new([2, 2]))?)?
-        .with(Conv2d::new(Conv2dSpec::new(6, 16, [5, 5]), random)?)?
-        .with(ReLU::default())?
-        .with(MaxPool2d::new(Pool2dSpec::new([2, 2]))?)?
-        .with(Flatten::default())?
-        .with(Linear::new(400, 120, random)?)?
-        .with(ReLU::default())?
-        .with(Linear::new(120, 84, random)?)?
-        .with(ReLU::default())?
-        .with(Linear::new(84, CLASSES, random)?)?;
-    Ok(Network::new(layers))
-}
-
 /// Learns from four fifths of the images; the share of the others that is read correctly in the end.
 fn train(course: &Course, images: &Images, arguments: &Arguments) -> std::result::Result<f64, Failure> {
     let (lessons, examination) = images.hold_out(HELD_OUT)?;
@@ -181,7 +152,8 @@ fn train(course: &Course, images: &Images, arguments: &Arguments) -> std::result
     let warp = Warp { size: SIZE, turn: turn.to_radians(), scale, shear, shift, normalise };
 
     let random = Random::new(arguments.seed);
-    let mut network = lenet5(&mut random.fork(0))?;
+    let mut network = Network::new(LeNet5::default().build(&mut random.fork(0))?);
+    print!("{}", network.summary(&[1, 1, SIZE[0], SIZE[1]])?);
     let mut loss = SCELoss::default();
     let mut sgd = Sgd::new(MOMENTUM).decay(DECAY);
     let epochs = arguments.epochs.unwrap_or(course.epochs);
@@ -202,6 +174,7 @@ fn train(course: &Course, images: &Images, arguments: &Arguments) -> std::result
     let mut accuracy = 0.0;
     for epoch in 0..epochs {
         let start = Instant::now();
+        network.train();
         let distortion = random.fork(2 * epoch as u64 + 1);
         let order = shuffled_batches(lessons.len(), course.batch, &mut random.fork(2 * epoch as u64 + 2));
         let mut total = 0.0;
@@ -216,6 +189,7 @@ fn train(course: &Course, images: &Images, arguments: &Arguments) -> std::result
             bar.inc(1);
         }
         let seconds = start.elapsed().as_secs_f64();
+        network.eval();
         accuracy = examine(&mut network, &examination, &warp)?;
         bar.suspend(|| {
             println!(

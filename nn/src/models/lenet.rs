@@ -6,8 +6,14 @@
 //!             ── 400 ──► 120 ──► 84 ──► 10
 //! ```
 //!
-//! LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998, with ReLU and max
-//! pooling where the paper has sigmoids and sums.
+//! LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998, in the variant that
+//! is taught today. The paper has
+//! - a scaled hyperbolic tangent, `1.7159 tanh(2 x / 3)`, where this has ReLU;
+//! - sums of 2x2 pixels with a factor and a bias that learn, then the tangent, where this has max pooling;
+//! - maps of C3 that see three, four or six of the six maps before, by a table, where this has all of them;
+//! - an output of radial basis functions, distances to a picture of each character, where this has a linear layer and
+//!   softmax;
+//! - images of 32x32, where this pads 28x28.
 
 use kernels::conv::{Conv2dSpec, Padding};
 use kernels::pool::Pool2dSpec;

@@ -16,8 +16,9 @@
 //! | [`LanguageModel`] | a text | few | causal blocks that say what comes next |
 //! | [`Fcn`] | from 28x28 on | few | Long, Shelhamer, Darrell 2015: convolutions alone, for images of any size |
 //!
-//! All of them are made narrower by `width`, by which every number of hidden channels is multiplied, and take the
-//! number of classes that there are. Weights are first drawn from a [`Random`](crate::Random).
+//! The classifiers of images from LeNet-5 to GoogLeNet, the perceptron and the FCN are made narrower by `width`, by
+//! which every number of hidden channels is multiplied; the others say each of their sizes. Classifiers take the number
+//! of classes that there are. Weights are first drawn from a [`Random`](crate::Random).
 
 mod alexnet;
 mod clip;
