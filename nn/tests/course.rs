@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use kernels::conv::Conv2dSpec;
+use nn::{Conv2d, Network, Random, Result};
+
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 fn course() -> String {
@@ -30,6 +33,17 @@ fn the_course_quotes_lines_that_stand_in_the_files_it_names() {
 }
 
 #[test]
+fn the_pictures_of_the_course_are_there_and_small() {
+    let course = course();
+    let pictures: Vec<&str> = course.split("](pictures/").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    assert!(pictures.len() >= 3, "{pictures:?}");
+    for picture in pictures {
+        let bytes = fs::metadata(Path::new(ROOT).join("docs/pictures").join(picture)).map(|file| file.len());
+        assert!(bytes.as_ref().is_ok_and(|&bytes| bytes < 1 << 16), "{picture}: {bytes:?}");
+    }
+}
+
+#[test]
 fn the_commands_of_the_course_run_examples_that_there_are() {
     let course = course();
     let names: Vec<&str> =
@@ -38,4 +52,13 @@ fn the_commands_of_the_course_run_examples_that_there_are() {
     for name in names {
         assert!(Path::new(ROOT).join(format!("nn/examples/{name}.rs")).exists(), "{name}");
     }
+}
+
+#[test]
+fn four_large_filters_make_28_by_28_pixels_14_by_14() -> Result<()> {
+    let filters = Conv2d::new(Conv2dSpec::new(3, 4, [15, 15]), &mut Random::new(1))?;
+    let summary = Network::new(filters).summary(&[1, 3, 28, 28])?;
+    assert_eq!(summary.rows[0].shape, [1, 4, 14, 14]);
+    assert_eq!(summary.parameters(), 15 * 15 * 3 * 4 + 4);
+    Ok(())
 }
