@@ -1,16 +1,18 @@
-//! Runs one convolution, given as a line of text, against the references.
+//! Runs one convolution or matrix product, given as a line of text, against the references.
 //!
 //! ```text
+//! cargo run -p tests --example repro -- "gemm m17 n33 k5 lhs=rows,gap3 rhs=columns out=rows bias=rows data=int seed=42"
 //! cargo run -p tests --example repro -- "conv n1c17h5w5 o33 k3x3 s2x2 p1,1,1,1 d1x1 g1 nchw relu bias data=int seed=42"
 //! cargo run -p tests --example repro -- --save fuzz/regressions/conv_exact/NAME.bin "conv ..."
 //! ```
 //!
-//! The second form also writes the case as an input of the fuzz targets, to be replayed from then on.
+//! The last form also writes a convolution as an input of the fuzz targets, to be replayed from then on.
 
 use std::process::ExitCode;
 
 use tests::case::ConvCase;
 use tests::decode::{Kinds, conv, encode};
+use tests::gemm;
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1).collect()) {
@@ -32,7 +34,22 @@ fn run(mut words: Vec<String>) -> Result<String, String> {
         file = Some(if words.is_empty() { return Err("--save needs a file".into()) } else { words.remove(0) });
     }
     let line = words.join(" ");
-    let case: ConvCase = line.parse().map_err(|reason| format!("`{line}` is no case: {reason}"))?;
+    let no_case = |reason: String| format!("`{line}` is no case: {reason}");
+    let name = line.split_whitespace().next();
+    if name != Some("conv") && file.is_some() {
+        return Err("--save writes convolutions alone".into());
+    }
+    match name {
+        Some("conv") => {}
+        Some("gemm") => {
+            tests::crash::report_faults();
+            let case: gemm::case::GemmCase = line.parse().map_err(no_case)?;
+            let tally = gemm::run(&case).map_err(|failure| failure.to_string())?;
+            return Ok(format!("{case}\n{tally}"));
+        }
+        _ => return Err(no_case("a line starts with `conv` or `gemm`".into())),
+    }
+    let case: ConvCase = line.parse().map_err(no_case)?;
     if let Some(file) = file {
         save(&case, &file)?;
     }

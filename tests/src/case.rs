@@ -226,14 +226,7 @@ impl fmt::Display for ConvCase {
             Layout::Nchw => " nchw",
             Layout::Nhwc => " nhwc",
         })?;
-        match activation {
-            Activation::Identity => Ok(()),
-            Activation::Relu => f.write_str(" relu"),
-            Activation::Clamp { low, high } => write!(f, " clamp={low},{high}"),
-            Activation::Sigmoid => f.write_str(" sigmoid"),
-            Activation::Tanh => f.write_str(" tanh"),
-            other => write!(f, " {other:?}"),
-        }?;
+        write_activation(f, activation)?;
         f.write_str(if self.bias { " bias" } else { "" })?;
         f.write_str(if self.residual { " residual" } else { "" })?;
         write!(f, " data={} seed={}", self.data, self.seed)?;
@@ -274,6 +267,10 @@ impl FromStr for ConvCase {
 impl ConvCase {
     /// Takes one word of a line.
     fn read(&mut self, word: &str) -> Result<(), String> {
+        if let Some(activation) = read_activation(word) {
+            self.spec.activation = activation?;
+            return Ok(());
+        }
         if let Some((key, value)) = word.split_once('=') {
             match key {
                 "data" => self.data = value.parse()?,
@@ -285,10 +282,6 @@ impl ConvCase {
                     let pass = Pass::ALL.into_iter().find(|pass| pass.name() == value);
                     self.pass = Some(pass.ok_or("no such pass")?);
                 }
-                "clamp" => {
-                    let [low, high] = numbers(value, ',')?;
-                    self.spec.activation = Activation::Clamp { low, high };
-                }
                 _ => return Err("unknown key".into()),
             }
             return Ok(());
@@ -296,10 +289,6 @@ impl ConvCase {
         match word {
             "nchw" => self.spec.layout = Layout::Nchw,
             "nhwc" => self.spec.layout = Layout::Nhwc,
-            "identity" => self.spec.activation = Activation::Identity,
-            "relu" => self.spec.activation = Activation::Relu,
-            "sigmoid" => self.spec.activation = Activation::Sigmoid,
-            "tanh" => self.spec.activation = Activation::Tanh,
             "bias" => self.bias = true,
             "residual" => self.residual = true,
             _ => {
@@ -330,12 +319,41 @@ pub fn algorithm(name: &str) -> Result<Algorithm, String> {
         .ok_or_else(|| format!("unknown algorithm `{name}`"))
 }
 
-fn number<T: FromStr>(text: &str) -> Result<T, String> {
+/// The word of an activation, after a blank; nothing for the identity.
+pub(crate) fn write_activation(f: &mut fmt::Formatter<'_>, activation: Activation) -> fmt::Result {
+    match activation {
+        Activation::Identity => Ok(()),
+        Activation::Relu => f.write_str(" relu"),
+        Activation::Clamp { low, high } => write!(f, " clamp={low},{high}"),
+        Activation::Sigmoid => f.write_str(" sigmoid"),
+        Activation::Tanh => f.write_str(" tanh"),
+        other => write!(f, " {other:?}"),
+    }
+}
+
+/// The activation of a word, if it is one's.
+pub(crate) fn read_activation(word: &str) -> Option<Result<Activation, String>> {
+    Some(Ok(match word {
+        "identity" => Activation::Identity,
+        "relu" => Activation::Relu,
+        "sigmoid" => Activation::Sigmoid,
+        "tanh" => Activation::Tanh,
+        _ => {
+            let clamp = numbers(word.strip_prefix("clamp=")?, ',');
+            return Some(clamp.map(|[low, high]| Activation::Clamp { low, high }));
+        }
+    }))
+}
+
+pub(crate) fn number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("`{text}` is no number"))
 }
 
 /// `N` numbers with a separator between them.
-fn numbers<T: FromStr + Copy + Default, const N: usize>(text: &str, separator: char) -> Result<[T; N], String> {
+pub(crate) fn numbers<T: FromStr + Copy + Default, const N: usize>(
+    text: &str,
+    separator: char,
+) -> Result<[T; N], String> {
     let mut values = [T::default(); N];
     let mut parts = text.split(separator);
     for value in &mut values {

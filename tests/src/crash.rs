@@ -4,10 +4,8 @@
 //! it unwinds. A handler for SIGSEGV prints all lines, then lets the signal do what it does.
 
 use std::cell::Cell;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-
-use crate::case::ConvCase;
 
 /// As many threads can have a line at once; more go without.
 const SLOTS: usize = 32;
@@ -43,7 +41,7 @@ thread_local! {
 
 /// Says that this thread is busy with a case until the value is dropped.
 #[must_use]
-pub fn running(case: &ConvCase) -> Running {
+pub fn running(case: &dyn Display) -> Running {
     let mut line = BUFFER.take();
     line.clear();
     let _ = write!(line, "{case}");

@@ -121,7 +121,7 @@ pub fn numbers(len: usize, seed: u64) -> Vec<f32> {
 }
 
 /// A number below `n` from random bits.
-fn below(bits: u64, n: u64) -> u64 {
+pub(crate) fn below(bits: u64, n: u64) -> u64 {
     ((bits >> 32) * n) >> 32
 }
 
@@ -132,7 +132,7 @@ fn unit(bits: u64) -> f32 {
 
 /// Which operand is filled: each draws from a stream of its own.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Operand {
+pub(crate) enum Operand {
     X = 1,
     Weights,
     Bias,
@@ -208,12 +208,16 @@ fn amplitude(case: &ConvCase, sizes: &Sizes) -> u64 {
     let channels = spec.in_channels.max(spec.out_channels) / spec.groups.max(1);
     let pixels = case.shape.batch.saturating_mul(sizes.output[0]).saturating_mul(sizes.output[1]);
     // Two more for bias and residual.
-    let terms = channels.saturating_mul(taps).max(pixels).saturating_add(2);
-    ((EXACT_LIMIT as u64 / terms as u64).isqrt()).clamp(1, 255)
+    exact_amplitude(channels.saturating_mul(taps).max(pixels).saturating_add(2))
+}
+
+/// The largest integer of which so many products may be summed.
+pub(crate) fn exact_amplitude(terms: usize) -> u64 {
+    ((EXACT_LIMIT as u64 / terms.max(1) as u64).isqrt()).clamp(1, 255)
 }
 
 /// Element `i` of an operand.
-fn element(kind: DataKind, operand: Operand, amplitude: u64, stream: u64, i: usize) -> f32 {
+pub(crate) fn element(kind: DataKind, operand: Operand, amplitude: u64, stream: u64, i: usize) -> f32 {
     let bits = random(stream, i as u64);
     let sign = if bits & 1 == 0 { 1.0 } else { -1.0 };
     let signed_integer = || below(bits, 2 * amplitude + 1) as f32 - amplitude as f32;

@@ -46,7 +46,7 @@ const BIG_PADDINGS: [usize; 8] = [3, 5, 8, 9, 16, 17, 29, 100];
 const DILATIONS: [usize; 8] = [1, 2, 2, 2, 3, 4, 5, 9];
 const BIG_DILATIONS: [usize; 8] = [2, 3, 5, 8, 17, 18, 40, 100];
 
-const EXACT: [DataKind; 8] = [
+pub(crate) const EXACT: [DataKind; 8] = [
     DataKind::Integers,
     DataKind::Integers,
     DataKind::Indexed,
@@ -56,7 +56,7 @@ const EXACT: [DataKind; 8] = [
     DataKind::Special,
     DataKind::Zeros,
 ];
-const BOUND: [DataKind; 8] = [
+pub(crate) const BOUND: [DataKind; 8] = [
     DataKind::Uniform,
     DataKind::Uniform,
     DataKind::Positive,

@@ -20,9 +20,10 @@
 //! | [`oracle`] | references in f64, and what may differ from them |
 //! | [`subject`], [`faults`] | the library; convolutions with a mistake each, to check the checks |
 //! | [`check`] | everything that is checked of a case |
-//! | [`cores`] | independent problems side by side |
+//! | [`gemm`] | the same of matrix products |
+//! | [`cores`], [`pools`] | independent problems side by side; who does the work of a call |
 //! | [`crash`] | which case it was that crashed |
-//! | [`stats`] | what was checked, and what was not |
+//! | [`stats`], [`report`] | what was checked, and what was not |
 //! | [`targets`] | functions of bytes, for fuzzing and replay |
 #![warn(missing_docs)]
 
@@ -40,10 +41,24 @@ pub mod crash;
 pub mod data;
 pub mod decode;
 pub mod faults;
+pub mod gemm;
 pub mod graph;
 pub mod guard;
 pub mod onnx;
 pub mod oracle;
+pub mod pools;
+pub mod report;
 pub mod stats;
 pub mod subject;
 pub mod targets;
+
+/// As many cases as `KERNELS_TEST_CASES` asks for.
+///
+/// # Panics
+/// When that is no number.
+pub fn cases_asked_for(unless_asked: u64) -> u64 {
+    match std::env::var("KERNELS_TEST_CASES") {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("KERNELS_TEST_CASES is `{text}`, which is no number")),
+        Err(_) => unless_asked,
+    }
+}

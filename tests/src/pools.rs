@@ -1,0 +1,41 @@
+//! Who does the work of a call: its caller alone, the workers of a pool, or a team of them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kernels::{Parallelism, Team, TeamOptions};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// Numbers of threads that every case runs on.
+pub const THREADS: [usize; 3] = [1, 2, 3];
+
+/// Helpers that wait for more would only take time from other cases.
+const IDLE: Duration = Duration::from_micros(20);
+
+/// Pools of a few threads, each made once.
+#[derive(Debug, Default)]
+pub struct Pools(BTreeMap<usize, ThreadPool>);
+
+impl Pools {
+    /// Runs a call on so many threads. A team takes much smaller work than a pool.
+    ///
+    /// # Panics
+    /// When there is no thread to be had.
+    pub fn on<R: Send>(&mut self, threads: usize, as_team: bool, call: impl FnOnce(Parallelism) -> R + Send) -> R {
+        if threads <= 1 {
+            return call(Parallelism::Serial);
+        }
+        let pool = self
+            .0
+            .entry(threads)
+            .or_insert_with(|| ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of a few threads"));
+        pool.install(|| {
+            if as_team {
+                let options = TeamOptions::new().helpers(threads - 1).idle(IDLE);
+                Team::with(options, |team| call(Parallelism::Team(team)))
+            } else {
+                call(Parallelism::Current)
+            }
+        })
+    }
+}
