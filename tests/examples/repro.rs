@@ -1,7 +1,8 @@
-//! Runs one convolution or matrix product, given as a line of text, against the references.
+//! Runs one convolution, matrix product or small kernel, given as a line of text, against the references.
 //!
 //! ```text
 //! cargo run -p tests --example repro -- "gemm m17 n33 k5 lhs=rows,gap3 rhs=columns out=rows bias=rows data=int seed=42"
+//! cargo run -p tests --example repro -- "softmax shape=3x17x1 rows log data=special seed=7"
 //! cargo run -p tests --example repro -- "conv n1c17h5w5 o33 k3x3 s2x2 p1,1,1,1 d1x1 g1 nchw relu bias data=int seed=42"
 //! cargo run -p tests --example repro -- --save fuzz/regressions/conv_exact/NAME.bin "conv ..."
 //! ```
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 
 use tests::case::ConvCase;
 use tests::decode::{Kinds, conv, encode};
-use tests::gemm;
+use tests::{gemm, small};
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1).collect()) {
@@ -47,7 +48,12 @@ fn run(mut words: Vec<String>) -> Result<String, String> {
             let tally = gemm::run(&case).map_err(|failure| failure.to_string())?;
             return Ok(format!("{case}\n{tally}"));
         }
-        _ => return Err(no_case("a line starts with `conv` or `gemm`".into())),
+        _ => {
+            tests::crash::report_faults();
+            let case: small::case::SmallCase = line.parse().map_err(no_case)?;
+            let tally = small::run(&case).map_err(|failure| failure.to_string())?;
+            return Ok(format!("{case}\n{tally}"));
+        }
     }
     let case: ConvCase = line.parse().map_err(no_case)?;
     if let Some(file) = file {

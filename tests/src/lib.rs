@@ -21,6 +21,7 @@
 //! | [`subject`], [`faults`] | the library; convolutions with a mistake each, to check the checks |
 //! | [`check`] | everything that is checked of a case |
 //! | [`gemm`] | the same of matrix products |
+//! | [`small`] | the same of the small kernels |
 //! | [`cores`], [`pools`] | independent problems side by side; who does the work of a call |
 //! | [`crash`] | which case it was that crashed |
 //! | [`stats`], [`report`] | what was checked, and what was not |
@@ -48,6 +49,7 @@ pub mod onnx;
 pub mod oracle;
 pub mod pools;
 pub mod report;
+pub mod small;
 pub mod stats;
 pub mod subject;
 pub mod targets;

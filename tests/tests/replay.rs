@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tests::cores;
 use tests::decode::{Kinds, VERSION, conv, random_bytes};
-use tests::{gemm, targets};
+use tests::{gemm, small, targets};
 
 /// Random inputs of each target of convolutions, beside the files.
 const RANDOM: u64 = 150;
@@ -86,6 +86,11 @@ fn matrix_products() {
 }
 
 #[test]
+fn small_kernels() {
+    replay("small", small::target, |data| small::decode::small(data).map(|case| case.to_string()));
+}
+
+#[test]
 fn nn_graph() {
     replay("nn_graph", targets::nn_graph, |_| None);
 }
@@ -93,7 +98,7 @@ fn nn_graph() {
 #[test]
 fn inputs_of_a_version_to_come_are_left_alone() {
     let of_convolutions = [targets::conv_exact, targets::conv_bound, targets::conv_api];
-    for run in of_convolutions.into_iter().chain([targets::attention, targets::nn_graph, gemm::target]) {
+    for run in of_convolutions.into_iter().chain([targets::attention, targets::nn_graph, gemm::target, small::target]) {
         run(&[VERSION + 1, 2, 3]);
     }
 }
