@@ -216,6 +216,80 @@ fn cross_entropy_and_its_gradient_err_by_no_more_than_their_bounds() {
     }
 }
 
+/// The step of differences.
+const STEP: f64 = 1e-5;
+
+/// The slope of a function at each element, by differences in f64.
+fn slopes(x: &[f64], function: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let at = |i: usize, step: f64| {
+        let mut moved = x.to_vec();
+        moved[i] += step;
+        function(&moved)
+    };
+    (0..x.len()).map(|i| (at(i, STEP) - at(i, -STEP)) / (2.0 * STEP)).collect()
+}
+
+#[test]
+fn the_definitions_of_the_gradients_are_the_slopes_of_the_definitions() {
+    // Of a sum of `n` terms with the magnitude `size`: its third derivative is below `6 size`, and it rounds as often as
+    // it has terms, each of which took some functions.
+    let are_close = |a: &[f64], b: &[f64], size: f64| {
+        let error = STEP * STEP * size + (a.len() as f64 + 40.0) * f64::EPSILON / 2.0 * size / STEP;
+        a.iter().zip(b).all(|(a, b)| (a - b).abs() <= error)
+    };
+    let mut seed = 11;
+    for shape in [[1, 1], [1, 2], [2, 5], [3, 9], [2, 33]] {
+        let [rows, columns] = shape;
+        for spread in [0.1, 2.0, 8.0] {
+            let mut random = |_| f64::from(uniform(&mut seed));
+            let x: Vec<f64> = (0..rows * columns).map(|i| spread * random(i)).collect();
+            let dy: Vec<f64> = (0..x.len()).map(&mut random).collect();
+            // Arguments of exponentials, and logarithms of their sums, are at most this.
+            let reach = 1.0 + 2.0 * spread + (columns as f64).ln();
+            let size = reach * dy.iter().map(|dy| dy.abs()).sum::<f64>();
+            let (mut y, mut dx) = (x.clone(), x.clone());
+            let weighted = |y: &[f64]| y.iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>();
+
+            reference::softmax_forward(shape, &x, &mut y).unwrap();
+            reference::softmax_backward(shape, &y, &dy, &mut dx).unwrap();
+            let of_softmax = slopes(&x, |x| {
+                let mut y = x.to_vec();
+                reference::softmax_forward(shape, x, &mut y).unwrap();
+                weighted(&y)
+            });
+            assert!(are_close(&dx, &of_softmax, size), "softmax, {shape:?}: {dx:?} {of_softmax:?}");
+
+            reference::log_softmax_forward(shape, &x, &mut y).unwrap();
+            reference::log_softmax_backward(shape, &y, &dy, &mut dx).unwrap();
+            let of_logarithm = slopes(&x, |x| {
+                let mut y = x.to_vec();
+                reference::log_softmax_forward(shape, x, &mut y).unwrap();
+                weighted(&y)
+            });
+            assert!(are_close(&dx, &of_logarithm, size), "log-softmax, {shape:?}: {dx:?} {of_logarithm:?}");
+
+            let targets: Vec<usize> = (0..rows).map(|row| (row * 5 + 1) % columns).collect();
+            let mean = |x: &[f64]| {
+                let (mut losses, mut gradient) = (vec![0.0; rows], vec![0.0; x.len()]);
+                let mean = reference::softmax_cross_entropy(shape, x, &targets, &mut losses, &mut gradient).unwrap();
+                (mean, gradient)
+            };
+            let (gradient, of_loss) = (mean(&x).1, slopes(&x, |x| mean(x).0));
+            assert!(are_close(&gradient, &of_loss, reach), "cross-entropy, {shape:?}: {gradient:?} {of_loss:?}");
+
+            let error = |x: &[f64]| {
+                let mut gradient = vec![0.0; x.len()];
+                (reference::mean_squared_error(x, &dy, &mut gradient).unwrap(), gradient)
+            };
+            let (gradient, of_loss) = (error(&x).1, slopes(&x, |x| error(x).0));
+            assert!(
+                are_close(&gradient, &of_loss, (1.0 + spread).powi(2)),
+                "mean square, {shape:?}: {gradient:?} {of_loss:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn equal_logits_and_certain_ones_are_exact() {
     for isa in Isa::available() {
