@@ -216,14 +216,21 @@ fn expected(problem: Problem, data: &Data) -> ([Vec<f64>; 4], [Vec<f64>; 4]) {
 
     let (means, rs) = sharing.moments(&x, epsilon);
     let [d, d_sums, k] = problem.depths();
-    let (mut count, mut size) = (vec![0.0; sets], vec![0.0; sets]);
+    let (mut count, mut size, mut square) = (vec![0.0; sets], vec![0.0; sets], vec![0.0; sets]);
     for i in 0..len {
         count[set(i)] += 1.0;
         size[set(i)] += x[i].abs();
+        square[set(i)] += x[i] * x[i];
     }
     let em = |s: usize| if is_centred { (d + 2.0) * UNIT * size[s] / count[s] } else { 0.0 };
-    // Relative to r.
-    let er = |s: usize| (d / 2.0 + 6.0) * UNIT + em(s).powi(2) * rs[s].powi(2) / 2.0;
+    // Relative to r. Batch norm merges the moments of runs, whose means err each for itself.
+    let er = |s: usize| match problem {
+        Batch(_) => {
+            let merged = (d + 2.0) * UNIT * (square[s] / count[s]).sqrt() * rs[s];
+            (d / 2.0 + 6.0) * UNIT + merged + merged.powi(2)
+        }
+        _ => (d / 2.0 + 6.0) * UNIT + em(s).powi(2) * rs[s].powi(2) / 2.0,
+    };
     let hat = |i: usize| (x[i] - means[set(i)]) * rs[set(i)];
     let eh = |i: usize| rs[set(i)] * em(set(i)) + hat(i).abs() * (er(set(i)) + 3.0 * UNIT);
     let g = |i: usize| (dy[i] * gamma[parameter(i)]).abs();

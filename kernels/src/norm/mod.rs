@@ -30,13 +30,18 @@
 //!
 //! ```text
 //! mean    em = (d + 2) u A                                  (0 for RMS norm)
-//! r       er = r ((d / 2 + 6) u + em^2 r^2 / 2)
+//! r       er = r ((d / 2 + 6) u + em^2 r^2 / 2)   (batch norm: r ((d / 2 + 6) u + eq r + eq^2 r^2), see below)
 //! x^      eh = r em + |x^| (er / r + 3 u)
 //! y       |gamma| eh + 2 u (|gamma x^| + |beta|)
 //! dx      r ((d + 12) u (|g| + G + |x^| H) + eh H + |x^| mean of |g| eh) + er |dx / r|,   G, H = mean of |g|, of |g x^|
 //! dgamma  sum of |dy| eh + (k + 4) u sum of |dy x^|         k: additions one behind the other, at most the terms of the sum
 //! dbeta   (k + 2) u sum of |dy|
 //! ```
+//!
+//! Batch norm merges the moments of runs of a channel. The mean of a run errs by some `e`, and its sum of squares around
+//! it is too large by `e^2` each, as elsewhere; but the square of its distance from the mean of all errs by twice `e`
+//! times that distance. The root mean square of the distances is at most `1 / r`, that of the `e` is at most
+//! `eq = (d + 2) u Q`, `Q` the root mean square of `x`.
 
 pub mod batch;
 pub mod group;
