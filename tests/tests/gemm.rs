@@ -142,6 +142,19 @@ fn wrong_shapes_are_errors_and_leave_the_output_alone() {
 }
 
 #[test]
+fn chains_without_a_term_need_no_more_workspace_than_was_asked_for() {
+    let mut workspace = vec![f32::NAN; workspace_len(4, 257, 0, 1).unwrap()];
+    let (lhs, rhs) = (View::new(&[], [4, 0]).unwrap(), View::strided(&[], 0, [0, 257], [774, 3]).unwrap());
+    for isa in Isa::available() {
+        let packed = PackedLhs::new(lhs, Some(isa)).unwrap();
+        let mut out = vec![f32::NAN; 4 * 257];
+        let mut view = ViewMut::new(&mut out, [4, 257]).unwrap();
+        Gemm::default().run_packed_lhs(&packed, rhs, &mut view, &mut workspace, Parallelism::Serial).unwrap();
+        assert!(out.iter().all(|&out| out == 0.0), "{isa}");
+    }
+}
+
+#[test]
 fn a_packed_operand_takes_only_its_own_shape_again() {
     let data = [1.0f32; 12];
     let mut packed = PackedLhs::new(View::new(&data, [3, 4]).unwrap(), None).unwrap();

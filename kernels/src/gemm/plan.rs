@@ -269,7 +269,8 @@ pub fn workspace_len(m: usize, n: usize, k: usize, slots: usize) -> Result<usize
     let lhs = m.saturating_mul(k.saturating_add(2 * LINE)).min(Blocking::LARGEST_SHARED) + SLACK;
     let width = n.saturating_add(LINE);
     let shared = width.saturating_mul(k).min(Blocking::LARGEST_SHARED) + SLACK;
-    let private = width.saturating_mul(k).min(Blocking::LARGEST_BLOCK) + SLACK;
+    // A block has a depth, even where chains have no term.
+    let private = width.saturating_mul(k.max(1)).min(Blocking::LARGEST_BLOCK) + SLACK;
     let private = private.checked_mul(slots.max(1)).ok_or_else(overflow)?;
     let total = private.checked_add(lhs + shared + LINE).ok_or_else(overflow)?;
     // The rule of `checked_len`, whose call takes 3 % of a product of 32 x 32 x 32.
