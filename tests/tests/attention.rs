@@ -6,10 +6,10 @@
 
 use std::sync::Mutex;
 
-use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Gradients, Inputs, Shape};
+use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Gradients, Inputs, MAX_HEAD_DIM, Shape};
 use kernels::internals::{Loops, eagerly};
 use kernels::{Error, Isa, Parallelism, View, ViewMut};
-use tests::attention::{Case, Memory, check};
+use tests::attention::{Case, Memory, bits, check, check_on};
 use tests::cores;
 use tests::guard::Side;
 
@@ -38,20 +38,22 @@ fn every_feature_stays_within_its_bound_forward_and_backward() {
     println!("worst errors as shares of their bounds, forward and backward: {:?}", worst.into_inner().unwrap());
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    // NaN is NaN, and a zero is a zero.
-    values
-        .iter()
-        .map(|x| {
-            if x.is_nan() {
-                u32::MAX
-            } else if *x == 0.0 {
-                0
-            } else {
-                x.to_bits()
-            }
-        })
-        .collect()
+/// Every head dimension, with values of another one, of so few queries and keys that there are both paths and, from
+/// where blocks are shortest, more than one block.
+#[test]
+fn every_head_dimension_stays_within_its_bound() {
+    let isas: Vec<Isa> = Isa::available().collect();
+    cores::for_each_with(1..MAX_HEAD_DIM as u64 + 1, Memory::default, |memory, dim| {
+        let head_dim = dim as usize;
+        // Each dimension of values comes once, too.
+        let v_dim = (head_dim * 37) % MAX_HEAD_DIM + 1;
+        let (q_len, kv_len) = [(13, 19), (3, 33), (14, 70), (1, 66)][head_dim % 4];
+        let causal = [Causal::None, Causal::BottomRight][head_dim / 4 % 2];
+        let spec = AttentionSpec::new(1, head_dim).v_dim(v_dim).causal(causal);
+        let case = Case::plain(spec, Shape::new(1, q_len, kv_len), dim);
+        check_on(&case, &[isas[head_dim / 8 % isas.len()]], memory)
+            .unwrap_or_else(|message| panic!("{spec}, {q_len} x {kv_len}: {message}"));
+    });
 }
 
 #[test]

@@ -222,18 +222,27 @@ pub fn judge(name: &str, given: &[f32], expected: &[f64], bounds: &[f64]) -> Res
 /// # Errors
 /// What is wrong.
 pub fn check(case: &Case, memory: &mut Memory) -> Result<[f64; 2], String> {
+    check_on(case, &Isa::available().collect::<Vec<_>>(), memory)
+}
+
+/// [`check`] on some instruction sets.
+///
+/// # Errors
+/// What is wrong.
+pub fn check_on(case: &Case, isas: &[Isa], memory: &mut Memory) -> Result<[f64; 2], String> {
     let (expected_out, expected_lse) = case.reference();
     let expected = case.reference_gradients();
     let bounds = case.bounds(&expected_out, &expected_lse);
     let mut worst = [0.0f64; 2];
-    for isa in Isa::available() {
+    for &isa in isas {
         let side = if case.seed.is_multiple_of(2) { Side::Left } else { Side::Right };
         let (out, lse) = case.forward(isa, Parallelism::Serial, memory, side);
-        worst[0] = worst[0].max(judge("out", &out, &expected_out, &bounds.out)?);
-        judge("lse", &lse, &expected_lse, &bounds.lse)?;
+        let on = |message: String| format!("on {isa}: {message}");
+        worst[0] = worst[0].max(judge("out", &out, &expected_out, &bounds.out).map_err(on)?);
+        judge("lse", &lse, &expected_lse, &bounds.lse).map_err(on)?;
         let given = case.backward(isa, Parallelism::Serial, memory, side, (&out, &lse));
         for (which, name) in ["dq", "dk", "dv", "dbias", "dsinks"].into_iter().enumerate() {
-            let error = judge(name, &given[which], &expected[which], &bounds.gradients[which])?;
+            let error = judge(name, &given[which], &expected[which], &bounds.gradients[which]).map_err(on)?;
             worst[1] = worst[1].max(error);
         }
     }
