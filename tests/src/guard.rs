@@ -59,6 +59,34 @@ impl Guarded {
         to
     }
 
+    /// A copy of a mask at one end of the memory.
+    pub fn copy_mask(&mut self, from: &[bool], side: Side) -> &[bool] {
+        self.copy_any(from, side)
+    }
+
+    /// A copy of lengths or indices at one end of the memory.
+    pub fn copy_indices(&mut self, from: &[usize], side: Side) -> &[usize] {
+        self.copy_any(from, side)
+    }
+
+    fn copy_any<T: Copy>(&mut self, from: &[T], side: Side) -> &[T] {
+        let bytes = size_of_val(from);
+        // Plain memory may be less aligned than pages are: there is room to move.
+        let room = self.floats((bytes + align_of::<T>()).div_ceil(size_of::<f32>()), side).as_mut_ptr_range();
+        let (first, last) = (room.start.cast::<u8>(), room.end.cast::<u8>().wrapping_sub(bytes));
+        let start = match side {
+            Side::Left => first.wrapping_add(first.align_offset(align_of::<T>())),
+            Side::Right => last.wrapping_sub(last.addr() % align_of::<T>()),
+        };
+        // SAFETY: the elements lie in the memory, aligned, and are written before they are read; `self` is borrowed as
+        // long as they are.
+        unsafe {
+            let start = start.cast::<T>();
+            start.copy_from_nonoverlapping(from.as_ptr(), from.len());
+            std::slice::from_raw_parts(start, from.len())
+        }
+    }
+
     /// `len` elements of these bits at one end of the memory.
     pub fn filled(&mut self, len: usize, side: Side, bits: u32) -> &mut [f32] {
         let to = self.floats(len, side);

@@ -1,7 +1,7 @@
 //! Random attentions with every feature, run in guarded memory, and what may differ from the reference ([`Bounds`]).
 
 use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Gradients, Inputs, Shape, Window};
-use kernels::reference::{attention_backward, attention_forward};
+use kernels::reference::{Float, attention_backward, attention_forward};
 use kernels::{Isa, Parallelism, View, ViewMut};
 
 use crate::decode::VERSION;
@@ -10,10 +10,12 @@ use crate::guard::{Guarded, POISON, SENTINEL, Side};
 mod bounds;
 mod draw;
 mod hidden;
+mod placed;
 mod results;
 
 pub use bounds::{Bounds, check, check_on, judge};
 use draw::Draw;
+pub use placed::{Placement, Placements};
 pub use results::{NAMES, Results, bits, difference};
 
 /// An attention with data, in some memory order.
@@ -214,14 +216,19 @@ impl Case {
     }
 
     fn inputs<'a, T: Copy>(&'a self, data: [&'a [T]; 6]) -> Inputs<'a, T> {
+        self.inputs_with(data, self.mask(), self.kv_lens.as_deref().unwrap_or_default())
+    }
+
+    /// With the mask and the lengths, if there are any, from elsewhere.
+    fn inputs_with<'a, T: Copy>(&self, data: [&'a [T]; 6], mask: &'a [bool], lens: &'a [usize]) -> Inputs<'a, T> {
         let [q, k, v, bias, alibi, sinks] = data;
         let mut inputs = Inputs::new(self.view(q, 0), self.view(k, 1), self.view(v, 2));
         let pairs = [self.shape.batch, self.spec.heads, self.shape.q_len, self.shape.kv_len];
         if let Some((_, axes)) = &self.bias {
             inputs = inputs.bias(View::strided(bias, 0, pairs, broadcast_strides(pairs, *axes).0).unwrap());
         }
-        if let Some((keep, axes)) = &self.keep {
-            inputs = inputs.keep(View::strided(keep, 0, pairs, broadcast_strides(pairs, *axes).0).unwrap());
+        if let Some((_, axes)) = &self.keep {
+            inputs = inputs.keep(View::strided(mask, 0, pairs, broadcast_strides(pairs, *axes).0).unwrap());
         }
         if self.alibi.is_some() {
             inputs = inputs.alibi(alibi);
@@ -229,11 +236,15 @@ impl Case {
         if self.sinks.is_some() {
             inputs = inputs.sinks(sinks);
         }
-        if let Some(lens) = &self.kv_lens {
+        if self.kv_lens.is_some() {
             inputs = inputs.kv_lens(lens);
         }
         inputs.dropout = self.dropout;
         inputs
+    }
+
+    fn mask(&self) -> &[bool] {
+        self.keep.as_ref().map_or(&[][..], |(keep, _)| keep)
     }
 
     fn data(&self) -> [&[f32]; 6] {
@@ -264,27 +275,41 @@ impl Case {
 
     /// The gradients of the reference.
     pub fn reference_gradients(&self) -> [Vec<f64>; 5] {
-        let wide = self.data().map(|data| data.iter().map(|&x| x as f64).collect::<Vec<_>>());
-        let dout: Vec<f64> = self.dout.iter().map(|&x| x as f64).collect();
-        let inputs = self.inputs(std::array::from_fn(|i| &wide[i][..]));
+        self.defined_gradients()
+    }
+
+    /// The output and the log-sum-exp of the reference.
+    pub fn reference(&self) -> (Vec<f64>, Vec<f64>) {
+        self.defined()
+    }
+
+    /// The output and the log-sum-exp by definition, in the precision of `T`.
+    pub fn defined<T: Float>(&self) -> (Vec<T>, Vec<T>) {
+        let data = self.data().map(converted);
+        let inputs = self.inputs(std::array::from_fn(|i| &data[i][..]));
+        let mut out = vec![T::ZERO; self.dout.len()];
+        let mut lse = vec![T::ZERO; self.rows()];
+        attention_forward(&self.spec, &inputs, &mut self.view_mut(&mut out, 3), &mut lse).unwrap();
+        (out, lse)
+    }
+
+    /// The gradients by definition, in the precision of `T`.
+    pub fn defined_gradients<T: Float>(&self) -> [Vec<T>; 5] {
+        let data = self.data().map(converted);
+        let dout = converted(&self.dout);
+        let inputs = self.inputs(std::array::from_fn(|i| &data[i][..]));
         let (sizes, dbias) = self.gradient_sizes();
-        let mut of = sizes.map(|len| vec![0.0; len]);
+        let mut of = sizes.map(|len| vec![T::ZERO; len]);
         attention_backward(&self.spec, &inputs, &self.view(&dout, 3), &mut self.gradients(&mut of, dbias)).unwrap();
         if self.bias.is_none() {
             of[3].clear();
         }
         of
     }
+}
 
-    /// The output and the log-sum-exp of the reference.
-    pub fn reference(&self) -> (Vec<f64>, Vec<f64>) {
-        let wide = self.data().map(|data| data.iter().map(|&x| x as f64).collect::<Vec<_>>());
-        let inputs = self.inputs(std::array::from_fn(|i| &wide[i][..]));
-        let mut out = vec![0.0; self.dout.len()];
-        let mut lse = vec![0.0; self.shape.batch * self.spec.heads * self.shape.q_len];
-        attention_forward(&self.spec, &inputs, &mut self.view_mut(&mut out, 3), &mut lse).unwrap();
-        (out, lse)
-    }
+fn converted<T: Float>(data: &[f32]) -> Vec<T> {
+    data.iter().map(|&x| T::from_f64(f64::from(x))).collect()
 }
 
 /// Guarded memory for the arguments of calls.
@@ -292,6 +317,8 @@ impl Case {
 pub struct Memory {
     inputs: [Guarded; 6],
     results: [Guarded; 9],
+    keep: Guarded,
+    lens: Guarded,
 }
 
 impl Case {
@@ -300,11 +327,18 @@ impl Case {
         memory.each_mut().map(|memory| &*memory.copy(data.next().unwrap_or_default(), side))
     }
 
+    /// Copies of the mask and the lengths.
+    fn flags<'m>(&self, keep: &'m mut Guarded, lens: &'m mut Guarded, side: Side) -> (&'m [bool], &'m [usize]) {
+        let kv_lens = self.kv_lens.as_deref().unwrap_or_default();
+        (keep.copy_mask(self.mask(), side), lens.copy_indices(kv_lens, side))
+    }
+
     /// The output and the log-sum-exp, computed between guard pages.
     pub fn forward(&self, isa: Isa, parallelism: Parallelism, memory: &mut Memory, side: Side) -> (Vec<f32>, Vec<f32>) {
         let plan = Attention::with_isa(self.spec, isa).expect("a valid spec");
-        let Memory { inputs, results: [m0, m1, m2, ..] } = memory;
-        let inputs = self.inputs(self.copies(inputs, side));
+        let Memory { inputs, results: [m0, m1, m2, ..], keep, lens } = memory;
+        let (keep, lens) = self.flags(keep, lens, side);
+        let inputs = self.inputs_with(self.copies(inputs, side), keep, lens);
         let out = m0.filled(self.dout.len(), side, SENTINEL);
         let lse = m1.filled(self.rows(), side, SENTINEL);
         let len = plan.workspace_len(self.shape, parallelism.threads()).expect("a valid shape");
@@ -324,8 +358,9 @@ impl Case {
         (out, lse): (&[f32], &[f32]),
     ) -> [Vec<f32>; 5] {
         let plan = Attention::with_isa(self.spec, isa).expect("a valid spec");
-        let Memory { inputs, results: [m0, m1, m2, m3, m4, m5, m6, m7, m8] } = memory;
-        let inputs = self.inputs(self.copies(inputs, side));
+        let Memory { inputs, results: [m0, m1, m2, m3, m4, m5, m6, m7, m8], keep, lens } = memory;
+        let (keep, lens) = self.flags(keep, lens, side);
+        let inputs = self.inputs_with(self.copies(inputs, side), keep, lens);
         let (sizes, of_bias) = self.gradient_sizes();
         let mut of = [m0, m1, m2, m3, m4];
         let mut at = 0;
