@@ -4,6 +4,9 @@
 use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Inputs, KvCache, PagedKvCache, Shape};
 use kernels::reference::{attention_backward, attention_forward};
 use kernels::{Error, Isa, Parallelism, View, ViewMut};
+use tests::attention::{Case, Memory};
+use tests::cores;
+use tests::guard::Side;
 
 fn numbers(len: usize, seed: usize) -> Vec<f32> {
     (0..len).map(|i| ((i + seed * 31) * 7919 % 1013) as f32 / 506.0 - 1.0).collect()
@@ -187,6 +190,25 @@ fn calls_on_caches_have_the_bits_of_calls_on_plain_views() {
             compare(&model, &[&contiguous, &paged], 1, dropout, &context);
         }
     }
+}
+
+/// Pages that are read in place, met one by one, or gathered; a call on plain memory is within its bounds
+/// (`attention::every_feature_stays_within_its_bound_forward_and_backward`).
+#[test]
+fn pages_with_any_feature_have_the_bits_of_plain_memory() {
+    tests::crash::report_faults();
+    cores::for_each_with(0..250, Memory::default, |memory, seed| {
+        let mut case = Case::new(seed);
+        case.order = [0, 1, 2, 3];
+        let page_len = [1, 3, 8, 16, 24, 32, 64, 128, 256, 300, 512][seed as usize % 11];
+        for isa in Isa::available() {
+            let (out, lse) = case.forward(isa, Parallelism::Serial, memory, Side::Left);
+            let (paged, paged_lse) = case.forward_paged(page_len, isa, Parallelism::Serial, memory);
+            let context = format!("seed {seed}, pages of {page_len} on {isa}, {}, {:?}", case.spec, case.shape);
+            assert!(tests::attention::bits(&paged) == tests::attention::bits(&out), "the output, {context}");
+            assert!(tests::attention::bits(&paged_lse) == tests::attention::bits(&lse), "the log-sum-exp, {context}");
+        }
+    });
 }
 
 #[test]

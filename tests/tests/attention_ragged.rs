@@ -5,6 +5,7 @@ use kernels::attention::{
 };
 use kernels::reference::{ragged_attention_backward, ragged_attention_forward};
 use kernels::{Error, Isa, Parallelism, View, ViewMut};
+use tests::attention::{Case, judge};
 
 fn numbers(len: usize, seed: usize) -> Vec<f32> {
     (0..len).map(|i| ((i + seed) * 7919 % 1013) as f32 / 506.0 - 1.0).collect()
@@ -35,6 +36,24 @@ impl Problem {
     }
 }
 
+/// Every feature at random, heads of any dimension, and sequences of any length.
+fn random(seed: u64) -> Problem {
+    let case = Case::new(seed);
+    let spec = case.spec;
+    // The lengths of other cases, shorter for wider heads.
+    let most = (1 << 14) / (spec.heads * spec.head_dim.max(spec.v_dim)) + 3;
+    let lens = (0..seed % 5 + 1).map(|number| {
+        let Shape { q_len, kv_len, .. } = Case::new(1000 + 8 * seed + number).shape;
+        (q_len.min(most), kv_len.min(4 * most))
+    });
+    Problem {
+        sinks: case.sinks.is_some() || seed % 4 == 1,
+        alibi: case.alibi.is_some() || seed % 4 == 2,
+        dropout: case.dropout,
+        ..Problem::new(spec, &lens.collect::<Vec<_>>())
+    }
+}
+
 fn problems() -> Vec<Problem> {
     let mixed = [(1, 70), (0, 5), (130, 130), (3, 0), (300, 290), (7, 9), (1, 2100), (0, 0), (40, 600)];
     let grouped = AttentionSpec::new(4, 24).kv_heads(2).v_dim(17).causal(Causal::BottomRight);
@@ -49,6 +68,9 @@ fn problems() -> Vec<Problem> {
         Problem::new(AttentionSpec::new(1, 8), &[]),
         Problem::new(AttentionSpec::new(1, 8), &[(0, 0), (0, 3), (2, 0)]),
     ]
+    .into_iter()
+    .chain((0..60).map(random))
+    .collect()
 }
 
 /// Output, log-sum-exp, and the gradients of queries, keys, values and sinks.
@@ -195,8 +217,8 @@ fn packed_sequences_have_the_bits_that_they_have_alone_on_any_number_of_threads(
             let alone = alone(problem, &data, isa);
             let serial = ragged(problem, &data, isa, Parallelism::Serial);
             let shared = pool.install(|| ragged(problem, &data, isa, Parallelism::Current));
-            for (which, name) in ["out", "lse", "dq", "dk", "dv", "dsinks"].into_iter().enumerate() {
-                let context = format!("{name} of problem {number} on {isa}");
+            for (which, name) in NAMES.into_iter().enumerate() {
+                let context = format!("{name} of problem {number}, {}, {:?} on {isa}", problem.spec, problem.lens);
                 // The sums of sinks go over all sequences in one chain.
                 if name != "dsinks" {
                     assert_eq!(bits(&serial[which]), bits(&alone[which]), "{context}");
@@ -209,6 +231,55 @@ fn packed_sequences_have_the_bits_that_they_have_alone_on_any_number_of_threads(
 
 /// Half a unit in the last place of 1.
 const U: f64 = 1.0 / (1 << 24) as f64;
+
+const NAMES: [&str; 6] = ["out", "lse", "dq", "dk", "dv", "dsinks"];
+
+/// What each element may differ by: as much as those of its sequence alone, and sinks by as much as all sequences
+/// together, whose terms are one chain of sums.
+fn bounds(problem: &Problem, data: &Data, out: &[f64], lse: &[f64]) -> [Vec<f64>; 6] {
+    let spec = problem.spec;
+    let [q_starts, kv_starts] = problem.starts();
+    let queries = q_starts[q_starts.len() - 1];
+    let mut bounds = [Vec::new(), vec![0.0; lse.len()], Vec::new(), Vec::new(), Vec::new(), vec![0.0; spec.heads]];
+    for (b, &(q_len, kv_len)) in problem.lens.iter().enumerate() {
+        let of = |data: &[f32], first: usize, len: usize, row: usize| data[first * row..(first + len) * row].to_vec();
+        let (of_q, of_out) = (spec.heads * spec.head_dim, spec.heads * spec.v_dim);
+        let (of_k, of_v) = (spec.kv_heads * spec.head_dim, spec.kv_heads * spec.v_dim);
+        let case = Case {
+            order: [0, 2, 1, 3],
+            q: of(&data.q, q_starts[b], q_len, of_q),
+            k: of(&data.k, kv_starts[b], kv_len, of_k),
+            v: of(&data.v, kv_starts[b], kv_len, of_v),
+            dout: of(&data.dout, q_starts[b], q_len, of_out),
+            alibi: problem.alibi.then(|| data.slopes.clone()),
+            sinks: problem.sinks.then(|| data.sinks.clone()),
+            dropout: problem.dropout.map(|of| Dropout { first_sequence: of.first_sequence + b, ..of }),
+            ..Case::plain(spec, Shape::new(1, 0, 0), 0)
+        };
+        let case = Case { shape: Shape::new(1, q_len, kv_len), ..case };
+        let out = &out[q_starts[b] * of_out..][..q_len * of_out];
+        let of_lse: Vec<f64> =
+            (0..spec.heads).flat_map(|h| &lse[h * queries + q_starts[b]..][..q_len]).copied().collect();
+        let alone = case.bounds(out, &of_lse);
+        let [dq, dk, dv, _, dsinks] = alone.gradients;
+        for (to, from) in [(0, alone.out), (2, dq), (3, dk), (4, dv)] {
+            bounds[to].extend(from);
+        }
+        for h in 0..spec.heads {
+            bounds[1][h * queries + q_starts[b]..][..q_len].copy_from_slice(&alone.lse[h * q_len..][..q_len]);
+            bounds[5][h] += dsinks.get(h).unwrap_or(&0.0);
+            // A weight is at most 1.
+            for row in 0..q_len {
+                let at = (row * spec.heads + h) * spec.v_dim;
+                let products = out[at..][..spec.v_dim].iter().zip(&case.dout[at..]);
+                let mean: f64 = products.map(|(out, &dout)| out * f64::from(dout)).sum();
+                bounds[5][h] += queries as f64 * U * mean.abs();
+            }
+        }
+    }
+    bounds[5].truncate(if problem.sinks { spec.heads } else { 0 });
+    bounds
+}
 
 #[test]
 fn packed_sequences_stay_within_the_bound_of_the_definition() {
@@ -245,42 +316,14 @@ fn packed_sequences_stay_within_the_bound_of_the_definition() {
             gradients = gradients.dsinks(&mut dsinks);
         }
         ragged_attention_backward(&spec, &inputs, &View::new(&dout, of_out).unwrap(), &mut gradients).unwrap();
-        // All numbers are at most 1, so a score is at most head_dim and a logit `range`, to which ALiBi adds at most a
-        // unit a key: from there on as the bounds of single attentions, with every magnitude at its largest.
-        let longest = problem.lens.iter().map(|&(q_len, kv_len)| q_len.max(kv_len)).max().unwrap_or(0) as f64;
-        let (dim, v_dim) = (spec.head_dim as f64, spec.v_dim as f64);
-        let range = f64::from(spec.scale) * dim + if problem.alibi { longest } else { 0.0 };
-        let beta = (f64::from(spec.scale) * (dim + 2.0) * dim + 10.0 * range) * U;
-        let theta = 2.0 * beta + (6.0 * range + 2.4 + 4.4 * (longest / 64.0 + 2.0)) * U;
-        let relative = (2.0 * theta).exp_m1() + (2.0 * longest + 3.0 * (longest / 64.0 + 2.0) + 5.0) * U;
-        let kept = problem.dropout.map_or(1.0, |dropout| dropout.factor());
-        let of_lse = theta + (longest + 8.0 * range + 16.0) * U;
-        let weight = (2.0 * theta + of_lse + 4.0 * range * U).exp_m1() + 8.0 * U;
-        let (dp, sums) = (kept * v_dim, (2.0 * longest + 2.0 * v_dim + 8.0) * U);
-        let rows = longest * spec.group() as f64;
-        // Of the gradient of a score whose weight is 1; weights of a row sum to 1, those of a column to `rows` at most.
-        let of_score = f64::from(spec.scale) * 2.0 * dp * (weight + relative + sums + 8.0 * U);
-        let all_rows: f64 = problem.lens.iter().map(|lens| lens.0 as f64).sum();
-        let bounds = [
-            relative * kept,
-            of_lse,
-            of_score,
-            of_score * rows * (1.0 + rows * U),
-            (weight + rows * U + sums) * rows * kept,
-            (weight + sums + all_rows * U) * dp * all_rows,
-        ];
+        let bounds = bounds(problem, &data, &out, &lse);
         for isa in Isa::available() {
             let given = ragged(problem, &data, isa, Parallelism::Serial);
             for (which, expected) in [&out, &lse, &dq, &dk, &dv, &dsinks].into_iter().enumerate() {
                 assert_eq!(given[which].len(), expected.len());
-                for (at, (&given, &expected)) in given[which].iter().zip(expected).enumerate() {
-                    let error = (f64::from(given) - expected).abs();
-                    let equal = f64::from(given) == expected;
-                    assert!(
-                        equal || error <= bounds[which],
-                        "problem {number} on {isa}: element {at} of result {which} is {given}, expected {expected}"
-                    );
-                }
+                judge(NAMES[which], &given[which], expected, &bounds[which]).unwrap_or_else(|message| {
+                    panic!("problem {number}, {spec}, {:?} on {isa}: {message}", problem.lens)
+                });
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::guard::{Guarded, POISON, SENTINEL, Side};
 mod bounds;
 mod draw;
 mod hidden;
+mod paged;
 mod placed;
 mod results;
 
