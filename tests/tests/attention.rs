@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use kernels::attention::{Attention, AttentionSpec, Causal, Dropout, Gradients, Inputs, MAX_HEAD_DIM, Shape};
 use kernels::internals::{Loops, eagerly};
 use kernels::{Error, Isa, Parallelism, View, ViewMut};
-use tests::attention::{Case, Memory, bits, check, check_on};
+use tests::attention::{Case, Memory, bits, check, check_on, difference};
 use tests::cores;
 use tests::guard::Side;
 
@@ -91,58 +91,44 @@ fn threads_do_not_change_a_bit() {
 
 #[test]
 fn a_team_gives_the_same_bits_as_one_thread() {
-    let spec = AttentionSpec::new(5, 64).causal(Causal::BottomRight);
-    let shape = [2, 5, 300, 64];
-    let data: Vec<f32> = (0..2 * 5 * 300 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
-    let view = View::new(&data, shape).unwrap();
-    let inputs = Inputs::new(view, view, view);
-    let plan = Attention::new(spec).unwrap();
-    let run = |parallelism: Parallelism| {
-        let mut out = vec![f32::NAN; data.len()];
-        let mut workspace = vec![f32::NAN; plan.workspace_len(Shape::new(2, 300, 300), 3).unwrap()];
-        let to = ViewMut::new(&mut out, shape).unwrap();
-        plan.forward(&inputs, to, None, &mut workspace, parallelism).unwrap();
-        bits(&out)
-    };
-    let serial = run(Parallelism::Serial);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    let team = pool.install(|| kernels::Team::scope(|team| run(Parallelism::Team(team))));
-    assert_eq!(serial, team);
+    let mut memory = Memory::default();
+    let grouped = AttentionSpec::new(6, 32).kv_heads(3);
+    for (spec, shape) in [
+        (AttentionSpec::new(5, 64).causal(Causal::BottomRight), Shape::new(2, 300, 300)),
+        (grouped.window(Some(40), None), Shape::new(3, 70, 200)),
+        (grouped, Shape::new(2, 3, 2100)),
+    ] {
+        let case = Case::plain(spec, shape, 1);
+        for isa in Isa::available() {
+            let serial = case.results(isa, &mut memory);
+            let memory = &mut memory;
+            let team =
+                pool.install(|| kernels::Team::scope(|team| case.results_with(isa, Parallelism::Team(team), memory)));
+            if let Some(message) = difference(&team, &serial) {
+                panic!("{spec}, {shape:?} on {isa}: {message}");
+            }
+        }
+    }
 }
 
 #[test]
-fn hidden_keys_do_not_show_whatever_they_hold() {
-    let mut memory = Memory::default();
-    let mut hidden = 0;
-    for seed in 0..400 {
-        let case = Case::new(seed);
-        let Some(lens) = &case.kv_lens else { continue };
-        if case.order != [0, 1, 2, 3] {
-            continue;
-        }
-        // Poison what lies beyond each sequence's length.
-        let mut poisoned = case.clone();
-        let (kv_heads, kv_len) = (case.spec.kv_heads, case.shape.kv_len);
-        for (data, dim) in [(&mut poisoned.k, case.spec.head_dim), (&mut poisoned.v, case.spec.v_dim)] {
-            for (batch, &len) in lens.iter().enumerate() {
-                for head in 0..kv_heads {
-                    let first = (batch * kv_heads + head) * kv_len;
-                    data[(first + len) * dim..(first + kv_len) * dim].fill(f32::NAN);
-                    hidden += kv_len - len;
-                }
-            }
-        }
-        for isa in Isa::available() {
-            let clean = case.forward(isa, Parallelism::Serial, &mut memory, Side::Left);
-            let given = poisoned.forward(isa, Parallelism::Serial, &mut memory, Side::Left);
-            assert_eq!((bits(&clean.0), bits(&clean.1)), (bits(&given.0), bits(&given.1)), "seed {seed}");
-            let of = (&clean.0[..], &clean.1[..]);
-            let expected = case.backward(isa, Parallelism::Serial, &mut memory, Side::Left, of);
-            let given = poisoned.backward(isa, Parallelism::Serial, &mut memory, Side::Left, of);
-            assert_eq!(expected.map(|of| bits(&of)), given.map(|of| bits(&of)), "seed {seed}");
-        }
+fn a_plan_says_which_path_a_shape_takes() {
+    let spec = |dim| AttentionSpec::new(4, dim).kv_heads(2);
+    let path = |spec, q_len, kv_len| {
+        let described = Attention::with_isa(spec, Isa::Portable).unwrap().describe(Shape::new(1, q_len, kv_len));
+        described.strip_prefix(&format!("{spec}: ")).unwrap().strip_suffix(", on portable").unwrap().to_string()
+    };
+    // Two query heads share a head of keys: twelve rows are few.
+    assert_eq!(path(spec(64), 6, 5000), "few rows, pieces of 1024 keys");
+    assert_eq!(path(spec(64), 7, 512), "one block of keys of up to 512");
+    for (dim, block) in [(64, 512), (65, 256), (128, 256), (129, 128), (256, 128), (257, 64), (512, 64)] {
+        assert_eq!(path(spec(dim), 7, block), format!("one block of keys of up to {block}"));
+        let blocks = format!("blocks of keys, online softmax of up to {block}");
+        assert_eq!(path(spec(dim), 7, block + 1), blocks);
+        // The larger dimension decides.
+        assert_eq!(path(spec(8).v_dim(dim), 7, block + 1), blocks);
     }
-    assert!(hidden > 1000);
 }
 
 /// Of causal heads: which outputs are NaN if key `poisoned` of the values is.
@@ -189,10 +175,10 @@ fn a_sequence_has_the_same_bits_alone_and_in_a_batch() {
     // The last is cut into four pieces of a head where it is alone, and into two in the batch.
     for (q_len, kv_len, dim) in [(1, 3000, 64), (50, 50, 40), (300, 300, 64), (768, 768, 64)] {
         let spec = AttentionSpec::new(2, dim).causal(Causal::BottomRight);
-        let plan = Attention::new(spec).unwrap();
         let numbers = |len: usize| (0..len).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 500.0).collect::<Vec<f32>>();
         let (q, kv) = (numbers(3 * 2 * q_len * dim), numbers(3 * 2 * kv_len * dim));
-        let run = |batch: usize, q: &[f32], kv: &[f32]| {
+        let run = |isa: Isa, batch: usize, q: &[f32], kv: &[f32]| {
+            let plan = Attention::with_isa(spec, isa).unwrap();
             let kv = View::new(kv, [batch, 2, kv_len, dim]).unwrap();
             let inputs = Inputs::new(View::new(q, [batch, 2, q_len, dim]).unwrap(), kv, kv);
             let mut out = vec![f32::NAN; q.len()];
@@ -201,11 +187,16 @@ fn a_sequence_has_the_same_bits_alone_and_in_a_batch() {
             plan.forward(&inputs, to, None, &mut workspace, Parallelism::Serial).unwrap();
             out
         };
-        let all = run(3, &q, &kv);
-        for batch in 0..3 {
-            let (of_q, of_kv) = (2 * q_len * dim, 2 * kv_len * dim);
-            let alone = run(1, &q[batch * of_q..][..of_q], &kv[batch * of_kv..][..of_kv]);
-            assert!(bits(&alone) == bits(&all[batch * of_q..][..of_q]), "{q_len} x {kv_len} x {dim}: sequence {batch}");
+        for isa in Isa::available() {
+            let all = run(isa, 3, &q, &kv);
+            for batch in 0..3 {
+                let (of_q, of_kv) = (2 * q_len * dim, 2 * kv_len * dim);
+                let alone = run(isa, 1, &q[batch * of_q..][..of_q], &kv[batch * of_kv..][..of_kv]);
+                assert!(
+                    bits(&alone) == bits(&all[batch * of_q..][..of_q]),
+                    "{q_len} x {kv_len} x {dim}: sequence {batch} on {isa}"
+                );
+            }
         }
     }
 }
@@ -320,8 +311,8 @@ fn dropout_keeps_the_mean_and_a_probability_of_0_every_bit() {
     let (shape, len) = ([4, 8, 64, 16], 4 * 8 * 64 * 16);
     let q: Vec<f32> = (0..len).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
     let ones = vec![1.0; len];
-    let plan = Attention::new(spec).unwrap();
-    let run = |v: &[f32], dropout: Option<Dropout>| {
+    let run = |isa: Isa, v: &[f32], dropout: Option<Dropout>| {
+        let plan = Attention::with_isa(spec, isa).unwrap();
         let view = |data| View::new(data, shape).unwrap();
         let inputs = Inputs { dropout, ..Inputs::new(view(&q), view(&q), view(v)) };
         let mut out = vec![f32::NAN; len];
@@ -330,15 +321,17 @@ fn dropout_keeps_the_mean_and_a_probability_of_0_every_bit() {
         plan.forward(&inputs, to, None, &mut workspace, Parallelism::Serial).unwrap();
         out
     };
-    assert_eq!(bits(&run(&q, None)), bits(&run(&q, Some(Dropout::new(0.0, 5)))));
-    for (probability, seed) in [(0.1, 1), (0.5, 2), (0.8, 3)] {
-        // Of values of 1: the sum of the kept weights over what is expected of it.
-        let out = run(&ones, Some(Dropout::new(probability, seed)));
-        let rows: Vec<f64> = out.chunks(16).map(|row| f64::from(row[0])).collect();
-        let mean = rows.iter().sum::<f64>() / rows.len() as f64;
-        let variance = rows.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / rows.len() as f64;
-        let deviation = (variance / rows.len() as f64).sqrt();
-        assert!((mean - 1.0).abs() < 6.0 * deviation, "{probability}: mean {mean}, deviation {deviation}");
+    for isa in Isa::available() {
+        assert_eq!(bits(&run(isa, &q, None)), bits(&run(isa, &q, Some(Dropout::new(0.0, 5)))), "{isa}");
+        for (probability, seed) in [(0.1, 1), (0.5, 2), (0.8, 3)] {
+            // Of values of 1: the sum of the kept weights over what is expected of it.
+            let out = run(isa, &ones, Some(Dropout::new(probability, seed)));
+            let rows: Vec<f64> = out.chunks(16).map(|row| f64::from(row[0])).collect();
+            let mean = rows.iter().sum::<f64>() / rows.len() as f64;
+            let variance = rows.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / rows.len() as f64;
+            let deviation = (variance / rows.len() as f64).sqrt();
+            assert!((mean - 1.0).abs() < 6.0 * deviation, "{probability} on {isa}: mean {mean}, deviation {deviation}");
+        }
     }
     let bad = |probability, first: usize| {
         let view = View::new(&q, shape).unwrap();

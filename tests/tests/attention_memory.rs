@@ -3,7 +3,7 @@
 
 use kernels::attention::{Attention, AttentionSpec, Causal, Inputs, Shape};
 use kernels::{Isa, Parallelism, View, ViewMut};
-use tests::attention::{Case, Memory, judge};
+use tests::attention::{Case, Memory, NAMES, judge};
 use tests::guard::Side;
 
 /// Numbers of keys that are doubled up to 65,536, from where there are several tasks, and blocks of keys with sums
@@ -93,6 +93,39 @@ fn a_window_over_65_536_queries_and_keys_gives_exact_means() {
             // Any 64 keys in a row hold each of 0..64 once.
             for c in 0..4 {
                 assert_eq!(out[row * 4 + c], 31.5 * (c + 1) as f32, "row {row} on {isa}");
+            }
+        }
+    }
+}
+
+/// Slices of the gradients against those of short attentions: rows that see the same keys have the same gradients of
+/// queries, keys that the same rows see those of keys and values.
+#[test]
+fn gradients_of_a_window_over_65_536_queries_and_keys_stay_within_their_bounds() {
+    let (n, window, slice, dim) = (1 << 16, 40, 300, 4);
+    let spec = AttentionSpec::new(1, dim).causal(Causal::TopLeft).window(Some(window), None);
+    let case = Case::plain(spec, Shape::new(1, n, n), 6);
+    let mut memory = Memory::default();
+    for isa in Isa::available() {
+        let results = case.results(isa, &mut memory);
+        for start in [0, 511, 30_000, n - slice] {
+            let of = |data: &[f32]| data[start * dim..(start + slice) * dim].to_vec();
+            let [q, k, v, dout] = [&case.q, &case.k, &case.v, &case.dout].map(|data| of(data));
+            let part =
+                Case { q, k, v, dout, shape: Shape::new(1, slice, slice), ..Case::plain(spec, Shape::new(1, 0, 0), 6) };
+            let (out, lse) = part.reference();
+            let [dq, dk, dv, ..] = part.reference_gradients();
+            let bounds = part.bounds(&out, &lse);
+            let rows = if start == 0 { 0..slice } else { window..slice };
+            let keys = rows.start..if start + slice == n { slice } else { slice - window };
+            let [of_dq, of_dk, of_dv, ..] = &bounds.gradients;
+            for (which, expected, bounds, lines) in
+                [(0, &out, &bounds.out, &rows), (2, &dq, of_dq, &rows), (3, &dk, of_dk, &keys), (4, &dv, of_dv, &keys)]
+            {
+                let range = lines.start * dim..lines.end * dim;
+                let given = &of(&results[which])[range.clone()];
+                judge(NAMES[which], given, &expected[range.clone()], &bounds[range])
+                    .unwrap_or_else(|message| panic!("rows from {start} on, on {isa}: {message}"));
             }
         }
     }

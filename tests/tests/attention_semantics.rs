@@ -173,6 +173,24 @@ fn a_row_without_keys_gives_zeros_minus_infinity_and_no_gradients() {
 }
 
 #[test]
+fn a_row_with_a_sink_but_no_keys_gives_zeros_the_sink_and_no_gradients() {
+    for q_len in LENGTHS {
+        for (name, mut case) in without_keys(q_len) {
+            let sinks = vec![0.75, -3.5];
+            case.sinks = Some(sinks.clone());
+            for isa in Isa::available() {
+                let (out, lse, gradients) = run(&case, isa);
+                let context = format!("{name}, {q_len} queries on {isa}");
+                assert!(out.iter().all(|x| x.to_bits() == 0), "{context}");
+                let rows = case.shape.q_len;
+                assert!(lse.iter().enumerate().all(|(row, &lse)| lse == sinks[row / rows]), "{context}");
+                assert!(gradients.iter().flatten().all(|&x| x == 0.0), "{context}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_nan_is_not_taken_for_a_row_without_keys() {
     for q_len in LENGTHS {
         let mut case = Case::plain(AttentionSpec::new(1, 8), Shape::new(1, q_len, 70), 4);
