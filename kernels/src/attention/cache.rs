@@ -183,8 +183,9 @@ impl KvCache {
 /// Keys and values of some sequences on pages of a common pool: a sequence takes a page when it needs one, and gives it
 /// back when it is truncated.
 ///
-/// Keys are read in place where pages are a multiple of 256 keys long, in decoding also from pages of 8, 16, 32 and
-/// multiples of 64; others are gathered block by block first.
+/// Keys are read in place where pages are a multiple of 512 keys long, of 256 for heads beyond 64 elements, of 128
+/// beyond 128 and of 64 beyond 256, in decoding also from pages of 8, 16, 32 and multiples of 64; others are gathered
+/// block by block first.
 ///
 /// ```
 /// use kernels::View;

@@ -60,6 +60,8 @@ impl Transform<'_> {
                         }
                         simd.load(buffer.as_ptr())
                     };
+                    // A bias of -infinity hides as a mask does: a NaN plus -infinity would not.
+                    lanes = simd.and(lanes, simd.not(simd.eq(added, hidden)));
                     x = simd.add(x, added);
                 }
                 if self.extras.alibi.is_some() {

@@ -47,8 +47,8 @@ pub const MAX_HEAD_DIM: usize = 512;
 /// ```
 ///
 /// A key is visible unless causal, window, the length of its sequence or the keep mask hides it. Hidden keys contribute
-/// nothing, whatever `k` and `v` hold there; nor does a key whose logit is -infinity. A query without keys has outputs
-/// 0.
+/// nothing, whatever `k` and `v` hold there; nor does a key whose bias is -infinity, or its logit. A query without keys
+/// has outputs 0.
 ///
 /// ```
 /// use kernels::attention::{AttentionSpec, Causal};

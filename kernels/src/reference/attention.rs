@@ -21,6 +21,9 @@ fn logits<T: Float>(
         if inputs.keep.is_some_and(|keep| !keep.get([b, h, i, j])) {
             continue;
         }
+        if inputs.bias.is_some_and(|bias| bias.get([b, h, i, j]) == T::NEG_INFINITY) {
+            continue;
+        }
         let [at, row] = inputs.place(b, j);
         let mut score = T::ZERO;
         for d in 0..spec.head_dim {
