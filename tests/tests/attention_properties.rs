@@ -305,7 +305,7 @@ fn same_placed(case: &Case, placements: &Placements, expected: &Results, isa: Is
 #[test]
 fn memory_orders_gaps_directions_and_alignment_do_not_change_a_bit() {
     tests::crash::report_faults();
-    cores::for_each_with(0..250, Memory::default, |memory, seed| {
+    cores::for_each_with(0..160, Memory::default, |memory, seed| {
         let case = row_major(seed);
         for isa in Isa::available() {
             let expected = case.results(isa, memory);
