@@ -207,7 +207,8 @@ impl Layer for ConvTranspose2d {
         let own = |oc: usize| self.bias.as_ref().map_or(0.0, |bias| f64::from(bias.elements()[oc]));
         let bias: Vec<f32> = (0..out_channels).map(|oc| (scale[oc] * own(oc) + shift[oc]) as f32).collect();
         let spec = self.spec.activation(fused.activation);
-        Ok(Box::new(Planned(conv::ConvTranspose2d::new(spec, &weight, Some(&bias), shape)?)))
+        let plan = conv::ConvTranspose2d::new(spec, &weight, Some(&bias), shape)?;
+        Ok(Box::new(Planned { plan, residual: fused.residual }))
     }
 
     /// x [batch, in_channels, height, width] -> y [batch, out_channels, output height, output width]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use kernels::internals::eagerly;
 use kernels::{Parallelism, Team, TeamOptions};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -17,7 +18,7 @@ const IDLE: Duration = Duration::from_micros(20);
 pub struct Pools(BTreeMap<usize, ThreadPool>);
 
 impl Pools {
-    /// Runs a call on so many threads. A team takes much smaller work than a pool.
+    /// Runs a call on so many threads, which share whatever can be shared, however small it is.
     ///
     /// # Panics
     /// When there is no thread to be had.
@@ -32,9 +33,9 @@ impl Pools {
         pool.install(|| {
             if as_team {
                 let options = TeamOptions::new().helpers(threads - 1).idle(IDLE);
-                Team::with(options, |team| call(Parallelism::Team(team)))
+                Team::with(options, |team| eagerly(|| call(Parallelism::Team(team))).0)
             } else {
-                call(Parallelism::Current)
+                eagerly(|| call(Parallelism::Current)).0
             }
         })
     }

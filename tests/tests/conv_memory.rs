@@ -49,7 +49,7 @@ fn allocations_of_transposed(options: Options, parallelism: Parallelism) -> Opti
     Some(fewest_allocations(|| {
         for _ in 0..3 {
             plan.set_weights(&weights, Some(&bias), parallelism).unwrap();
-            plan.forward(shape, &x, &mut y, &mut workspace, parallelism).unwrap();
+            plan.forward(shape, &x, None, &mut y, &mut workspace, parallelism).unwrap();
             plan.backward_data(shape, &dy, &mut dx, &mut workspace, parallelism).unwrap();
             let db = Some(&mut db[..]);
             plan.backward_weights(shape, &x, &dy, &mut dw, db, &mut workspace, parallelism).unwrap();
