@@ -8,11 +8,9 @@
 //! ```
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
-use ndarray::ArrayD;
 use nn::models::{AlexNet, Clip, GoogLeNet, LeNet5, NiN, Perceptron, Transformer, VisionTransformer};
-use nn::{Graph, Layer, Network, Parallelism, Parameter, Random, Result, StateDict, Tensor};
+use nn::{Layer, Network, Random, Result, StateDict, Tensor};
 
 /// How many times as far off as PyTorch's own f32 a tensor may be, each as the root of the mean square beside results
 /// in f64: twice what sums in another order and Winograd's convolutions were measured to take, which is 1.9. A mistake
@@ -45,53 +43,10 @@ impl Comparison {
     }
 }
 
-/// A layer that shows the gradients of all its inputs: a network gives those of one.
-struct Shown<L> {
-    layer: L,
-    gradients: Arc<Mutex<Vec<Tensor>>>,
-}
-
-impl<L: Layer> Layer for Shown<L> {
-    fn kind(&self) -> &'static str {
-        self.layer.kind()
-    }
-
-    fn output_shape(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>> {
-        self.layer.output_shape(inputs)
-    }
-
-    fn forward(&mut self, inputs: &[&Tensor], parallelism: Parallelism<'_>) -> Result<Tensor> {
-        self.layer.forward(inputs, parallelism)
-    }
-
-    fn backward(&mut self, d_output: &Tensor, parallelism: Parallelism<'_>) -> Result<Vec<Tensor>> {
-        let gradients = self.layer.backward(d_output, parallelism)?;
-        *self.gradients.lock().unwrap() = gradients.clone();
-        Ok(gradients)
-    }
-
-    fn visit(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut Parameter)) {
-        self.layer.visit(prefix, visitor);
-    }
-
-    fn visit_buffers(&mut self, prefix: &str, visitor: &mut dyn FnMut(&str, &mut ArrayD<f32>)) {
-        self.layer.visit_buffers(prefix, visitor);
-    }
-
-    fn set_training(&mut self, training: bool) {
-        self.layer.set_training(training);
-    }
-
-    fn as_graph(&self) -> Option<&Graph> {
-        self.layer.as_graph()
-    }
-}
-
 fn compare(name: &str, layer: impl Layer + 'static, inputs: usize) -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/full-size/{name}.safetensors"));
     let mut case = Comparison { case: StateDict::load(&path)?, worst: (0.0, String::new()) };
-    let gradients = Arc::new(Mutex::new(Vec::new()));
-    let mut network = Network::new(Shown { layer, gradients: gradients.clone() });
+    let mut network = Network::new(layer);
     network.load_state_dict(&case.case.under("weights."))?;
     let inputs: Vec<Tensor> = (0..inputs).map(|at| case.tensor(&format!("input.{at}"))).collect();
     let inputs: Vec<&Tensor> = inputs.iter().collect();
@@ -109,8 +64,7 @@ fn compare(name: &str, layer: impl Layer + 'static, inputs: usize) -> Result<()>
         buffers += 1;
     });
     assert_eq!(buffers, case.case.under("buffers.").len(), "buffers");
-    network.backward_to_input(&y)?;
-    let gradients: Vec<Tensor> = gradients.lock().unwrap().iter().map(Tensor::clone).collect();
+    let gradients = network.backward_to_inputs(&y)?;
     assert_eq!(gradients.len(), inputs.len());
     let known = case.case.under("input_gradients.");
     assert!(!known.is_empty(), "made by an older script");

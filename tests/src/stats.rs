@@ -75,16 +75,22 @@ pub enum Tile {
     /// Both axes are transformed. The shadow of each product is many times its magnitude, since many products of
     /// transformed numbers add up to it, and their errors cancel.
     Square,
-    /// An axis of one tap, or a stride of 2, where a phase has one tap: some results are, along an axis or along both,
-    /// sums of plain products, whose shadow is their magnitude.
+    /// An axis of one tap or one that stays direct, or a stride of 2, where a phase has one tap: some results are, along
+    /// an axis or along both, sums of plain products, whose shadow is their magnitude.
     Partial,
 }
 
 impl Tile {
     /// The tile of a case.
-    fn of(case: &ConvCase) -> Self {
-        let spec = &case.spec;
-        if spec.stride == [1, 1] && spec.kernel[0].min(spec.kernel[1]) > 1 { Self::Square } else { Self::Partial }
+    fn of(case: &ConvCase, algorithm: Algorithm) -> Self {
+        let is_transformed = |taps: usize| match taps {
+            3 => true,
+            5 => algorithm != Algorithm::Winograd6,
+            7 => algorithm == Algorithm::Winograd2,
+            _ => false,
+        };
+        let square = case.spec.stride == [1, 1] && case.spec.kernel.into_iter().all(is_transformed);
+        if square { Self::Square } else { Self::Partial }
     }
 }
 
@@ -136,7 +142,10 @@ impl Stats {
 
     /// Notes the largest error of results of a Winograd algorithm, in units of `u` times the shadow.
     pub fn winograd_error(&mut self, case: &ConvCase, algorithm: Algorithm, result: &'static str, ratio: f64) {
-        self.winograd.entry((case.data, Tile::of(case), number(algorithm), result)).or_default().note(case, ratio);
+        self.winograd
+            .entry((case.data, Tile::of(case, algorithm), number(algorithm), result))
+            .or_default()
+            .note(case, ratio);
     }
 
     /// The largest error of Winograd's algorithms over a kind of data and a tile, for `y`, `dx` or `dw`.

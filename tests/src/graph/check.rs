@@ -189,8 +189,11 @@ fn trained(case: &Case, parallelism: Parallelism<'static>) -> nn::Result<Record>
         if case.seed & 2 == 0 {
             network.backward(&dy)?;
         } else {
-            let last = network.backward_to_input(&dy)?;
-            assert!(bits(&elements(&last)).eq(bits(&elements(&gradients[gradients.len() - 1]))), "input of the graph");
+            let of_inputs = network.backward_to_inputs(&dy)?;
+            assert_eq!(of_inputs.len(), gradients.len(), "inputs of the graph");
+            for (own, known) in of_inputs.iter().zip(&gradients) {
+                assert!(bits(&elements(own)).eq(bits(&elements(known))), "inputs of the graph");
+            }
         }
         for (at, (node, &id)) in case.nodes.iter().zip(&ids).enumerate() {
             let value = graph.value(id).expect("a value");
