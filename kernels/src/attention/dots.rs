@@ -13,8 +13,10 @@ use crate::simd::{Job, Simd};
 
 /// Scores of `M` queries where there are too few for packing keys to pay: the dimensions lie in the lanes.
 ///
-/// Each score is a sum of 16 lanes, folded in halves. While keys come, the values of the same block are fetched, and
-/// the keys of the next.
+/// Each score is a sum of 16 lanes, folded in halves. While keys come, the values of the same block are asked for. Keys
+/// that follow each other in memory the hardware foresees, and better: a core waits for some 24 lines that it asked for
+/// itself, and for more of the others (4096 keys of 32 heads with AVX2 on Zen 4: 1.2 times as fast). Keys of the next
+/// block are asked for where they lie apart (8 heads of keys side by side: 1.3 times).
 ///
 /// Whoever makes one vouches that
 /// - `q` has `M` rows of queries, `QUERY_STRIDE` apart, padded with zeros to 16; `keys` rows of neighbouring elements
@@ -49,6 +51,7 @@ impl<const M: usize> Job for DotTile<M> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let vectors = MAX_LANES / S::LANES;
+        let apart = self.k.row_stride != self.dim as isize;
         let mut first = 0;
         while first < self.keys {
             let mut sums = [[simd.zero(); FOLDED]; M];
@@ -58,7 +61,7 @@ impl<const M: usize> Job for DotTile<M> {
                 // SAFETY: the job's contract; elements beyond `dim` are not read from the key.
                 unsafe {
                     let (ahead, value) = (self.k.at(key + self.keys, 0), self.v.at(key, 0));
-                    for at in (0..self.dim).step_by(16) {
+                    for at in (0..if apart { self.dim } else { 0 }).step_by(16) {
                         simd.prefetch(ahead.wrapping_add(at));
                     }
                     for at in (0..self.v_dim).step_by(16) {
