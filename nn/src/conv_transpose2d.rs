@@ -94,6 +94,19 @@ impl ConvTranspose2d {
         &self.spec
     }
 
+    /// A plan with what follows in it, for these weights.
+    fn planned(
+        &self,
+        hint: &[Vec<usize>],
+        fused: Fused,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+    ) -> Result<Box<dyn Kernel>> {
+        let shape = self.shape_of(single_shape(hint)?)?;
+        let plan = conv::ConvTranspose2d::new(self.spec.activation(fused.activation), weight, bias, shape)?;
+        Ok(Box::new(Planned { plan, residual: fused.residual }))
+    }
+
     fn shape_of(&self, images: &[usize]) -> Result<Shape> {
         match image_shape(images) {
             Ok((shape, channels)) if channels == self.spec.in_channels => Ok(shape),
@@ -174,11 +187,7 @@ impl Layer for ConvTranspose2d {
     }
 
     fn kernel(&self, hint: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
-        let shape = self.shape_of(single_shape(hint)?)?;
-        let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
-        let spec = self.spec.activation(fused.activation);
-        let plan = conv::ConvTranspose2d::new(spec, weight, bias, shape)?;
-        Ok(Box::new(Planned { plan, residual: fused.residual }))
+        self.planned(hint, fused, self.weight.elements(), self.bias.as_ref().map(Parameter::elements))
     }
 
     fn takes_scale(&self, channels: usize) -> bool {
@@ -195,7 +204,6 @@ impl Layer for ConvTranspose2d {
         if scale.len() != out_channels || shift.len() != out_channels {
             return Err(Error::shape("scale", format!("[{out_channels}]"), &[scale.len()]));
         }
-        let shape = self.shape_of(single_shape(hint)?)?;
         let [group_in, group_out] = [self.spec.in_channels, out_channels].map(|channels| channels / self.spec.groups);
         let taps = self.spec.kernel.iter().product::<usize>();
         let mut weight = self.weight.elements().to_vec();
@@ -206,9 +214,7 @@ impl Layer for ConvTranspose2d {
         }
         let own = |oc: usize| self.bias.as_ref().map_or(0.0, |bias| f64::from(bias.elements()[oc]));
         let bias: Vec<f32> = (0..out_channels).map(|oc| (scale[oc] * own(oc) + shift[oc]) as f32).collect();
-        let spec = self.spec.activation(fused.activation);
-        let plan = conv::ConvTranspose2d::new(spec, &weight, Some(&bias), shape)?;
-        Ok(Box::new(Planned { plan, residual: fused.residual }))
+        self.planned(hint, fused, &weight, Some(&bias))
     }
 
     /// x [batch, in_channels, height, width] -> y [batch, out_channels, output height, output width]

@@ -86,7 +86,10 @@ impl Network {
         self.visit_counters(|name, counter| {
             let given = source.words(name).map(|words| (words, words.parse()));
             match given {
-                Some((words, Err(_))) => result = Err(Error::tensor(name, "a whole number of 64 bits", words)),
+                Some((words, Err(_))) if result.is_ok() => {
+                    result = Err(Error::tensor(name, "a whole number of 64 bits", words));
+                }
+                Some((_, Err(_))) => {}
                 Some((_, Ok(given))) => counters.push(given),
                 None => counters.push(*counter),
             }

@@ -55,6 +55,18 @@ fn a_padding_of_100_around_one_column() {
 }
 
 #[test]
+fn strides_beyond_any_image() {
+    let far = [1 << 20, 1 << 58, 1 << 60, (isize::MAX / 4) as usize];
+    for kernel in [[3, 3], [3, 1], [1, 3], [3, 4]] {
+        for far in far {
+            for [down, along] in [[1, far], [far, 1], [far, far]] {
+                holds(ConvCase::new(3, 5, kernel).image(7, 9).stride(down, along));
+            }
+        }
+    }
+}
+
+#[test]
 fn a_dilation_beyond_the_image() {
     holds(ConvCase::new(3, 5, [3, 3]).image(4, 4).padding(9, 9, 9, 9).dilation(9, 9));
     holds(ConvCase::new(3, 5, [3, 1]).image(1, 7).padding(40, 40, 0, 0).dilation(40, 1));

@@ -41,6 +41,7 @@ fn fits(spec: &Conv2dSpec, sizes: &Sizes, backward: bool) -> bool {
     channels <= MAX_CHANNELS && Windows::fits(spec, backward) && rows_len(spec, sizes) <= SLOT_LIMIT
 }
 
+/// [`Windows::rows_len`] of whichever channels of a group are more.
 fn rows_len(spec: &Conv2dSpec, sizes: &Sizes) -> usize {
     Windows::rows_len(spec, sizes, spec.in_channels.max(spec.out_channels) / spec.groups)
 }

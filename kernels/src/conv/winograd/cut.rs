@@ -60,6 +60,8 @@ fn block_floats() -> usize {
 const BLOCK_TILES: std::ops::RangeInclusive<usize> = 28..=224;
 /// Tiles of a block for which the workspace must have room: with fewer, the weights are read too often.
 const FEWEST_TILES: usize = 8;
+/// Inputs from tile to tile, at most: images of larger strides have few outputs, and need no tiles.
+const MOST_STEP: usize = 1 << 16;
 /// Output channels whose products are computed before they are transformed.
 const OUT_BLOCK: usize = 64;
 /// Floats of a chunk of tiles before and after the first half of a transform: a half of L1 each.
@@ -140,16 +142,18 @@ impl Cut {
         }
     }
 
-    /// Tiles of a block, at most.
+    /// Tiles of a block, at most: those that stay near, if they are not too few, and for which a slot has room beside the
+    /// transforms.
     pub fn most_tiles(axes: [Axis; 2], [in_channels, out_channels]: [usize; 2], isa: Isa) -> usize {
         let panel = NV * isa.lanes();
         let out_floats = out_channels.next_multiple_of(panel).min(OUT_BLOCK.next_multiple_of(panel));
         let channels = in_channels.next_multiple_of(GROUP) + out_floats;
-        let most = block_floats() / (axes[0].points() * axes[1].points() * channels);
-        most.clamp(*BLOCK_TILES.start(), *BLOCK_TILES.end())
+        let tile = axes[0].points() * axes[1].points() * channels;
+        let most = (block_floats() / tile).clamp(*BLOCK_TILES.start(), *BLOCK_TILES.end());
+        most.min((SLOT_LIMIT - SLOT_LIMIT / 16) / tile).max(1)
     }
 
-    /// Scratch of a call, in floats, and of a block that must have room.
+    /// Scratch of a call, in floats.
     pub fn len(&self, slots: usize) -> usize {
         let copies = if self.blocks.shared { 1 } else { slots };
         let products = copies.saturating_mul(round_up(self.products()));
@@ -159,6 +163,9 @@ impl Cut {
     /// Whether a slot has room for blocks that pay, or for those of one cell, on any instruction set.
     pub fn has_room([down, along]: [Axis; 2], in_channels: usize) -> bool {
         const LANES: usize = 16;
+        if down.step.max(along.step) > MOST_STEP {
+            return false;
+        }
         let (frequencies, cell) = (down.points() * along.points(), along.apart);
         let (cells, tiles) = (FEWEST_TILES.div_ceil(cell), cell.max(FEWEST_TILES));
         let plane = |channels: usize| channels.saturating_mul(tiles + cell).saturating_add(2 * LINE);

@@ -27,11 +27,8 @@ const SIDE: usize = 16;
 /// Input channels of a task: a few microseconds.
 pub(super) const CHANNELS: usize = 32;
 
-/// Input channels whose filters are laid out at once, fewer of large kernels.
+/// Input channels whose filters are laid out at once, at most.
 const RUN: usize = 8;
-
-/// The most taps of an axis.
-const TAPS: usize = MOST;
 
 /// Taps of all filters of a run, at most: 25 KiB.
 const RUN_TAPS: usize = RUN * 7 * 7;
@@ -43,7 +40,7 @@ const ROWS: usize = RUN_TAPS + 16;
 type Lanes<T> = [T; SIDE];
 
 /// Elements `[point][tap]` of `G`.
-type Matrix = [[f64; TAPS]; MOST];
+type Matrix = [[f64; MOST]; MOST];
 
 /// Transforms the filters of a panel, for some input channels.
 pub(super) struct PackFilters<'a> {
@@ -69,7 +66,8 @@ impl Job for PackFilters<'_> {
         let [rows, columns] = [matrix(down), matrix(along)];
         let taps = down.taps * along.taps;
         let mut filters = [[0.0f32; SIDE]; ROWS];
-        let mut half = [[0.0f64; SIDE]; MOST * TAPS];
+        let mut half = [[0.0f64; SIDE]; MOST * MOST];
+        // Fewer of large kernels.
         let most = RUN.min(RUN_TAPS / taps);
         // Sums are along axes that have a tile; elsewhere `G` is the identity.
         let [taps_down, taps_along] = plan.axes.map(|axis| if axis.saves() { axis.taps } else { 0 });
@@ -126,7 +124,7 @@ impl Job for PackFilters<'_> {
 /// `G` of an axis.
 #[inline(always)]
 fn matrix(axis: Axis) -> Matrix {
-    let mut g = [[0.0; TAPS]; MOST];
+    let mut g = [[0.0; MOST]; MOST];
     for point in 0..axis.points() {
         for tap in 0..axis.taps {
             g[point][tap] = axis.weight(point, tap);
@@ -137,7 +135,7 @@ fn matrix(axis: Axis) -> Matrix {
 
 /// The sum over taps of `g[tap] * from[tap]`, the first tap first.
 #[inline(always)]
-fn sum<const N: usize>(g: &[f64; TAPS], from: &[Lanes<f64>; N]) -> Lanes<f64> {
+fn sum<const N: usize>(g: &[f64; MOST], from: &[Lanes<f64>; N]) -> Lanes<f64> {
     let mut sum = [0.0; SIDE];
     for tap in 0..N {
         for lane in 0..SIDE {
@@ -154,7 +152,7 @@ fn sums_down<const N: usize>(
     points: usize,
     filter: &[Lanes<f32>],
     columns: usize,
-    half: &mut [Lanes<f64>; MOST * TAPS],
+    half: &mut [Lanes<f64>; MOST * MOST],
 ) {
     for column in 0..columns {
         let mut taps = [[0.0; SIDE]; N];

@@ -99,20 +99,21 @@ impl Cut {
         let most = most.saturating_add(slots.saturating_mul(per_slot));
         let mut part = [plan.group_in, plan.group_out];
         loop {
-            if let Some(cut) = Self::within(plan, shape, sizes, slots, part, most) {
+            if let Some(cut) = Self::within(plan, shape, sizes, slots, part, most, plan.limits.tiles) {
                 return cut;
             }
-            // Half of whole blocks, then of whole panels, then passes of one cell.
+            // Half of whole blocks, then of whole panels, then shorter passes.
             let at = usize::from(part[1] >= part[0]);
             let halves = [plan.limits.alone, PANELS].map(|unit| part[at].div_ceil(2).next_multiple_of(unit));
             let Some(half) = halves.into_iter().find(|&half| half < part[at]) else {
-                return Self::of(plan, shape, sizes, slots, part, 1);
+                let shorter = Self::within(plan, shape, sizes, slots, part, most, 1);
+                return shorter.unwrap_or_else(|| Self::of(plan, shape, sizes, slots, part, 1));
             };
             part[at] = half;
         }
     }
 
-    /// All tiles in one pass, or passes that are not too small, in at most so many floats.
+    /// All tiles in one pass, or passes of at least so many, in at most so many floats.
     fn within(
         plan: &WinogradWeights,
         shape: Shape,
@@ -120,8 +121,9 @@ impl Cut {
         slots: usize,
         part: [usize; 2],
         most: usize,
+        least: usize,
     ) -> Option<Self> {
-        let Limits { near, tiles: least, .. } = plan.limits;
+        let near = plan.limits.near;
         let all = shape.batch * plan.tilings(sizes.output).iter().map(Tiling::all).product::<usize>();
         let frequencies = plan.axes[0].points() * plan.axes[1].points();
         let tile = frequencies.saturating_mul(part[0] + part[1]);

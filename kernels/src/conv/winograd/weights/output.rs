@@ -28,11 +28,11 @@ pub(super) struct Taps<'a> {
     pub sums: *const f32,
 }
 
-/// The most taps of a kernel, and the most lanes.
-const TAPS: usize = 77;
+/// The most taps of a kernel, 7 along an axis that has a tile, and the most lanes.
+const TAPS: usize = 7 * MOST;
 const LANES: usize = 16;
 /// Taps in whole vectors.
-const SQUARES: usize = 80;
+const SQUARES: usize = TAPS.next_multiple_of(LANES);
 
 impl Job for Taps<'_> {
     type Output = ();
@@ -43,6 +43,7 @@ impl Job for Taps<'_> {
         let (plan, cut) = (context.plan, &context.cut);
         let [down, along] = plan.axes;
         let taps = down.taps * along.taps;
+        debug_assert!(taps <= TAPS && S::LANES <= LANES);
         let mut halves = [0.0f32; MOST * MOST * LANES];
         let mut by_tap = [0.0f32; SQUARES * LANES];
         let mut by_channel = [0.0f32; SQUARES * LANES];
