@@ -128,6 +128,10 @@ fn what_an_accuracy_admits_errs_by_no_more_than_it_says() {
         ([3, 3], [1, 2]),
         ([1, 3], [1, 2]),
         ([4, 1], [2, 1]),
+        // One axis stays direct.
+        ([2, 3], one),
+        ([3, 9], one),
+        ([3, 3], [3, 1]),
     ];
     let failures: Vec<String> = specs
         .into_par_iter()

@@ -118,7 +118,7 @@ fn guarded<R>(name: &str, shapes: &[Vec<usize>], run: impl FnOnce() -> R) -> R {
 }
 
 #[test]
-fn summaries_of_impossible_shapes_are_errors() -> Result<()> {
+fn summaries_of_any_shapes_do_not_panic() -> Result<()> {
     for (name, mut make) in all() {
         let random = &mut Random::new(1);
         let mut network = make(random)?;

@@ -1,8 +1,8 @@
 //! Everything that is checked of one convolution.
 //!
 //! For each algorithm and instruction set: forward, both gradients and all of them in one call are compared with
-//! the reference on one thread; every other number of threads, one image alone, and another choice that reports
-//! the same algorithm must give the same bits. Loops are given to the other threads however little there is to do.
+//! the reference on the first number of threads; every other number, if there is one, one image alone, and another
+//! choice that reports the same algorithm must give the same bits. Loops are given to the other threads however little there is to do.
 //! Outputs and workspaces are filled with NaN before and lie, as the inputs and the weights do, against guard pages, at
 //! the other side for each number of threads; workspaces are exactly as long as was asked for; inputs must be as
 //! before. Slices of a wrong length must be refused, and nothing written.
