@@ -124,6 +124,19 @@ impl Conv2d {
         &self.spec
     }
 
+    /// A plan with what follows in it, for these weights.
+    fn planned(
+        &self,
+        hint: &[Vec<usize>],
+        fused: Fused,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+    ) -> Result<Box<dyn Kernel>> {
+        let shape = self.shape_of(single_shape(hint)?)?;
+        let plan = conv::Conv2d::new(self.spec.activation(fused.activation), weight, bias, shape)?;
+        Ok(Box::new(Planned { plan, residual: fused.residual }))
+    }
+
     /// The shape of images [batch, in_channels, height, width], as the kernels know it.
     fn shape_of(&self, images: &[usize]) -> Result<Shape> {
         match *images {
@@ -249,36 +262,22 @@ impl Layer for Conv2d {
     }
 
     fn kernel(&self, hint: &[Vec<usize>], fused: Fused) -> Result<Box<dyn Kernel>> {
-        let shape = self.shape_of(single_shape(hint)?)?;
-        let (weight, bias) = (self.weight.elements(), self.bias.as_ref().map(Parameter::elements));
-        let plan = conv::Conv2d::new(self.spec.activation(fused.activation), weight, bias, shape)?;
-        Ok(Box::new(Planned { plan, residual: fused.residual }))
+        self.planned(hint, fused, self.weight.elements(), self.bias.as_ref().map(Parameter::elements))
     }
 
     fn takes_scale(&self, channels: usize) -> bool {
         channels == self.spec.out_channels
     }
 
-    fn scaled_kernel(
-        &self,
-        hint: &[Vec<usize>],
-        fused: Fused,
-        ChannelScale { scale, shift }: &ChannelScale,
-    ) -> Result<Box<dyn Kernel>> {
-        if scale.len() != self.spec.out_channels || shift.len() != scale.len() {
-            return Err(Error::shape("scale", format!("[{}]", self.spec.out_channels), &[scale.len()]));
-        }
-        let shape = self.shape_of(single_shape(hint)?)?;
+    fn scaled_kernel(&self, hint: &[Vec<usize>], fused: Fused, scale: &ChannelScale) -> Result<Box<dyn Kernel>> {
+        let out_channels = self.spec.out_channels;
+        scale.check(out_channels)?;
         let mut weight = self.weight.elements().to_vec();
-        let filter = weight.len() / scale.len();
-        let mut bias = Vec::with_capacity(scale.len());
+        let filter = weight.len() / out_channels;
         for (oc, filter) in weight.chunks_exact_mut(filter.max(1)).enumerate() {
-            filter.iter_mut().for_each(|weight| *weight = (scale[oc] * f64::from(*weight)) as f32);
-            let own = self.bias.as_ref().map_or(0.0, |bias| f64::from(bias.elements()[oc]));
-            bias.push((scale[oc] * own + shift[oc]) as f32);
+            scale.scale(oc, filter);
         }
-        let plan = conv::Conv2d::new(self.spec.activation(fused.activation), &weight, Some(&bias), shape)?;
-        Ok(Box::new(Planned { plan, residual: fused.residual }))
+        self.planned(hint, fused, &weight, Some(&scale.bias(self.bias.as_ref().map(Parameter::elements))))
     }
 
     /// x [batch, in_channels, height, width] -> y [batch, out_channels, output height, output width]

@@ -194,27 +194,18 @@ impl Layer for ConvTranspose2d {
         channels == self.spec.out_channels
     }
 
-    fn scaled_kernel(
-        &self,
-        hint: &[Vec<usize>],
-        fused: Fused,
-        ChannelScale { scale, shift }: &ChannelScale,
-    ) -> Result<Box<dyn Kernel>> {
+    fn scaled_kernel(&self, hint: &[Vec<usize>], fused: Fused, scale: &ChannelScale) -> Result<Box<dyn Kernel>> {
         let out_channels = self.spec.out_channels;
-        if scale.len() != out_channels || shift.len() != out_channels {
-            return Err(Error::shape("scale", format!("[{out_channels}]"), &[scale.len()]));
-        }
+        scale.check(out_channels)?;
         let [group_in, group_out] = [self.spec.in_channels, out_channels].map(|channels| channels / self.spec.groups);
         let taps = self.spec.kernel.iter().product::<usize>();
         let mut weight = self.weight.elements().to_vec();
         // The filters of an input channel are those of its group's outputs.
         for (at, filter) in weight.chunks_exact_mut(taps).enumerate() {
             let oc = at / group_out / group_in * group_out + at % group_out;
-            filter.iter_mut().for_each(|weight| *weight = (scale[oc] * f64::from(*weight)) as f32);
+            scale.scale(oc, filter);
         }
-        let own = |oc: usize| self.bias.as_ref().map_or(0.0, |bias| f64::from(bias.elements()[oc]));
-        let bias: Vec<f32> = (0..out_channels).map(|oc| (scale[oc] * own(oc) + shift[oc]) as f32).collect();
-        self.planned(hint, fused, &weight, Some(&bias))
+        self.planned(hint, fused, &weight, Some(&scale.bias(self.bias.as_ref().map(Parameter::elements))))
     }
 
     /// x [batch, in_channels, height, width] -> y [batch, out_channels, output height, output width]

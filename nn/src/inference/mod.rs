@@ -27,7 +27,7 @@ pub(crate) use program::{Program, shapes};
 
 use kernels::{Activation, Parallelism, Workspace};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a layer is to a planned forward pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,6 +68,30 @@ pub struct ChannelScale {
     pub scale: Vec<f64>,
     /// One term for each channel.
     pub shift: Vec<f64>,
+}
+
+impl ChannelScale {
+    /// Refuses another number of channels.
+    pub(crate) fn check(&self, channels: usize) -> Result<()> {
+        for (argument, given) in [("scale", &self.scale), ("shift", &self.shift)] {
+            if given.len() != channels {
+                return Err(Error::shape(argument, format!("[{channels}]"), &[given.len()]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Multiplies the weights of a channel.
+    pub(crate) fn scale(&self, channel: usize, weights: &mut [f32]) {
+        weights.iter_mut().for_each(|weight| *weight = (self.scale[channel] * f64::from(*weight)) as f32);
+    }
+
+    /// The bias of each channel, where the layer has `own` or none.
+    pub(crate) fn bias(&self, own: Option<&[f32]>) -> Vec<f32> {
+        let own = |channel: usize| own.map_or(0.0, |own| f64::from(own[channel]));
+        let channels = self.scale.iter().zip(&self.shift).enumerate();
+        channels.map(|(channel, (scale, shift))| (scale * own(channel) + shift) as f32).collect()
+    }
 }
 
 /// The forward pass of a layer with its weights packed.
