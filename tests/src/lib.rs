@@ -17,6 +17,7 @@
 //! | [`graph`] | random networks, and automatic differentiation in f64 |
 //! | [`guard`] | memory between inaccessible pages |
 //! | [`onnx`] | the ONNX project's cases, read from a fixture |
+//! | [`norm`] | which elements a norm takes together, and the bounds of its results |
 //! | [`oracle`] | references in f64, and what may differ from them |
 //! | [`subject`], [`faults`] | the library; convolutions with a mistake each, to check the checks |
 //! | [`check`] | everything that is checked of a case |
@@ -45,6 +46,7 @@ pub mod faults;
 pub mod gemm;
 pub mod graph;
 pub mod guard;
+pub mod norm;
 pub mod onnx;
 pub mod oracle;
 pub mod pools;

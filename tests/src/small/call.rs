@@ -25,7 +25,8 @@ pub(super) struct Call {
 }
 
 /// What must come out.
-pub(super) struct Output {
+pub struct Output {
+    /// What it is called.
     pub name: &'static str,
     /// What stands in it before, if the call reads it.
     pub before: Option<Vec<f32>>,
@@ -91,7 +92,10 @@ impl Output {
         self
     }
 
-    /// A sentence about the first result that is wrong.
+    /// Whether all results are right.
+    ///
+    /// # Errors
+    /// A sentence about the first that is not.
     pub fn judge(&self, got: &[f32]) -> Result<(), String> {
         for (at, &got) in got.iter().enumerate() {
             let (exact, bound, name) = (self.exact[at], self.bound[at], self.name);
@@ -184,7 +188,7 @@ impl FromStr for Values {
 }
 
 /// In f64.
-pub(super) fn wide(values: &[f32]) -> Vec<f64> {
+pub fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&value| value.into()).collect()
 }
 

@@ -18,9 +18,9 @@ use kernels::rotary::{self, Pairing};
 use kernels::{Activation, Isa};
 
 use super::call::{Call, Values};
-use super::norm::Norm;
 use super::{elementwise, linear, pooling, rows, sequence};
 use crate::case::{number, numbers, read_activation, write_activation};
+use crate::norm::Norm;
 
 /// A kernel and its sizes.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -18,9 +18,9 @@ use kernels::rotary::{self, Pairing};
 
 use super::call::Values;
 use super::case::{Kernel, SmallCase};
-use super::norm::Norm;
 use crate::data::random;
 use crate::decode::Bytes;
+use crate::norm::Norm;
 
 /// The version that is written, and the only one that is read.
 pub const VERSION: u8 = 0;

@@ -24,6 +24,8 @@ mod sequence;
 
 use std::cell::RefCell;
 
+pub use call::{Output, wide};
+
 use crate::report::{Failure, Tally};
 use case::SmallCase;
 use check::{Bench, check};
