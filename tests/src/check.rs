@@ -10,18 +10,17 @@
 mod refusals;
 mod run;
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use kernels::conv::{Algorithm, Sizes};
 use kernels::{Error, Isa};
-use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::case::{ConvCase, Pass};
 use crate::crash;
 use crate::data::{ConvData, random};
 use crate::guard::{Guarded, Side};
 use crate::oracle::{Reference, Rule, same_bits};
+use crate::pools::{Pools, THREADS};
 use crate::stats::Stats;
 use crate::subject::{BackwardPlan, Choice, ForwardPlan, Subject};
 use run::{Run, on_threads};
@@ -45,8 +44,6 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Numbers of threads that every case runs on.
-pub const THREADS: [usize; 3] = [1, 2, 3];
 /// Numbers of threads of which a case that is run one way draws one. Most go without a pool: there a case takes about
 /// twice as long.
 const DRAWN_THREADS: [usize; 8] = [1, 2, 1, 3, 1, 1, 1, 7];
@@ -96,7 +93,7 @@ impl Ways {
 #[derive(Debug, Default)]
 pub struct Bench {
     memory: Memory,
-    pools: BTreeMap<usize, ThreadPool>,
+    pools: Pools,
     kept: Vec<(Algorithm, Isa, Results)>,
 }
 
@@ -126,23 +123,6 @@ impl Bench {
     /// A bench without memory or pools; both come with the first case.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Makes the pool for so many threads, unless there is one.
-    fn warm_up(&mut self, threads: usize) {
-        if threads > 1 {
-            self.pools.entry(threads).or_insert_with(|| {
-                ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of a few threads")
-            });
-        }
-    }
-}
-
-/// Does something on the calling thread, or inside the pool of so many.
-fn inside<R: Send>(pools: &BTreeMap<usize, ThreadPool>, threads: usize, work: impl FnOnce() -> R + Send) -> R {
-    match pools.get(&threads) {
-        Some(pool) if threads > 1 => pool.install(work),
-        _ => work(),
     }
 }
 
@@ -299,16 +279,13 @@ fn check_choice(
     // Some cases go a less common way: replaced weights, calls that must be refused.
     let rare = random(case.seed, algorithm as u64 * 8 + isa as u64);
     let choice = Choice { algorithm, isa, repacked: rare.is_multiple_of(4) };
-    for &threads in thread_counts {
-        bench.warm_up(threads);
-    }
     let Bench { memory, pools, kept } = bench;
 
     let _line = crash::running(&case);
     // Weights are replaced on as many threads as there are, and packed on one.
     let most = if choice.repacked { thread_counts.last().copied().unwrap_or(1) } else { 1 };
     let (forward, backward) =
-        inside(pools, most, || on_threads(most, |_| plans(subject, problem, &case, choice, memory, stats)).0)?;
+        pools.inside(most, || on_threads(most, |_| plans(subject, problem, &case, choice, memory, stats)).0)?;
     if forward.is_none() && backward.is_none() {
         return Ok(false);
     }
@@ -319,7 +296,7 @@ fn check_choice(
         let is_first = threads == thread_counts[0];
         let case = case.threads(threads);
         let mut run = Run { problem, case, threads, side, memory, results: &mut results, stats };
-        inside(pools, threads, || run.all(&forward, &backward, is_first, is_first && rare % 8 == 1))?;
+        pools.inside(threads, || run.all(&forward, &backward, is_first, is_first && rare % 8 == 1))?;
         match (forward.is_some(), backward.is_some()) {
             (true, true) => stats.cases += 1,
             _ => stats.partial += 1,

@@ -127,6 +127,18 @@ pub fn random_bytes(number: u64) -> [u8; MAX_LEN] {
     bytes
 }
 
+/// The activation that the low four bits of a byte stand for.
+pub(crate) fn activation(byte: u8) -> Activation {
+    match byte & 15 {
+        0..9 => Activation::Identity,
+        9..12 => Activation::Relu,
+        12 => Activation::Clamp { low: 0.0, high: 6.0 },
+        13 => Activation::Clamp { low: -100.0, high: -0.5 },
+        14 => Activation::Sigmoid,
+        _ => Activation::Tanh,
+    }
+}
+
 /// A valid case, or `None` for an unknown version.
 pub fn conv(data: &[u8], kinds: Kinds) -> Option<ConvCase> {
     let mut bytes = Bytes::new(data);
@@ -138,14 +150,7 @@ pub fn conv(data: &[u8], kinds: Kinds) -> Option<ConvCase> {
     case.spec.layout = if flags & 1 == 0 { Layout::Nchw } else { Layout::Nhwc };
     case.bias = flags & 2 != 0;
     case.residual = flags & 12 == 12;
-    case.spec.activation = match bytes.byte() & 15 {
-        0..9 => Activation::Identity,
-        9..12 => Activation::Relu,
-        12 => Activation::Clamp { low: 0.0, high: 6.0 },
-        13 => Activation::Clamp { low: -100.0, high: -0.5 },
-        14 => Activation::Sigmoid,
-        _ => Activation::Tanh,
-    };
+    case.spec.activation = activation(bytes.byte());
     let kind = bytes.byte();
     case.data = match kinds {
         Kinds::Exact => EXACT[usize::from(kind & 7)],

@@ -26,11 +26,7 @@ impl Pools {
         if threads <= 1 {
             return call(Parallelism::Serial);
         }
-        let pool = self
-            .0
-            .entry(threads)
-            .or_insert_with(|| ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of a few threads"));
-        pool.install(|| {
+        self.inside(threads, || {
             if as_team {
                 let options = TeamOptions::new().helpers(threads - 1).idle(IDLE);
                 Team::with(options, |team| eagerly(|| call(Parallelism::Team(team))).0)
@@ -38,5 +34,20 @@ impl Pools {
                 eagerly(|| call(Parallelism::Current)).0
             }
         })
+    }
+
+    /// Does something on the calling thread, or inside the pool of so many.
+    ///
+    /// # Panics
+    /// As [`Pools::on`].
+    pub fn inside<R: Send>(&mut self, threads: usize, work: impl FnOnce() -> R + Send) -> R {
+        if threads <= 1 {
+            return work();
+        }
+        let pool = self
+            .0
+            .entry(threads)
+            .or_insert_with(|| ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of a few threads"));
+        pool.install(work)
     }
 }

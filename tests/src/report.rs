@@ -2,6 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use crate::{cores, crash};
 
 /// A case that is wrong: the line that repeats it, and what is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +51,29 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Checks numbered cases on all cores, each on the bench of its thread, and prints what was looked at.
+    ///
+    /// # Panics
+    /// When a case is wrong.
+    pub fn of<B>(
+        numbers: Range<u64>,
+        bench: impl Fn() -> B + Sync,
+        check: impl Fn(&mut B, u64, &mut Self) -> Result<(), Failure> + Sync,
+    ) -> Self {
+        crash::report_faults();
+        let (start, total) = (Instant::now(), Mutex::new(Self::default()));
+        cores::for_each_with(numbers, bench, |bench, number| {
+            let mut tally = Self::default();
+            if let Err(failure) = check(bench, number, &mut tally) {
+                panic!("{failure}");
+            }
+            total.lock().expect("no thread panicked").add(tally);
+        });
+        let tally = total.into_inner().expect("no thread panicked");
+        println!("{tally}{:.1} seconds", start.elapsed().as_secs_f64());
+        tally
+    }
+
     /// Notes a call.
     pub fn call(&mut self, name: &str) {
         match self.calls.get_mut(name) {

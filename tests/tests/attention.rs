@@ -17,8 +17,7 @@ use tests::guard::Side;
 const PROBLEMS: u64 = 250;
 
 fn problems() -> u64 {
-    let asked = std::env::var("KERNELS_TEST_CASES").ok().and_then(|text| text.parse::<u64>().ok());
-    asked.map_or(PROBLEMS, |cases| cases.div_ceil(10))
+    tests::cases_asked_for(10 * PROBLEMS).div_ceil(10)
 }
 
 #[test]

@@ -43,13 +43,6 @@ const SQUARE_TILE_WEIGHTS_ERROR: f64 = 2.0;
 /// may need the cores.)
 const SHARED: f64 = 0.5;
 
-fn problems_asked_for() -> u64 {
-    match std::env::var("KERNELS_TEST_CASES") {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("KERNELS_TEST_CASES is `{text}`, which is no number")),
-        Err(_) => PROBLEMS,
-    }
-}
-
 fn problem(number: u64) -> ConvCase {
     conv(&random_bytes(number), Kinds::Any).expect("random bytes have a known version")
 }
@@ -147,7 +140,7 @@ fn assert_quality(stats: &Stats) {
 
 #[test]
 fn a_hundred_thousand_convolutions_agree_with_the_references() {
-    run_and_report(problems_asked_for());
+    run_and_report(tests::cases_asked_for(PROBLEMS));
 }
 
 #[test]

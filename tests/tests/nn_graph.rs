@@ -25,7 +25,7 @@ fn a_network_learns_what_automatic_differentiation_says() {
         println!("{report:?}");
         return;
     }
-    let cases = std::env::var("KERNELS_TEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
+    let cases = tests::cases_asked_for(CASES);
     let all = Mutex::new(Report::default());
     cores::for_each(0..cases, |number| {
         let report = train(&bytes(number));

@@ -3,14 +3,11 @@
 //!
 //! `KERNELS_TEST_CASES=N` checks `N` cases instead.
 
-use std::sync::Mutex;
-use std::time::Instant;
-
+use tests::cases_asked_for;
 use tests::check::tested_isas;
 use tests::report::Tally;
 use tests::small::check::{Bench, check};
 use tests::small::decode::{random_bytes, small};
-use tests::{cases_asked_for, cores, crash};
 
 /// Cases of a full run.
 const CASES: u64 = 10_000;
@@ -32,19 +29,11 @@ const CALLS: [(&[&str], &[&str]); 6] = [
 
 #[test]
 fn ten_thousand_cases_of_the_small_kernels_agree_with_the_references() {
-    crash::report_faults();
-    let (start, cases) = (Instant::now(), cases_asked_for(CASES));
-    let total = Mutex::new(Tally::default());
-    cores::for_each_with(FIRST..FIRST + cases, Bench::default, |bench, number| {
+    let cases = cases_asked_for(CASES);
+    let tally = Tally::of(FIRST..FIRST + cases, Bench::default, |bench, number, tally| {
         let case = small(&random_bytes(number)).expect("random bytes have a known version");
-        let mut tally = Tally::default();
-        if let Err(failure) = check(&case, bench, &mut tally) {
-            panic!("{failure}");
-        }
-        total.lock().expect("no thread panicked").add(tally);
+        check(&case, bench, tally)
     });
-    let tally = total.into_inner().expect("no thread panicked");
-    println!("{tally}{:.1} seconds", start.elapsed().as_secs_f64());
     assert_eq!(tally.cases, cases);
     // What was not looked at proves nothing.
     assert!(tally.refused >= cases, "{} calls refused", tally.refused);

@@ -10,12 +10,10 @@
 //! known version is a valid product, dimensions are halved at random until the work is small, and tables are frozen
 //! with the version.
 
-use kernels::Activation;
-
 use super::arrangement::Arrangement;
 use super::case::{Along, Blocks, GemmCase, Packed};
 use crate::data::random;
-use crate::decode::{BOUND, Bytes, EXACT};
+use crate::decode::{BOUND, Bytes, EXACT, activation};
 
 /// The version that is written, and the only one that is read.
 pub const VERSION: u8 = 0;
@@ -84,14 +82,7 @@ pub fn gemm(data: &[u8]) -> Option<GemmCase> {
         _ => Packed::None,
     };
     let epilogue = bytes.byte();
-    case.activation = match epilogue & 15 {
-        0..9 => Activation::Identity,
-        9..12 => Activation::Relu,
-        12 => Activation::Clamp { low: 0.0, high: 6.0 },
-        13 => Activation::Clamp { low: -100.0, high: -0.5 },
-        14 => Activation::Sigmoid,
-        _ => Activation::Tanh,
-    };
+    case.activation = activation(epilogue);
     case.blocks = Blocks::ALL[usize::from(epilogue >> 4) & 3];
     let kind = bytes.byte();
     case.data = if kind & 0x30 == 0x30 { BOUND[usize::from(kind & 7)] } else { EXACT[usize::from(kind & 7)] };
